@@ -1,0 +1,1 @@
+"""What runs inside the containers: the `FederatedModel` contract, the worker, the aggregator, strategies, models."""
