@@ -1,0 +1,1 @@
+"""Releases: build, push, review, publish, verified pull. The registry itself is never trusted."""
