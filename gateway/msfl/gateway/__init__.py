@@ -1,0 +1,1 @@
+"""The agent at a site: dials out only, decides, pulls, starts, watches, and filters what leaves."""

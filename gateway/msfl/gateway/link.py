@@ -1,0 +1,129 @@
+"""The gateway's way out: the gRPC Link service, seen from the site. It dials, it never listens.
+
+Each call is retried by whoever calls it (`agent.py`): a broken line raises `LineDown`, which carries no blame; what
+the orchestrator will not have raises `NotWanted`. Uploads and downloads go on at the offset where they were cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from msfl.protos.convert import (
+    answer_to_wire,
+    arrival_to_wire,
+    order_from_wire,
+    progress_to_wire,
+    report_to_wire,
+)
+from msfl.protos.messages import Arrival, OfferAnswer, Order, SiteProgress, TaskReport
+from msfl.protos.v1 import federation_pb2 as wire
+from msfl.protos.v1.federation_pb2_grpc import LinkStub
+
+PART_BYTES = 1 << 20
+CALL_TIMEOUT_S = 30.0
+_T = TypeVar("_T")
+
+
+class LineDown(Exception):
+    """The orchestrator cannot be reached now. Try again later."""
+
+
+class NotWanted(Exception):
+    """The orchestrator answered, and will not have this. `status` is the gRPC status name."""
+
+    def __init__(self, status: str, details: str) -> None:
+        super().__init__(f"{status}: {details}")
+        self.status = status
+
+
+_TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+class Link:
+    """One mutually authenticated channel to the orchestrator."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self._channel = channel
+        self._stub = LinkStub(channel)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def attend(self, arrival: Arrival) -> Iterator[Order]:
+        """Orders, as they come; ends or raises LineDown when the line is cut."""
+        try:
+            for message in self._stub.Attend(arrival_to_wire(arrival)):
+                yield order_from_wire(message)
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+    def answer(self, answer: OfferAnswer) -> None:
+        self._call(lambda: self._stub.Answer(answer_to_wire(answer), timeout=CALL_TIMEOUT_S))
+
+    def report(self, report: TaskReport) -> None:
+        self._call(lambda: self._stub.Report(report_to_wire(report), timeout=CALL_TIMEOUT_S))
+
+    def beat(self, progress: SiteProgress) -> None:
+        self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=CALL_TIMEOUT_S))
+
+    def upload(self, run_id: str, key: str, file: Path) -> None:
+        """Send a sealed file; durable at the centre when this returns. Goes on where an earlier try was cut."""
+        total = file.stat().st_size
+        name = wire.ArtifactName(run_id=run_id, key=key)
+        have = self._call(lambda: self._stub.Offset(name, timeout=CALL_TIMEOUT_S))
+        if have.complete:
+            return
+        self._call(lambda: self._stub.Upload(_parts(run_id, key, file, have.offset, total)))
+
+    def download(self, run_id: str, key: str, file: Path) -> int:
+        """Fetch a sealed file into `file`, appending to what an earlier try left there; its size in bytes."""
+        try:
+            with open(file, "ab") as target:
+                request = wire.DownloadFrom(run_id=run_id, key=key, offset=target.tell())
+                total = target.tell()
+                for chunk in self._stub.Download(request):
+                    if chunk.offset != target.tell():
+                        raise LineDown("a part came out of order")
+                    target.write(chunk.data)
+                    total = chunk.total
+                if target.tell() < total:
+                    raise LineDown("the download ended early")
+                return target.tell()
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+    @staticmethod
+    def _call(call: Callable[[], _T]) -> _T:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise _translated(error) from error
+
+
+def _parts(run_id: str, key: str, file: Path, offset: int, total: int) -> Iterator[wire.UploadPart]:
+    with open(file, "rb", buffering=0) as source:
+        source.seek(offset)
+        while data := source.read(PART_BYTES):
+            yield wire.UploadPart(run_id=run_id, key=key, offset=offset, data=data, total=total)
+            offset += len(data)
+        if total == 0 or offset == 0:
+            yield wire.UploadPart(run_id=run_id, key=key, offset=0, data=b"", total=total)
+
+
+def _translated(error: grpc.RpcError) -> LineDown | NotWanted:
+    status = error.code()
+    if status in _TRANSIENT:
+        return LineDown(f"{status.name}: {error.details()}")
+    return NotWanted(status.name, error.details() or "")

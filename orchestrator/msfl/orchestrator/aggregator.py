@@ -1,0 +1,114 @@
+"""The aggregator as the orchestrator holds it: a contained process of the same release, given sealed files and keys.
+
+The orchestrator never opens what sites send. It links the sealed files into the aggregator's inbox, asks for one verb
+at a time, and takes sealed files out of the outbox. The keys to them come from the keyring, sealed to a key which the
+aggregator made at its start, so the orchestrator only carries a box that it cannot open.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from msfl.protos.tasklink import Progress, Result, Task
+from msfl.runtime.collect import collect
+from msfl.runtime.hosted import HostedProcess
+from msfl.runtime.interface import Runtime, StartOrder
+
+JsonObject: TypeAlias = dict[str, Any]
+MAX_OUTPUT_BYTES = 4 << 30
+
+
+class HandOver(Protocol):
+    """What the orchestrator asks of the keyring: the run's site keys, sealed to the aggregator."""
+
+    def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class CentralTask:
+    task_id: str
+    verb: str
+    round: int
+    config: JsonObject
+    document: JsonObject
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class CentralResult:
+    document: JsonObject
+    files: Mapping[str, Path]  # name as the aggregator gave it → a private file, to be adopted by the artifact store
+
+
+class Aggregator:
+    """One run's aggregator process. Raises what `HostedProcess` raises."""
+
+    def __init__(self, process: HostedProcess, folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._names = itertools.count()
+
+    @classmethod
+    def start(
+        cls,
+        runtime: Runtime,
+        order: StartOrder,
+        *,
+        run_id: str,
+        config: JsonObject,
+        wrapped: Mapping[str, bytes],
+        keyring: HandOver,
+    ) -> Aggregator:
+        order.folder.mkdir(parents=True, exist_ok=True)
+        aggregator = cls(HostedProcess.start(runtime, order), order.folder)
+        sealed = keyring.hand_over(run_id, wrapped, base64.b64decode(aggregator._process.hello.public_key))
+        document = {"run_id": run_id, "sealed_keys": base64.b64encode(sealed).decode()}
+        aggregator.do(CentralTask("open", "open", 0, config, document, {}))
+        return aggregator
+
+    def do(self, task: CentralTask) -> CentralResult:
+        inbox = self._folder / "inbox"
+        files = {}
+        for name, path in task.files.items():
+            files[name] = f"{next(self._names):06d}.sealed"
+            target = inbox / files[name]
+            target.unlink(missing_ok=True)
+            _link_or_copy(path, target)
+        try:
+            result = self._process.call(
+                Task(task.task_id, task.verb, task.round, task.config, task.document, files), _ignore
+            )
+        finally:
+            for name in files.values():
+                (inbox / name).unlink(missing_ok=True)
+        return CentralResult(document=result.document, files=self._take(result))
+
+    def _take(self, result: Result) -> dict[str, Path]:
+        taken = self._folder / "taken"
+        taken.mkdir(mode=0o700, exist_ok=True)
+        files = {}
+        for name, bare in result.files.items():
+            files[name] = collect(self._folder / "outbox", bare, taken / bare, MAX_OUTPUT_BYTES).path
+            (self._folder / "outbox" / bare).unlink(missing_ok=True)
+        return files
+
+    def stop(self) -> None:
+        self._process.stop()
+
+
+def _ignore(progress: Progress) -> None:
+    del progress  # Central steps take moments; what people watch are the sites.
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Another file system: a copy does the same.
+        shutil.copyfile(source, target)

@@ -1,0 +1,1 @@
+"""The three gRPC services: for people, for sites that join, for gateways. Adapters; they decide nothing."""

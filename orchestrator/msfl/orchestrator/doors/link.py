@@ -1,0 +1,212 @@
+"""The door for gateways, behind mutual TLS. Which site speaks is what its certificate says, never a field.
+
+    Attend    the gateway's open stream: every order that is due for the site, each once per stream
+    Answer, Report, Beat    what the site says; each becomes at most one event
+    Offset, Upload, Download    sealed streams in 1 MiB parts, resumed by offset
+
+A site may upload only the result of the task it is being asked for, and download only what an order names for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+import grpc
+
+from msfl.orchestrator.engine import Engine, LiveProgress
+from msfl.orchestrator.runs.events import Answered, SiteFailed, TaskDone
+from msfl.orchestrator.runs.machine import RunState
+from msfl.orchestrator.store.interface import GapInUpload
+from msfl.protos.channel import peer_site
+from msfl.protos.convert import (
+    BadMessage,
+    answer_from_wire,
+    arrival_from_wire,
+    order_to_wire,
+    progress_from_wire,
+    report_from_wire,
+)
+from msfl.protos.messages import PROTOCOL, JsonObject, TaskOrder, result_key
+from msfl.protos.v1 import federation_pb2 as wire
+from msfl.protos.v1.federation_pb2_grpc import LinkServicer
+
+PART_BYTES = 1 << 20
+_M = TypeVar("_M")
+_V = TypeVar("_V")
+
+
+class Datasets:
+    """What present gateways show of their catalogues: plain public facts, kept in memory only."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_site: dict[str, tuple[JsonObject, ...]] = {}
+
+    def put(self, site: str, datasets: tuple[JsonObject, ...]) -> None:
+        with self._lock:
+            self._by_site[site] = datasets
+
+    def all(self) -> dict[str, tuple[JsonObject, ...]]:
+        with self._lock:
+            return dict(self._by_site)
+
+
+class LinkDoor(LinkServicer):
+    def __init__(self, engine: Engine, datasets: Datasets) -> None:
+        self._engine = engine
+        self._datasets = datasets
+
+    # -------------------------------------------------------------- orders
+
+    def Attend(self, request: wire.Hello, context: grpc.ServicerContext) -> Iterator[wire.Order]:
+        site = self._site(context)
+        arrival = self._checked(context, arrival_from_wire, request)
+        if arrival.protocol != PROTOCOL:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this orchestrator speaks protocol {PROTOCOL}, the gateway {arrival.protocol}: update the older one",
+            )
+        self._datasets.put(site, arrival.datasets)
+        self._engine.heard(site)
+        sent: set[tuple[str, str]] = set()
+        version = -1
+        while context.is_active() and not self._engine.stopping:
+            for state, order in self._engine.orders(site):
+                what = f"task {order.task_id}" if isinstance(order, TaskOrder) else type(order).__name__
+                if (state.run_id, what) not in sent:
+                    sent.add((state.run_id, what))
+                    yield order_to_wire(order)
+            version = self._engine.wait(version, 1.0)
+
+    # ------------------------------------------------------- what sites say
+
+    def Answer(self, request: wire.OfferAnswer, context: grpc.ServicerContext) -> wire.Ack:
+        site = self._site(context)
+        answer = self._checked(context, answer_from_wire, request)
+        self._run(context, site, answer.run_id)
+        event = Answered(
+            at=time.time(),
+            site=site,
+            verdict=answer.verdict,
+            decision=answer.decision,
+            wrapped_secret=base64.b64encode(answer.wrapped_secret).decode(),
+        )
+        return wire.Ack(stale=not self._engine.post(answer.run_id, event))
+
+    def Report(self, request: wire.TaskReport, context: grpc.ServicerContext) -> wire.Ack:
+        site = self._site(context)
+        report = self._checked(context, report_from_wire, request)
+        self._run(context, site, report.run_id)
+        now = time.time()
+        if report.failure:
+            failed = SiteFailed(at=now, site=site, task_id=report.task_id, code=report.failure)
+            return wire.Ack(stale=not self._engine.post(report.run_id, failed))
+        if report.key and not self._engine.artifacts.size(report.run_id, report.key).complete:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{report.key} has not been uploaded")
+        done = TaskDone(
+            at=now,
+            site=site,
+            task_id=report.task_id,
+            key=report.key,
+            seconds=report.seconds,
+            bytes_up=report.bytes_up,
+            bytes_down=report.bytes_down,
+            peak_rss_mib=dict(report.peak_rss_mib),
+        )
+        return wire.Ack(stale=not self._engine.post(report.run_id, done))
+
+    def Beat(self, request: wire.Progress, context: grpc.ServicerContext) -> wire.Ack:
+        site = self._site(context)
+        progress = self._checked(context, progress_from_wire, request)
+        if progress.run_id:
+            self._run(context, site, progress.run_id)
+            live = LiveProgress(progress.task_id, progress.phase, progress.done, progress.total, progress.metrics)
+            self._engine.note(progress.run_id, site, live)
+        return wire.Ack()
+
+    # ------------------------------------------------------- sealed streams
+
+    def Offset(self, request: wire.ArtifactName, context: grpc.ServicerContext) -> wire.UploadOffset:
+        site = self._site(context)
+        state = self._run(context, site, request.run_id)
+        self._may_upload(context, state, site, request.key)
+        size = self._engine.artifacts.size(request.run_id, request.key)
+        return wire.UploadOffset(offset=size.bytes, complete=size.complete)
+
+    def Upload(self, request_iterator: Iterable[wire.UploadPart], context: grpc.ServicerContext) -> wire.Ack:
+        site = self._site(context)
+        artifacts = self._engine.artifacts
+        last: wire.UploadPart | None = None
+        for part in request_iterator:
+            if last is None:
+                self._may_upload(context, self._run(context, site, part.run_id), site, part.key)
+            elif (part.run_id, part.key, part.total) != (last.run_id, last.key, last.total):
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "one upload carries one artifact")
+            try:
+                artifacts.append(part.run_id, part.key, part.offset, part.data)
+            except GapInUpload as gap:
+                context.abort(grpc.StatusCode.OUT_OF_RANGE, str(gap))
+            self._engine.heard(site)
+            last = part
+        if last is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an upload without parts")
+        assert last is not None
+        try:
+            artifacts.finish(last.run_id, last.key, last.total)
+        except GapInUpload as gap:
+            context.abort(grpc.StatusCode.OUT_OF_RANGE, str(gap))
+        return wire.Ack()
+
+    def Download(self, request: wire.DownloadFrom, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
+        site = self._site(context)
+        self._run(context, site, request.run_id)
+        # Keys of what is meant for a site carry its name: <task>/<site>/down/<artifact>.
+        if f"/{site}/down/" not in request.key:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{request.key} is not for {site}")
+        try:
+            path = self._engine.artifacts.local(request.run_id, request.key)
+        except (FileNotFoundError, ValueError):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"{request.key} is not here (any more)")
+            return
+        total = path.stat().st_size
+        with open(path, "rb", buffering=0) as file:
+            offset = file.seek(request.offset)
+            while data := file.read(PART_BYTES):
+                yield wire.Chunk(offset=offset, data=data, total=total)
+                offset += len(data)
+                self._engine.heard(site)
+
+    # -------------------------------------------------------------- checks
+
+    def _site(self, context: grpc.ServicerContext) -> str:
+        site = peer_site(context)
+        if site is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no site is named in the client certificate")
+        assert site is not None
+        self._engine.heard(site)
+        return site
+
+    def _run(self, context: grpc.ServicerContext, site: str, run_id: str) -> RunState:
+        state = self._engine.state(run_id)
+        if state is None or site not in state.members:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"{site} is not part of a run {run_id}")
+        assert state is not None
+        return state
+
+    def _may_upload(self, context: grpc.ServicerContext, state: RunState, site: str, key: str) -> None:
+        step = state.step
+        if step is None or key != result_key(step.task_id, site):
+            # The step is over: the site learns it from its next order. Nothing of an old round is taken in.
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {key}")
+
+    @staticmethod
+    def _checked(context: grpc.ServicerContext, convert: Callable[[_M], _V], message: _M) -> _V:
+        try:
+            return convert(message)
+        except BadMessage as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("abort returns never") from error

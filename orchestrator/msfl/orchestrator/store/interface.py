@@ -1,0 +1,68 @@
+"""The two seams of the centre's memory.
+
+`RunStore` keeps each run's events in order and nothing else: appending is durable before it returns, so whoever got
+an acknowledgement may rely on it. `ArtifactStore` keeps sealed streams, which it cannot read.
+
+An artifact grows by `append` at exactly its present size (resume by offset; a repeated part is ignored, a gap is
+refused), and exists for readers only after `finish`, which makes it durable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    sequence: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Size:
+    bytes: int
+    complete: bool
+
+
+class GapInUpload(ValueError):
+    """A part starts beyond what is there. The sender asks for the offset and goes on from it."""
+
+    def __init__(self, have: int, offset: int) -> None:
+        super().__init__(f"a part starts at {offset}, but only {have} bytes are here")
+        self.have = have
+
+
+class RunStore(Protocol):
+    def append(self, run_id: str, text: str) -> int:
+        """Keep one more event; its sequence number, counting from 1 within the run. Durable on return."""
+        ...
+
+    def events(self, run_id: str, after: int = 0) -> list[StoredEvent]: ...
+
+    def runs(self) -> list[str]:
+        """Every run that has an event, in the order in which they began."""
+        ...
+
+
+class ArtifactStore(Protocol):
+    def size(self, run_id: str, key: str) -> Size: ...
+
+    def append(self, run_id: str, key: str, offset: int, data: bytes) -> None:
+        """Raises GapInUpload."""
+        ...
+
+    def finish(self, run_id: str, key: str, total: int) -> None:
+        """Make the artifact durable and visible. Raises GapInUpload when it is not `total` bytes long."""
+        ...
+
+    def adopt(self, run_id: str, key: str, file: Path) -> None:
+        """Take over a finished local file; durable on return, and `file` is gone."""
+        ...
+
+    def local(self, run_id: str, key: str) -> Path:
+        """A finished artifact as a local file, to be read only. Raises FileNotFoundError."""
+        ...
+
+    def remove(self, run_id: str, key: str) -> None: ...

@@ -1,0 +1,55 @@
+"""`RunStore` in one SQLite file, write-ahead log, `synchronous=FULL`: an event is on disk before `append` returns."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+from msfl.orchestrator.store.interface import StoredEvent
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    run_id TEXT NOT NULL,
+    sequence INTEGER NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (run_id, sequence)
+) STRICT
+"""
+
+
+class SqliteRunStore:
+    """One connection, one lock: events are small and few, and order matters more than concurrency."""
+
+    def __init__(self, file: Path) -> None:
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute(_SCHEMA)
+
+    def append(self, run_id: str, text: str) -> int:
+        with self._lock:
+            (sequence,) = self._connection.execute(
+                "INSERT INTO events SELECT ?1, coalesce(max(sequence), 0) + 1, ?2 FROM events WHERE run_id = ?1"
+                " RETURNING sequence",
+                (run_id, text),
+            ).fetchone()
+        return int(sequence)
+
+    def events(self, run_id: str, after: int = 0) -> list[StoredEvent]:
+        with self._lock:
+            rows = self._connection.execute(
+                "SELECT sequence, text FROM events WHERE run_id = ? AND sequence > ? ORDER BY sequence",
+                (run_id, after),
+            ).fetchall()
+        return [StoredEvent(sequence=s, text=t) for s, t in rows]
+
+    def runs(self) -> list[str]:
+        with self._lock:
+            rows = self._connection.execute("SELECT run_id FROM events WHERE sequence = 1 ORDER BY rowid").fetchall()
+        return [run_id for (run_id,) in rows]
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,183 @@
+"""Wire ↔ values: the one place that fills and reads generated messages of the Link service.
+
+Reading checks shapes (JSON is an object, numbers are in range) and raises BadMessage; meaning is checked by whoever
+acts on the value.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import assert_never
+
+from msfl.protos.messages import (
+    Arrival,
+    Input,
+    JsonObject,
+    Offer,
+    OfferAnswer,
+    Order,
+    SiteProgress,
+    StopOrder,
+    TaskOrder,
+    TaskReport,
+)
+from msfl.protos.v1 import federation_pb2 as wire
+
+
+class BadMessage(ValueError):
+    """A peer sent a message that does not mean anything."""
+
+
+def json_bytes(document: JsonObject) -> bytes:
+    return json.dumps(document, allow_nan=False, sort_keys=True).encode()
+
+
+def json_object(data: bytes) -> JsonObject:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise BadMessage("a document is not JSON") from error
+    if not isinstance(value, dict):
+        raise BadMessage("a document is not a JSON object")
+    return value
+
+
+def order_to_wire(order: Order) -> wire.Order:
+    match order:
+        case Offer():
+            return wire.Order(
+                offer=wire.Offer(
+                    run_id=order.run_id,
+                    spec=order.spec,
+                    proof=order.proof,
+                    token=order.token,
+                    dry_run=order.dry_run,
+                )
+            )
+        case TaskOrder():
+            inputs = [
+                wire.Input(name=i.name, task_id=i.task_id, round=i.round, artifact=i.artifact, key=i.key)
+                for i in order.inputs
+            ]
+            return wire.Order(
+                task=wire.TaskOrder(
+                    run_id=order.run_id,
+                    task_id=order.task_id,
+                    verb=order.verb,
+                    round=order.round,
+                    attempt=order.attempt,
+                    document=json_bytes(order.document),
+                    inputs=inputs,
+                )
+            )
+        case StopOrder():
+            return wire.Order(stop=wire.StopOrder(run_id=order.run_id, reason=order.reason))
+        case _:
+            assert_never(order)
+
+
+def order_from_wire(message: wire.Order) -> Order:
+    match message.WhichOneof("order"):
+        case "offer":
+            o = message.offer
+            return Offer(run_id=o.run_id, spec=o.spec, proof=o.proof, token=o.token, dry_run=o.dry_run)
+        case "task":
+            t = message.task
+            return TaskOrder(
+                run_id=t.run_id,
+                task_id=t.task_id,
+                verb=t.verb,
+                round=t.round,
+                attempt=t.attempt,
+                document=json_object(t.document),
+                inputs=tuple(Input(i.name, i.task_id, i.round, i.artifact, i.key) for i in t.inputs),
+            )
+        case "stop":
+            return StopOrder(run_id=message.stop.run_id, reason=message.stop.reason)
+        case _:
+            raise BadMessage("an order of unknown kind")
+
+
+def answer_to_wire(answer: OfferAnswer) -> wire.OfferAnswer:
+    return wire.OfferAnswer(
+        run_id=answer.run_id,
+        verdict=answer.verdict,
+        decision=json_bytes(answer.decision),
+        wrapped_secret=answer.wrapped_secret,
+    )
+
+
+def answer_from_wire(message: wire.OfferAnswer) -> OfferAnswer:
+    if message.verdict not in ("allow", "refuse", "confirm"):
+        raise BadMessage("a verdict is allow, refuse or confirm")
+    return OfferAnswer(
+        run_id=message.run_id,
+        verdict=message.verdict,
+        decision=json_object(message.decision),
+        wrapped_secret=message.wrapped_secret,
+    )
+
+
+def report_to_wire(report: TaskReport) -> wire.TaskReport:
+    return wire.TaskReport(
+        run_id=report.run_id,
+        task_id=report.task_id,
+        attempt=report.attempt,
+        failure=report.failure,
+        key=report.key,
+        bytes_up=report.bytes_up,
+        bytes_down=report.bytes_down,
+        seconds=report.seconds,
+        peak_rss_mib=dict(report.peak_rss_mib),
+    )
+
+
+def report_from_wire(message: wire.TaskReport) -> TaskReport:
+    return TaskReport(
+        run_id=message.run_id,
+        task_id=message.task_id,
+        attempt=message.attempt,
+        failure=message.failure[:100],
+        key=message.key,
+        bytes_up=message.bytes_up,
+        bytes_down=message.bytes_down,
+        seconds=message.seconds,
+        peak_rss_mib=dict(message.peak_rss_mib),
+    )
+
+
+def progress_to_wire(progress: SiteProgress) -> wire.Progress:
+    return wire.Progress(
+        run_id=progress.run_id,
+        task_id=progress.task_id,
+        phase=progress.phase,
+        done=progress.done,
+        total=progress.total,
+        metrics=dict(progress.metrics),
+    )
+
+
+def progress_from_wire(message: wire.Progress) -> SiteProgress:
+    return SiteProgress(
+        run_id=message.run_id,
+        task_id=message.task_id[:100],
+        phase=message.phase[:100],
+        done=message.done,
+        total=message.total,
+        metrics=dict(message.metrics),
+    )
+
+
+def arrival_to_wire(arrival: Arrival) -> wire.Hello:
+    return wire.Hello(
+        protocol=arrival.protocol,
+        software=arrival.software,
+        datasets=json_bytes({"datasets": list(arrival.datasets)}),
+    )
+
+
+def arrival_from_wire(message: wire.Hello) -> Arrival:
+    listed = json_object(message.datasets).get("datasets")
+    if not isinstance(listed, list) or not all(isinstance(d, dict) for d in listed):
+        raise BadMessage("the datasets of a gateway are a list of objects")
+    return Arrival(protocol=message.protocol, software=message.software[:100], datasets=tuple(listed))

@@ -1,0 +1,116 @@
+"""What orchestrator and gateways say to each other, as plain values. `convert` turns them into wire messages and back.
+
+    orchestrator → gateway   Offer, TaskOrder, StopOrder     on the stream the gateway opened
+    gateway → orchestrator   OfferAnswer, TaskReport, SiteProgress
+
+Every message is idempotent: (run, task, site) names a task and its result; who hears something twice does it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+PROTOCOL = 1
+JsonObject: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A run this site is asked to take part in. `spec` are the exact bytes the user signed."""
+
+    run_id: str
+    spec: bytes
+    proof: str
+    token: str
+    dry_run: bool
+
+
+@dataclass(frozen=True)
+class Input:
+    """One sealed stream that a site needs for a task: under which name, and the header it was sealed with."""
+
+    name: str
+    task_id: str
+    round: int
+    artifact: str
+    key: str
+
+
+@dataclass(frozen=True)
+class TaskOrder:
+    """One verb for one site. `document` holds plain parameters; everything else comes sealed, as inputs."""
+
+    run_id: str
+    task_id: str
+    verb: str
+    round: int
+    attempt: int
+    document: JsonObject
+    inputs: tuple[Input, ...]
+
+
+@dataclass(frozen=True)
+class StopOrder:
+    run_id: str
+    reason: str
+
+
+Order: TypeAlias = Offer | TaskOrder | StopOrder
+
+
+@dataclass(frozen=True)
+class OfferAnswer:
+    """A site's decision. `decision` is as much of it as the site reveals; the secret is for the keyring alone."""
+
+    run_id: str
+    verdict: str
+    decision: JsonObject
+    wrapped_secret: bytes = b""
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """A task is done (`failure` empty) or will not be. `key` names the uploaded sealed result, if there is one."""
+
+    run_id: str
+    task_id: str
+    attempt: int
+    failure: str = ""
+    key: str = ""
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+    peak_rss_mib: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SiteProgress:
+    """How far a site's task is; an empty `run_id` is a bare heartbeat."""
+
+    run_id: str
+    task_id: str = ""
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """How a gateway greets: the protocol it speaks and the datasets its custodian shows to the federation."""
+
+    protocol: int
+    software: str
+    datasets: tuple[JsonObject, ...]
+
+
+def result_key(task_id: str, site: str) -> str:
+    """Where a site's sealed result of a task is kept, within the run."""
+    return f"{task_id}/{site}/up/result"
+
+
+def output_key(task_id: str, site: str, artifact: str) -> str:
+    """Where a sealed stream for a site is kept, within the run."""
+    return f"{task_id}/{site}/down/{artifact}"

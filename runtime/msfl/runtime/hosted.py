@@ -1,0 +1,130 @@
+"""A contained process together with its task link: what the gateway and the orchestrator hold of a worker or an
+aggregator.
+
+    start: listen on F/link.sock ▸ start the process ▸ it dials ▸ Hello
+    call:  Task ▸ Progress* ▸ Result           TaskFailed when it says Failed, ProcessGone when it dies
+    stop:  Stop frame, then the runtime ends whatever is left
+
+The host trusts nothing that comes through the link but the shape of its frames (`msfl.protos.tasklink`); what the
+process leaves in its outbox is read through `msfl.runtime.collect` only.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from msfl.protos.tasklink import BrokenFrame, Failed, Hello, Progress, Result, Stop, Task, TaskLink
+from msfl.runtime.interface import Handle, Runtime, StartOrder
+
+OnProgress = Callable[[Progress], None]
+
+
+class ProcessGone(Exception):
+    """The contained process ended or spoke nonsense. `code` may leave the host; its log stays here."""
+
+    def __init__(self, code: str, log: Path) -> None:
+        super().__init__(f"{code}; its own words are in {log}")
+        self.code = code
+        self.log = log
+
+
+class TaskFailed(Exception):
+    """The process could not do a task and said so. `code` may leave the host, `detail` may not."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail
+
+
+class HostedProcess:
+    """One contained process that answers tasks, one at a time."""
+
+    def __init__(self, runtime: Runtime, handle: Handle, link: TaskLink, order: StartOrder, hello: Hello) -> None:
+        self._runtime = runtime
+        self._link = link
+        self._order = order
+        self._busy = threading.Lock()
+        self.handle = handle
+        self.hello = hello
+
+    @classmethod
+    def start(cls, runtime: Runtime, order: StartOrder, *, patience_s: float = 120.0) -> HostedProcess:
+        """Raises ProcessGone when the process does not come up, Refused when the runtime will not start it."""
+        door = order.folder / "link.sock"
+        door.unlink(missing_ok=True)
+        for name in ("inbox", "outbox", "scratch", "figures"):
+            (order.folder / name).mkdir(mode=0o700, exist_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            # A socket's path is limited to about 100 bytes: bind by a short name from inside the folder's own fd.
+            listener.bind(_short(door))
+            listener.listen(1)
+            handle = runtime.start(order)
+            try:
+                link = TaskLink(cls._accept(listener, runtime, handle, order, patience_s))
+                hello = link.receive()
+            except (ProcessGone, BrokenFrame):
+                runtime.stop(handle, 1.0)
+                raise
+        if not isinstance(hello, Hello):
+            runtime.stop(handle, 1.0)
+            raise ProcessGone("process_did_not_greet", order.log)
+        return cls(runtime, handle, link, order, hello)
+
+    @staticmethod
+    def _accept(
+        listener: socket.socket, runtime: Runtime, handle: Handle, order: StartOrder, patience_s: float
+    ) -> socket.socket:
+        give_up = time.monotonic() + patience_s
+        while time.monotonic() < give_up:
+            ready, _, _ = select.select([listener], [], [], 0.2)
+            if ready:
+                connection, _ = listener.accept()
+                return connection
+            if runtime.poll(handle) is not None:
+                raise ProcessGone("process_ended_at_start", order.log)
+        raise ProcessGone("process_too_slow_to_start", order.log)
+
+    def call(self, task: Task, on_progress: OnProgress) -> Result:
+        """Raises TaskFailed, ProcessGone."""
+        with self._busy:
+            try:
+                self._link.send(task)
+                while True:
+                    match self._link.receive():
+                        case Progress() as progress if progress.task_id == task.task_id:
+                            on_progress(progress)
+                        case Result() as result if result.task_id == task.task_id:
+                            return result
+                        case Failed() as failed if failed.task_id == task.task_id:
+                            raise TaskFailed(failed.code, failed.detail)
+                        case None:
+                            raise ProcessGone("process_ended", self._order.log)
+                        case _:
+                            raise ProcessGone("process_spoke_out_of_turn", self._order.log)
+            except (BrokenFrame, OSError) as error:
+                raise ProcessGone("process_link_broken", self._order.log) from error
+
+    def stop(self, grace_s: float = 5.0) -> None:
+        """Ask it to end, then make sure. Safe to call twice and from another thread than `call`."""
+        try:
+            self._link.send(Stop())
+        except OSError:
+            pass  # It is gone already; the runtime cleans up behind it.
+        self._runtime.stop(self.handle, grace_s)
+        self._link.close()
+
+
+def _short(path: Path) -> str:
+    """A path to the same place that fits into a socket address."""
+    text = str(path)
+    if len(text.encode()) < 100:
+        return text
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    return f"/proc/self/fd/{folder}/{path.name}"
