@@ -1,0 +1,1 @@
+"""imaging: folders of medical images become checked datasets, and the demo makes its own."""
