@@ -1,0 +1,103 @@
+"""What every registry does, run against the embedded one and the fake."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.registries import MemoryRegistry
+from msfl.registry.interface import INDEX, MANIFEST, BadUpload, Descriptor, NotInRegistry, Registry
+from msfl.registry.oci_layout import LayoutRegistry
+
+NOWHERE = "sha256:" + "0" * 64
+
+
+@pytest.fixture(params=["layout", "memory"])
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
+    return LayoutRegistry.create(tmp_path / "registry") if request.param == "layout" else MemoryRegistry()
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def manifest(**extra: Any) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [], **extra}).encode()
+
+
+class TestRegistry:
+    def test_a_blob_comes_back_as_it_was_put(self, registry: Registry) -> None:
+        data = b"layer" * 1000
+        registry.put_blob(digest_of(data), [data[:7], data[7:]])
+        registry.put_blob(digest_of(data), [data])
+        with registry.get_blob(digest_of(data)) as stream:
+            assert stream.read() == data
+
+    def test_bytes_under_another_digest_are_not_taken(self, registry: Registry) -> None:
+        with pytest.raises(BadUpload):
+            registry.put_blob(digest_of(b"good"), [b"evil"])
+        with pytest.raises(NotInRegistry), registry.get_blob(digest_of(b"good")):
+            pass
+
+    @pytest.mark.parametrize("digest", ["", "sha256:", "sha512:" + "0" * 128, "sha256:../../../etc/passwd", "latest"])
+    def test_only_sha256_digests_are_names(self, registry: Registry, digest: str) -> None:
+        with pytest.raises(ValueError, match="digest"):
+            registry.put_blob(digest, [b""])
+        with pytest.raises(ValueError, match="digest"), registry.get_blob(digest):
+            pass
+
+    def test_what_is_not_there_says_so(self, registry: Registry) -> None:
+        with pytest.raises(NotInRegistry):
+            registry.get_manifest(NOWHERE)
+        with pytest.raises(NotInRegistry):
+            registry.resolve("model_1.0.0")
+        assert registry.tags() == ()
+        assert registry.referrers(NOWHERE) == ()
+
+    def test_a_tag_points_at_the_last_manifest(self, registry: Registry) -> None:
+        registry.put_manifest(manifest(n=1), "model_1.0.0")
+        second = registry.put_manifest(manifest(n=2), "model_1.0.0")
+        assert registry.resolve("model_1.0.0") == second == digest_of(manifest(n=2))
+        assert registry.get_manifest(second) == manifest(n=2)
+        assert registry.tags() == ("model_1.0.0",)
+
+    @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", manifest(subject="sha256:0")])
+    def test_a_manifest_is_a_manifest(self, registry: Registry, body: bytes) -> None:
+        with pytest.raises(BadUpload):
+            registry.put_manifest(body)
+
+    @pytest.mark.parametrize("tag", ["", "a/b", "..", "a b", "x" * 129, "-a"])
+    def test_a_tag_is_a_plain_name(self, registry: Registry, tag: str) -> None:
+        with pytest.raises(BadUpload):
+            registry.put_manifest(manifest(), tag)
+
+    def test_referrers_are_found_by_subject_and_kind_in_order(self, registry: Registry) -> None:
+        image = manifest()
+        subject = Descriptor(MANIFEST, registry.put_manifest(image, "model_1.0.0"), len(image)).to_json()
+        statement = registry.put_manifest(manifest(subject=subject, artifactType="a/statement"))
+        reviews = [registry.put_manifest(manifest(subject=subject, artifactType="a/review", by=n)) for n in "xy"]
+        registry.put_manifest(manifest(subject=subject, artifactType="a/statement"))
+        digest = str(subject["digest"])
+        assert [d.digest for d in registry.referrers(digest)] == [statement, *reviews]
+        assert [d.digest for d in registry.referrers(digest, "a/review")] == reviews
+        assert registry.tags() == ("model_1.0.0",)
+
+
+def test_another_process_sees_the_same_layout(tmp_path: Path) -> None:
+    body = manifest()
+    digest = LayoutRegistry.create(tmp_path).put_manifest(body, "model_1.0.0")
+    LayoutRegistry.create(tmp_path)
+    assert LayoutRegistry(tmp_path).resolve("model_1.0.0") == digest
+    index = json.loads((tmp_path / "index.json").read_bytes())
+    assert index["mediaType"] == INDEX
+    assert index["manifests"][0]["digest"] == digest
+    assert [p.name for p in (tmp_path / "blobs" / "sha256").iterdir()] == [digest.removeprefix("sha256:")]
+
+
+def test_any_other_folder_is_no_registry(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not an OCI image layout"):
+        LayoutRegistry(tmp_path)
