@@ -22,7 +22,6 @@ import json
 import re
 import statistics
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -419,8 +418,3 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _values(values: set[int]) -> str:
     return ", ".join(map(str, sorted(values)))
-
-
-def summary(problems: tuple[Problem, ...]) -> Mapping[ProblemCode, int]:
-    """How often each code occurs; unlike the lines this names no case and no file, so it may leave a site."""
-    return Counter(problem.code for problem in problems)

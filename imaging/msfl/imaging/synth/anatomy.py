@@ -185,7 +185,7 @@ def _map_to_template(
     """MNI coordinates (mm) at which the template is seen by each voxel of the person's grid."""
     axes = [affine[i, 3] + spacing_mm * np.arange(n) for i, n in enumerate(shape)]
     points = np.meshgrid(*(a.astype(np.float32) for a in axes), indexing="ij")
-    scale = 1 + rng.uniform(-0.045, 0.045) + rng.uniform(-0.03, 0.03, 3)
+    scale = 1.03 + rng.uniform(-0.04, 0.04) + rng.uniform(-0.03, 0.03, 3)
     angles = np.deg2rad(rng.normal(0, 2.5, 3))
     turn = np.eye(3) + np.cross(np.eye(3), angles)
     linear = turn @ np.diag(scale)

@@ -15,9 +15,10 @@ from enum import Enum
 from typing import Final
 
 import numpy as np
-from msfl.imaging.synth.anatomy import Person, Volume, smooth_noise
 from numpy.random import Generator
 from numpy.typing import NDArray
+
+from msfl.imaging.synth.anatomy import Person, Volume, smooth_noise
 
 
 class Place(Enum):

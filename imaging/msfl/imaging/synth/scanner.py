@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from msfl.imaging.synth.anatomy import Person, Volume, smooth_noise
-from msfl.imaging.synth.lesions import Lesions
 from numpy.random import Generator
 from scipy import ndimage
+
+from msfl.imaging.synth.anatomy import Person, Volume, smooth_noise
+from msfl.imaging.synth.lesions import Lesions
 
 _FWHM: Final = 2.3548  # full width at half maximum of a Gaussian, in standard deviations
 

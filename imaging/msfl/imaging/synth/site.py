@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
+
 from msfl.imaging.synth.anatomy import grid, person
 from msfl.imaging.synth.lesions import draw_lesions
 from msfl.imaging.synth.scanner import Scan, SiteStyle, scan
-from numpy.typing import NDArray
 
 DEFAULT_SPACING_MM: Final = 2.0
 _LOAD_LIMITS_ML: Final = (8.0, 45.0)
