@@ -1,0 +1,106 @@
+"""The audit chain: each entry carries the hash of the one before, so an edit, a gap or a reordering shows.
+
+    sha256 = SHA-256("msfl/audit/v1\\n" + canonical JSON of {seq, at, actor, action, object, fields, previous})
+    entry 0: previous = "sha256:" + 64 zeros        file: one canonical JSON line per entry
+
+Pure: the gateway and the orchestrator write the lines (before the effect, and durably) and keep the newest hash. A
+chain alone does not show that its end was cut off: pass `head`, the newest hash that somebody else has seen.
+Entries hold ids, codes, hashes and counts; never a file name, a case or a word from a log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from msfl.policies.documents import format_utc
+from msfl.policies.encoding import Malformed, canonical_json, read_json
+
+GENESIS = "sha256:" + "0" * 64
+_DOMAIN = b"msfl/audit/v1\n"
+_FIELDS = {"seq", "at", "actor", "action", "object", "fields", "previous", "sha256"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`actor` did `action` to `object`; `at` is UTC text; `fields` holds JSON values."""
+
+    seq: int
+    at: str
+    actor: str
+    action: str
+    object: str
+    fields: Mapping[str, Any]
+    previous: str
+    sha256: str
+
+    def to_line(self) -> bytes:
+        """One line of the log file, with its newline."""
+        return canonical_json(asdict(self)) + b"\n"
+
+
+@dataclass(frozen=True)
+class BrokenChain:
+    """The first line that does not fit, counted from 0, and why."""
+
+    seq: int
+    why: str
+
+
+def append(
+    previous: Entry | None, at: datetime, actor: str, action: str, object: str, fields: Mapping[str, Any] | None = None
+) -> Entry:
+    """The entry that follows `previous` (None: the first)."""
+    body = {
+        "seq": 0 if previous is None else previous.seq + 1,
+        "at": format_utc(at),
+        "actor": actor,
+        "action": action,
+        "object": object,
+        "fields": dict(fields or {}),
+        "previous": GENESIS if previous is None else previous.sha256,
+    }
+    return Entry(**body, sha256=_hash(body))  # type: ignore[arg-type]  # the dict holds exactly Entry's fields
+
+
+def from_line(line: bytes) -> Entry | str:
+    """The entry of one line, or why it is none. The line must be canonical, newline included."""
+    try:
+        raw = read_json(line, "audit line")
+    except Malformed as error:
+        return f"unreadable ({error})"
+    if not isinstance(raw, dict) or set(raw) != _FIELDS:
+        return "does not have the fields of an entry"
+    texts = all(isinstance(raw[name], str) for name in ("at", "actor", "action", "object", "previous", "sha256"))
+    if not texts or type(raw["seq"]) is not int or not isinstance(raw["fields"], dict):
+        return "has a field of the wrong type"
+    entry = Entry(**raw)
+    return entry if entry.to_line() == line else "is not written canonically"
+
+
+def verify(lines: Iterable[bytes], head: str | None = None) -> None | BrokenChain:
+    """None when the chain is whole, and ends in `head` where one is given."""
+    previous, seq = GENESIS, 0
+    for line in lines:
+        entry = from_line(line)
+        if isinstance(entry, str):
+            return BrokenChain(seq, f"line {seq + 1} {entry}")
+        body = asdict(entry)
+        stated = body.pop("sha256")
+        if entry.seq != seq:
+            return BrokenChain(seq, f"line {seq + 1} has the number {entry.seq}, not {seq}: one is missing or moved")
+        if entry.previous != previous:
+            return BrokenChain(seq, f"line {seq + 1} does not follow the line before it")
+        if _hash(body) != stated:
+            return BrokenChain(seq, f"line {seq + 1} was changed after it was written")
+        previous, seq = stated, seq + 1
+    if head is not None and head != previous:
+        return BrokenChain(seq, f"the chain ends in {previous}, not in {head}: entries at its end are missing")
+    return None
+
+
+def _hash(body: Mapping[str, Any]) -> str:
+    return "sha256:" + hashlib.sha256(_DOMAIN + canonical_json(body)).hexdigest()

@@ -1,0 +1,451 @@
+"""`decide`: the one place that says whether a job may touch a dataset. Pure; the same arguments, the same decision.
+
+    no trusted policy at the site ─────────────────────────────▶ REFUSE no_policy (or why a policy was not trusted)
+    no policy names the dataset ───────────────────────────────▶ REFUSE dataset_not_named
+    for each policy that names it: every rule of RULES, pass or fail
+        some policy passes all, mode auto or user in auto_for ─▶ ALLOW
+        some policy passes all, mode confirm ──────────────────▶ CONFIRM, or ALLOW once the custodian has confirmed
+        none passes all ───────────────────────────────────────▶ REFUSE: the first failed rule of the nearest policy
+
+The nearest policy is the one that passes most rules; ties go to the smaller id. Lists inside one policy combine with
+AND (`beneficiaries.users` and `beneficiaries.organisations` both given: both must hold). Policies combine with OR. Any
+explicit refusal would win over all of them; the YAML has none yet. The config that is judged is the resolved one, and
+it is resolved here again, so that what a caller passes cannot differ from what the job and the release say.
+
+`recheck` runs before every round; `allowed_outputs` is what the egress gate obeys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TypeAlias
+
+from msfl.policies.documents import (
+    AllowedRelease,
+    AssetPolicy,
+    DatasetRecord,
+    Isolation,
+    JobSpec,
+    Task,
+    format_utc,
+)
+from msfl.policies.identity import User
+from msfl.policies.refusals import ADVICE, Code, JsonObject, Refusal
+from msfl.policies.resolve import resolve_config, violation
+from msfl.policies.trust import TrustedPolicy, TrustedRelease
+
+
+class Verdict(StrEnum):
+    ALLOW = "allow"
+    REFUSE = "refuse"
+    CONFIRM = "confirm"
+
+
+@dataclass(frozen=True)
+class RuleOutcome:
+    """`code` is None exactly when the rule passed."""
+
+    rule: str
+    passed: bool
+    detail: str
+    code: Code | None
+
+    def to_json(self) -> JsonObject:
+        code = None if self.code is None else self.code.value
+        return {"rule": self.rule, "passed": self.passed, "detail": self.detail, "code": code}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`policy_id` and `policy_sha256` name the policy that decided, None when there was none to name."""
+
+    verdict: Verdict
+    policy_id: str | None
+    policy_sha256: str | None
+    rules: tuple[RuleOutcome, ...]
+    refusal: Refusal | None
+
+    def to_json(self) -> JsonObject:
+        return {
+            "verdict": self.verdict.value,
+            "policy_id": self.policy_id,
+            "policy_sha256": self.policy_sha256,
+            "rules": [rule.to_json() for rule in self.rules],
+            "refusal": None if self.refusal is None else self.refusal.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a decision depends on, but for policies and time.
+
+    `user` and `release` are verified; `proof_given` says that `verify_job` passed with a proof. `runs_so_far` and
+    `rounds_so_far` count per policy id, from the site's ledger; an id that is absent counts 0. `participants` is the
+    number of sites that the job names or that accepted so far, whichever the gateway knows.
+    """
+
+    site: str
+    dataset: DatasetRecord
+    release: TrustedRelease
+    user: User
+    job: JobSpec
+    resolved: JsonObject
+    isolation: Isolation
+    proof_given: bool
+    participants: int
+    runs_so_far: Mapping[str, int] = field(default_factory=dict)
+    rounds_so_far: Mapping[str, int] = field(default_factory=dict)
+    confirmed: bool = False
+
+    @property
+    def trains(self) -> bool:
+        return self.job.trains_on(self.dataset.ref)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What the run would do here. An evaluate-only dataset is neither fingerprinted nor trained on."""
+        return ("fingerprint", "prepare", "train", "evaluate") if self.trains else ("prepare", "evaluate")
+
+
+@dataclass(frozen=True)
+class OutputRules:
+    """What may leave, for the egress gate. `weights_max_bytes` is 0 where no weights may leave."""
+
+    weights_max_bytes: int
+    local_model: bool
+    metrics: frozenset[str]
+    per_case_metrics: bool
+    min_cases_metrics: int
+    min_cases_train: int
+
+
+Finding: TypeAlias = tuple[Code | None, str]
+Rule: TypeAlias = Callable[[AssetPolicy, Request, datetime], Finding]
+
+
+def decide(
+    request: Request, policies: tuple[TrustedPolicy, ...], now: datetime, untrusted: tuple[Refusal, ...] = ()
+) -> Decision:
+    """`now` is in UTC. `untrusted` says why policies of the site were not trusted; it explains a missing policy."""
+    _utc(now)
+    ref = request.dataset.ref
+    if not policies:
+        if untrusted:
+            return _without_policy(untrusted[0].code, untrusted[0].message)
+        return _without_policy(Code.NO_POLICY, f"{request.site} has no asset policy in force for anything")
+    naming = [p for p in policies if request.dataset.id in p.document.datasets]
+    if not naming:
+        return _without_policy(Code.DATASET_NOT_NAMED, f"none of {len(policies)} policies names {ref}")
+    if inconsistent := _inconsistent(request):
+        return _without_policy(*inconsistent)
+    judged = [(policy, _judge(policy.document, request, now)) for policy in naming]
+    verdicts = [(policy, rules, _verdict(policy.document, request, rules)) for policy, rules in judged]
+    # Allow before confirm before refuse; among equals the one that passes most rules, then the smaller id.
+    policy, rules, verdict = min(verdicts, key=_nearest)
+    return Decision(verdict, policy.document.id, policy.sha256, rules, _refusal(policy, rules, request))
+
+
+def recheck(policy: TrustedPolicy, round: int, now: datetime, rounds_so_far: int) -> None | Refusal:
+    """Before each round: is the policy still in force, and is a round left? `rounds_so_far` counts all runs of it."""
+    _utc(now)
+    document = policy.document
+    code, detail = _policy_in_force(document, now)
+    if code is None and rounds_so_far >= document.approval.max_rounds:
+        code = Code.ROUND_BUDGET_SPENT
+        detail = f"{rounds_so_far} of {document.approval.max_rounds} rounds are spent before round {round}"
+    limits = document.config.get("rounds")
+    if code is None and (limits is None or (limits.max is not None and round > limits.max)):
+        code, detail = Code.CONFIG_OUT_OF_RANGE, f"round {round} is outside the policy's bounds for rounds"
+    if code is None:
+        return None
+    return _because(code, detail, f"policy {document.id}", {"policy": document.id, "round": str(round)})
+
+
+def allowed_outputs(policy: TrustedPolicy) -> OutputRules:
+    outputs, cases = policy.document.outputs, policy.document.privacy.min_cases
+    return OutputRules(
+        weights_max_bytes=0 if outputs.weights is None else outputs.weights.max_mib * 2**20,
+        local_model=outputs.local_model,
+        metrics=frozenset(outputs.metrics),
+        per_case_metrics=outputs.per_case_metrics,
+        min_cases_metrics=cases.metrics,
+        min_cases_train=cases.train,
+    )
+
+
+# ------------------------------------------------------------------------------------------------- rules
+
+
+def _policy_in_force(policy: AssetPolicy, now: datetime) -> Finding:
+    if now < policy.not_before:
+        return Code.POLICY_NOT_YET_VALID, f"in force from {format_utc(policy.not_before)}"
+    if now >= policy.expires:
+        return Code.POLICY_EXPIRED, f"expired at {format_utc(policy.expires)}"
+    return None, f"until {format_utc(policy.expires)}"
+
+
+def _in_force(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    return _policy_in_force(policy, now)
+
+
+def _dataset_named(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if request.dataset.id in policy.datasets:
+        return None, request.dataset.id
+    return Code.DATASET_NOT_NAMED, f"{request.dataset.id} is not among {', '.join(policy.datasets)}"
+
+
+def _user_beneficiary(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    allowed, user = policy.beneficiaries, request.user
+    if allowed.users and not _named(user, allowed.users):
+        return Code.USER_NOT_NAMED, f"{user.name} is not among the named users"
+    if allowed.organisations and user.organisation not in allowed.organisations:
+        return Code.ORGANISATION_NOT_NAMED, f"{user.organisation or 'no organisation'} is not among the named ones"
+    return None, user.name
+
+
+def _release_named(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    statement = request.release.statement
+    entries = [entry for entry in policy.releases if entry.name == statement.name]
+    if not entries:
+        return Code.RELEASE_NOT_NAMED, f"{statement.name} is not named"
+    if not any(statement.version in entry.versions for entry in entries):
+        return Code.VERSION_NOT_NAMED, f"{statement.name} is named, but not in version {statement.version}"
+    return None, statement.ref
+
+
+def _digest_named(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if _entries(policy, request):
+        return None, request.release.statement.digest
+    return Code.DIGEST_NOT_NAMED, f"{request.release.statement.digest} is not named for {request.release.statement.ref}"
+
+
+def _tasks_allowed(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    declared = request.release.statement.tasks
+    entries = _entries(policy, request)
+    for task in request.tasks:
+        if task not in declared or not any(task in entry.tasks for entry in entries):
+            return Code.TASK_NOT_ALLOWED, f"{task} is not allowed for {request.release.statement.ref}"
+    return None, ", ".join(request.tasks)
+
+
+def _reviewers_enough(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    # Where several entries name the digest, the strictest holds.
+    needed = max((entry.reviewers.minimum for entry in _entries(policy, request)), default=None)
+    found = len(request.release.reviewers)
+    if needed is None or found < needed:
+        return Code.TOO_FEW_REVIEWERS, f"{found} reviewers, {needed if needed is not None else 'unknown'} needed"
+    return None, f"{found} reviewers, {needed} needed"
+
+
+def _config_known_keys(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if unlisted := [key for key in request.resolved if key not in policy.config]:
+        return Code.CONFIG_KEY_NOT_LISTED, f"not listed: {', '.join(unlisted)}"
+    return None, f"{len(request.resolved)} keys"
+
+
+def _config_in_range(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    for key, value in request.resolved.items():
+        limits = policy.config.get(key)
+        if limits is not None and (why := violation(value, limits)) is not None:
+            return Code.CONFIG_OUT_OF_RANGE, f"{key} = {value!r} {why}"
+    return None, f"{len(request.resolved)} values"
+
+
+def _splits_allowed(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if request.trains:
+        for use in ("train", "evaluate"):
+            if use not in policy.splits.train:
+                return Code.SPLIT_NOT_ALLOWED, f"the train split is not open to {use}"
+    if "evaluate" not in policy.splits.test:
+        return Code.SPLIT_NOT_ALLOWED, "the test split is not open to evaluate"
+    return None, "train and test" if request.trains else "test"
+
+
+def _weights_may_leave(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if request.trains and policy.outputs.weights is None:
+        return Code.WEIGHTS_MAY_NOT_LEAVE, "the job trains, but outputs.weights is not given"
+    return None, "as far as outputs says"
+
+
+def _min_cases_train(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    found, needed = request.dataset.n_train, policy.privacy.min_cases.train
+    if request.trains and found < needed:
+        return Code.TOO_FEW_TRAINING_CASES, f"{found} training cases, at least {needed} needed"
+    return None, f"{found} training cases" if request.trains else "not trained on"
+
+
+def _min_cases_test(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    found, needed = request.dataset.n_test, policy.privacy.min_cases.metrics
+    if found < needed:
+        return Code.TOO_FEW_TEST_CASES, f"{found} test cases, at least {needed} needed"
+    return None, f"{found} test cases"
+
+
+def _min_sites(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    training = len(request.job.datasets) - len(set(request.job.evaluate_only))
+    # The smallest of: sites at hand, sites whose updates are mixed, and the number the job would start with.
+    found, needed = min(request.participants, training, request.job.min_sites), policy.privacy.min_sites
+    if found < needed:
+        return Code.TOO_FEW_SITES, f"{found} training sites are sure, at least {needed} needed"
+    return None, f"{found} sites"
+
+
+def _secure_aggregation(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if policy.privacy.secure_aggregation == "required":
+        return Code.SECURE_AGGREGATION_UNAVAILABLE, "required, but this version has none"
+    return None, policy.privacy.secure_aggregation
+
+
+def _epsilon(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if policy.privacy.epsilon_total is not None:
+        return Code.PRIVACY_BUDGET_UNAVAILABLE, f"epsilon_total is {policy.privacy.epsilon_total}, but none is kept"
+    return None, "none asked for"
+
+
+def _resources(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    needed, most = request.release.statement.resources, policy.resources
+    if needed.gpus > most.gpus:
+        return Code.RESOURCES_EXCEEDED, f"{needed.gpus} GPUs needed, {most.gpus} allowed"
+    if needed.memory_gib > most.memory_gib:
+        return Code.RESOURCES_EXCEEDED, f"{needed.memory_gib} GiB of memory needed, {most.memory_gib} allowed"
+    return None, f"{most.gpus} GPUs, {most.memory_gib} GiB, {most.wall_time}"
+
+
+def _isolation(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if request.isolation < policy.isolation:
+        return Code.ISOLATION_TOO_WEAK, f"{request.isolation.value} is in force, {policy.isolation.value} is the least"
+    return None, request.isolation.value
+
+
+def _proof(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    if policy.proof == "required" and not request.proof_given:
+        return Code.PROOF_REQUIRED, "the job is not signed by a key bound to the token"
+    return None, "given" if request.proof_given else "not given, optional"
+
+
+def _runs_left(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    spent, most = request.runs_so_far.get(policy.id, 0), policy.approval.max_runs
+    if spent >= most:
+        return Code.RUN_BUDGET_SPENT, f"{spent} of {most} runs are spent"
+    return None, f"{spent} of {most} runs are spent"
+
+
+def _rounds_left(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+    spent, most = request.rounds_so_far.get(policy.id, 0), policy.approval.max_rounds
+    asked = request.job.rounds if request.trains else 0
+    if spent + asked > most:
+        return Code.ROUND_BUDGET_SPENT, f"{spent} of {most} rounds are spent, {asked} more asked for"
+    return None, f"{spent} of {most} rounds are spent"
+
+
+RULES: tuple[tuple[str, Rule], ...] = (
+    ("policy_in_force", _in_force),
+    ("dataset_named", _dataset_named),
+    ("user_beneficiary", _user_beneficiary),
+    ("release_named", _release_named),
+    ("digest_named", _digest_named),
+    ("tasks_allowed", _tasks_allowed),
+    ("reviewers_enough", _reviewers_enough),
+    ("config_known_keys", _config_known_keys),
+    ("config_in_range", _config_in_range),
+    ("splits_allowed", _splits_allowed),
+    ("weights_may_leave", _weights_may_leave),
+    ("min_cases_train", _min_cases_train),
+    ("min_cases_test", _min_cases_test),
+    ("min_sites", _min_sites),
+    ("secure_aggregation", _secure_aggregation),
+    ("epsilon_total", _epsilon),
+    ("resources", _resources),
+    ("isolation", _isolation),
+    ("proof", _proof),
+    ("max_runs", _runs_left),
+    ("max_rounds", _rounds_left),
+)
+
+
+# ------------------------------------------------------------------------------------------------- parts
+
+
+def _judge(policy: AssetPolicy, request: Request, now: datetime) -> tuple[RuleOutcome, ...]:
+    outcomes = [RuleOutcome("policy_present", True, policy.id, None)]
+    for name, rule in RULES:
+        code, detail = rule(policy, request, now)
+        outcomes.append(RuleOutcome(name, code is None, detail, code))
+    return tuple(outcomes)
+
+
+def _verdict(policy: AssetPolicy, request: Request, rules: tuple[RuleOutcome, ...]) -> Verdict:
+    if not all(rule.passed for rule in rules):
+        return Verdict.REFUSE
+    approval = policy.approval
+    if approval.mode == "auto" or request.confirmed or _named(request.user, approval.auto_for):
+        return Verdict.ALLOW
+    return Verdict.CONFIRM
+
+
+def _nearest(judged: tuple[TrustedPolicy, tuple[RuleOutcome, ...], Verdict]) -> tuple[int, int, str, int]:
+    policy, rules, verdict = judged
+    order = (Verdict.ALLOW, Verdict.CONFIRM, Verdict.REFUSE).index(verdict)
+    return order, sum(not rule.passed for rule in rules), policy.document.id, -policy.document.version
+
+
+def _refusal(policy: TrustedPolicy, rules: tuple[RuleOutcome, ...], request: Request) -> Refusal | None:
+    for rule in rules:
+        if rule.code is not None:
+            where = f"{request.dataset.ref} under policy {policy.document.id} version {policy.document.version}"
+            fields = {"site": request.site, "dataset": request.dataset.ref, "policy": policy.document.id}
+            return _because(rule.code, rule.detail, where, {**fields, "rule": rule.rule, "detail": rule.detail})
+    return None
+
+
+def _because(code: Code, detail: str, where: str, fields: Mapping[str, str]) -> Refusal:
+    return Refusal(code, f"{where}: {detail}. {ADVICE[code]}", fields)
+
+
+def _without_policy(code: Code, why: str) -> Decision:
+    rule = {Code.NO_POLICY: "policy_present", Code.DATASET_NOT_NAMED: "dataset_named"}.get(code)
+    if rule is None:
+        rule = "request_consistent" if code in _INCONSISTENT else "policy_trusted"
+    message = why if rule == "policy_trusted" else f"{why}. {ADVICE[code]}"
+    outcome = RuleOutcome(rule, False, why, code)
+    return Decision(Verdict.REFUSE, None, None, (outcome,), Refusal(code, message, {"rule": rule}))
+
+
+_INCONSISTENT = frozenset(
+    (Code.JOB_INCONSISTENT, Code.PROFILE_UNKNOWN, Code.CONFIG_KEY_UNKNOWN, Code.CONFIG_VALUE_INVALID)
+)
+
+
+def _inconsistent(request: Request) -> tuple[Code, str] | None:
+    """Release, digest, dataset and config must be those of the job, whatever the centre offered them with."""
+    job, statement = request.job, request.release.statement
+    if job.release != statement.ref or job.digest not in (None, statement.digest):
+        return Code.JOB_INCONSISTENT, f"the job names {job.release}, the release is {statement.ref} {statement.digest}"
+    if request.dataset.ref not in job.datasets or request.dataset.site != request.site:
+        return Code.JOB_INCONSISTENT, f"the job does not name {request.dataset.ref} of {request.site}"
+    resolved = resolve_config(job, statement)
+    if isinstance(resolved, Refusal):
+        return resolved.code, resolved.message
+    if resolved != request.resolved:
+        return Code.JOB_INCONSISTENT, "the config at hand is not the one that job and release give"
+    return None
+
+
+def _entries(policy: AssetPolicy, request: Request) -> list[AllowedRelease]:
+    """The policy's entries that name the release in this version with this digest."""
+    s = request.release.statement
+    return [e for e in policy.releases if e.name == s.name and s.version in e.versions and s.digest in e.digests]
+
+
+def _named(user: User, names: tuple[str, ...]) -> bool:
+    if user.subject in names:
+        return True
+    return bool(user.email) and user.email.lower() in {name.lower() for name in names}
+
+
+def _utc(now: datetime) -> None:
+    if now.utcoffset() != timedelta(0):
+        raise ValueError("now must carry the time zone UTC")

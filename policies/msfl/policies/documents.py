@@ -1,0 +1,454 @@
+"""Every document of the governance chain, as one strict and frozen schema each.
+
+    made by            document            signed by                    says
+    site staff         SiteRoot            its custodians               who may sign policies at this site
+    operator           FederationRoot      its keepers                  who publishes, who reviews, who issues tokens
+    ML engineer        ReleaseStatement    a publisher                  what an image is, does, accepts and sends
+    reviewer           Review              the reviewer                 approve or reject of exactly one statement
+    custodian          AssetPolicy         threshold of custodians      what may run on which data, for whom
+    data scientist     JobSpec             the key bound to the token   the request
+    site staff         DatasetRecord       nobody; it stays at the site what the data are
+
+Unknown keys are refused, nothing is coerced (a bool is no integer), numbers are finite, times are whole seconds in UTC
+(`2026-11-01T00:00:00Z`), names are plain ASCII so that look-alikes cannot exist. A document that validates is not yet
+trusted: see `trust`. `Isolation` is ordered: none < sandbox < container.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from functools import total_ordering
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    model_validator,
+)
+
+from msfl.policies.keys import BadKey, decode_public, key_id
+
+API_VERSION = "msfl/v1"
+_UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
+
+
+def parse_utc(value: object) -> datetime:
+    """`2026-11-01T00:00:00Z`, or a datetime that already is in UTC. Raises ValueError."""
+    if isinstance(value, datetime) and value.utcoffset() is not None and not value.utcoffset():
+        return value.astimezone(UTC).replace(microsecond=0)
+    if isinstance(value, str) and _UTC.match(value):
+        return datetime.fromisoformat(value).astimezone(UTC)
+    raise ValueError(f"{value!r} is not a time of the form 2026-11-01T00:00:00Z")
+
+
+def format_utc(value: datetime) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+UtcTime = Annotated[datetime, BeforeValidator(parse_utc), PlainSerializer(format_utc, return_type=str)]
+_NAME = r"[a-z0-9]+(?:[._-][a-z0-9]+)*"
+_VERSION = r"[0-9]+\.[0-9]+\.[0-9]+(?:-[0-9a-z.-]+)?"
+Slug = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$", max_length=64)]
+DatasetRef = Annotated[str, StringConstraints(pattern=rf"^{_NAME}/{_NAME}$", max_length=129)]
+ReleaseRef = Annotated[str, StringConstraints(pattern=rf"^{_NAME}:{_VERSION}$", max_length=129)]
+Version = Annotated[str, StringConstraints(pattern=rf"^{_VERSION}$", max_length=64)]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Person = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[._+@-][a-z0-9]+)*$", max_length=128)]
+UserName = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=256)]
+Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[.-][a-z0-9]+)*$", max_length=128)]
+ConfigKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
+Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,6}[smhd]$")]
+Text = Annotated[str, StringConstraints(max_length=2000)]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=500)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Task: TypeAlias = Literal["fingerprint", "prepare", "train", "evaluate"]
+Scalar: TypeAlias = bool | int | float | str
+ConfigValue: TypeAlias = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...] | None
+
+
+def seconds(duration: str) -> int:
+    """`90s`, `30m`, `72h`, `3d` in seconds."""
+    return int(duration[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[duration[-1]]
+
+
+@total_ordering
+class Isolation(Enum):
+    """What stands between reviewed code and the host; a larger one protects more."""
+
+    NONE = "none"
+    SANDBOX = "sandbox"
+    CONTAINER = "container"
+
+    def __lt__(self, other: Isolation) -> bool:
+        order = list(Isolation)
+        return order.index(self) < order.index(other)
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+# ---------------------------------------------------------------------------------------- who may sign what
+
+
+class Member(Document):
+    """A person and one of their keys. One person may have several keys; they count once."""
+
+    person: Person
+    key_id: str
+    public_key: str  # canonical base64 of the raw 32 bytes
+
+    @model_validator(mode="after")
+    def _the_id_is_the_keys_own(self) -> Self:
+        try:
+            derived = key_id(decode_public(self.public_key))
+        except BadKey as error:
+            raise ValueError(f"{self.person}: {error}") from error
+        if derived != self.key_id:
+            raise ValueError(f"the key of {self.person} has the id {derived}, not {self.key_id}")
+        return self
+
+
+def _refuse_shared_keys(*groups: tuple[Member, ...]) -> None:
+    seen: dict[str, str] = {}
+    for member in (m for group in groups for m in group):
+        if member.public_key in seen:
+            raise ValueError(f"{member.person} and {seen[member.public_key]} are listed with the same key")
+        seen[member.public_key] = member.person
+
+
+def _refuse_unreachable(threshold: int, members: tuple[Member, ...]) -> None:
+    people = len({m.person for m in members})
+    if threshold > people:
+        raise ValueError(f"a threshold of {threshold} cannot be reached by {people} different people")
+
+
+class SiteRoot(Document):
+    """Who may sign policies at this site. Made at the site; the centre has no standing in it."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["SiteRoot"] = "SiteRoot"
+    site: Slug
+    version: Positive
+    custodians: tuple[Member, ...] = Field(min_length=1)
+    threshold: Positive = 1
+    expires: UtcTime
+
+    @model_validator(mode="after")
+    def _keys_and_threshold(self) -> Self:
+        _refuse_shared_keys(self.custodians)
+        _refuse_unreachable(self.threshold, self.custodians)
+        return self
+
+
+class IssuerKeys(Document):
+    """An identity provider: its `iss`, the `aud` meant for this federation, and its pinned Ed25519 keys."""
+
+    issuer: Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=512)]
+    audience: Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=512)]
+    keys: tuple[str, ...] = Field(min_length=1)
+    organisation_claim: ConfigKey = "organisation"
+
+    @model_validator(mode="after")
+    def _keys_are_keys(self) -> Self:
+        for key in self.keys:
+            try:
+                key_id(decode_public(key))
+            except BadKey as error:
+                raise ValueError(f"issuer {self.issuer}: {error}") from error
+        return self
+
+
+class FederationRoot(Document):
+    """Publishers, reviewers and issuers of one federation. `keepers` sign it; one key serves one role only."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["FederationRoot"] = "FederationRoot"
+    federation: Slug
+    version: Positive
+    keepers: tuple[Member, ...] = Field(min_length=1)
+    threshold: Positive = 1
+    publishers: tuple[Member, ...] = Field(min_length=1)
+    reviewers: tuple[Member, ...] = Field(min_length=1)
+    reviews_needed: Positive = 1
+    issuers: tuple[IssuerKeys, ...] = Field(min_length=1)
+    expires: UtcTime
+
+    @model_validator(mode="after")
+    def _keys_and_thresholds(self) -> Self:
+        _refuse_shared_keys(self.keepers, self.publishers, self.reviewers)
+        _refuse_unreachable(self.threshold, self.keepers)
+        _refuse_unreachable(self.reviews_needed, self.reviewers)
+        if len({issuer.issuer for issuer in self.issuers}) != len(self.issuers):
+            raise ValueError("an issuer is listed twice")
+        return self
+
+
+# ------------------------------------------------------------------------------------------------ releases
+
+
+class Limits(Document):
+    """What a config value may be. Every constraint that is given must hold; `min` and `max` hold per list element."""
+
+    min: int | float | None = None
+    max: int | float | None = None
+    enum: tuple[Scalar, ...] | None = None
+    const: Scalar | tuple[int | float | str, ...] | None = None
+    nullable: bool = False
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        if self.enum is not None and not self.enum:
+            raise ValueError("an empty enum allows nothing")
+        return self
+
+
+class Bound(Limits):
+    """One row of a release's closed config table."""
+
+    type: Literal["integer", "number", "boolean", "string", "integers", "numbers", "strings"]
+    description: Text = ""
+
+
+class ReleaseResources(Document):
+    """What the release needs to run at a site."""
+
+    gpus: Count = 0
+    memory_gib: Annotated[float, Field(gt=0)] | Positive = 1
+
+
+class ReleaseStatement(Document):
+    """What a publisher says about exactly one image. `digest` is the OCI manifest's."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["ReleaseStatement"] = "ReleaseStatement"
+    name: Slug
+    version: Version
+    digest: Digest
+    commit: Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-f]{7,64}|unknown)$")]
+    publisher: Person
+    entrypoint: tuple[str, ...] = Field(min_length=1)
+    environment_sha256: Digest
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    profiles: Mapping[Slug, Mapping[ConfigKey, ConfigValue]] = Field(min_length=1)
+    config: Mapping[ConfigKey, Bound]
+    outputs: Mapping[str, Any]
+    resources: ReleaseResources = ReleaseResources()
+    description: Text = ""
+    issued: UtcTime
+    expires: UtcTime
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+class Review(Document):
+    """One reviewer's word on one statement: the digest and the hash of the statement's exact bytes."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["Review"] = "Review"
+    digest: Digest
+    statement_sha256: Digest
+    verdict: Literal["approve", "reject"]
+    comment: Text = ""
+    reviewer: Person
+    issued: UtcTime
+    expires: UtcTime
+
+
+# -------------------------------------------------------------------------------------------- the site's word
+
+
+class Beneficiaries(Document):
+    """Both lists given: both must hold. A list that is empty or absent does not restrict; one must be given."""
+
+    users: tuple[UserName, ...] = ()
+    organisations: tuple[Domain, ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody(self) -> Self:
+        if not self.users and not self.organisations:
+            raise ValueError("name at least one user or one organisation")
+        return self
+
+
+class ReviewersNeeded(Document):
+    minimum: Positive
+
+
+class AllowedRelease(Document):
+    name: Slug
+    versions: tuple[Version, ...] = Field(min_length=1)
+    digests: tuple[Digest, ...] = Field(min_length=1)
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    reviewers: ReviewersNeeded
+
+
+class PolicyLimits(Limits):
+    """Bounds of one config key. A key listed without any bound is a mistake, not a blank cheque."""
+
+    @model_validator(mode="after")
+    def _something_is_bounded(self) -> Self:
+        if self.min is None and self.max is None and self.enum is None and self.const is None:
+            raise ValueError("give min, max, enum or const")
+        return self
+
+
+class Splits(Document):
+    """What each split may be used for; the test split is never trained on."""
+
+    train: tuple[Literal["train", "evaluate"], ...] = ()
+    test: tuple[Literal["evaluate"], ...] = ()
+
+
+class WeightsOut(Document):
+    max_mib: Positive
+
+
+class Outputs(Document):
+    """What may leave. `weights` absent: no weights leave."""
+
+    weights: WeightsOut | None = None
+    local_model: bool = False
+    metrics: tuple[Slug, ...] = ()
+    per_case_metrics: bool = False
+
+
+class MinCases(Document):
+    train: Positive
+    metrics: Positive
+
+
+class Privacy(Document):
+    min_cases: MinCases
+    min_sites: Positive
+    secure_aggregation: Literal["required", "optional", "forbidden"] = "optional"
+    epsilon_total: int | float | None = None
+
+
+class Resources(Document):
+    """The most that a run may take at this site."""
+
+    gpus: Count
+    memory_gib: Positive
+    wall_time: Duration
+
+
+class Approval(Document):
+    """`confirm`: the custodian confirms each run, but for the users in `auto_for`. Budgets count per policy id."""
+
+    mode: Literal["auto", "confirm"]
+    auto_for: tuple[UserName, ...] = ()
+    max_runs: Positive
+    max_rounds: Positive
+
+
+class AssetPolicy(Document):
+    """What a custodian allows. Lists inside one policy combine with AND; a job needs one policy that allows it all."""
+
+    api_version: Literal["msfl/v1"]
+    kind: Literal["AssetPolicy"]
+    id: Slug
+    version: Positive
+    purpose: Line
+    not_before: UtcTime
+    expires: UtcTime
+    datasets: tuple[Slug, ...] = Field(min_length=1)
+    beneficiaries: Beneficiaries
+    releases: tuple[AllowedRelease, ...] = Field(min_length=1)
+    config: Mapping[ConfigKey, PolicyLimits]
+    splits: Splits
+    outputs: Outputs
+    privacy: Privacy
+    resources: Resources
+    isolation: Annotated[Isolation, Field(strict=False)] = Isolation.CONTAINER
+    proof: Literal["required", "optional"] = "required"
+    approval: Approval
+
+    @model_validator(mode="after")
+    def _a_time_in_force(self) -> Self:
+        if self.expires <= self.not_before:
+            raise ValueError("expires is not after not_before")
+        return self
+
+
+# ------------------------------------------------------------------------------------------- data and request
+
+
+class DatasetRecord(Document):
+    """What a site knows of one published dataset. `files` maps a path below the data folder to its hash and stays
+    at the site; `channel_names` are in channel order; `spacing_mm` is the median over cases, in array axis order."""
+
+    id: Slug
+    site: Slug
+    version: Digest
+    channel_names: tuple[Line, ...] = Field(min_length=1)
+    labels: Mapping[str, Count]
+    n_train: Count
+    n_test: Count
+    spacing_mm: tuple[float, ...]
+    files: Mapping[str, Digest] = Field(default_factory=dict)
+    kind: Literal["generated", "user"]
+    description: Text = ""
+
+    @property
+    def ref(self) -> str:
+        return f"{self.site}/{self.id}"
+
+
+class JobSpec(Document):
+    """The request. `evaluate_only` names those of `datasets` that are not trained on. One dataset per site."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["JobSpec"] = "JobSpec"
+    name: Slug
+    release: ReleaseRef
+    digest: Digest | None = None
+    datasets: tuple[DatasetRef, ...] = Field(min_length=1)
+    evaluate_only: tuple[DatasetRef, ...] = ()
+    rounds: Positive
+    profile: Slug
+    config: Mapping[ConfigKey, ConfigValue] = Field(default_factory=dict)
+    strategy: Slug = "fedavg"
+    personalise: None = None
+    baseline: Literal["local"] | None = None
+    min_sites: Positive
+    start: Literal["all", "quorum"] = "all"
+    round_deadline_s: Positive
+    keep: Literal["best", "last", "all"] = "best"
+    early_stopping: Positive | None = None
+    seed: Seed
+    nonce: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{16,128}$")]
+
+    @model_validator(mode="after")
+    def _datasets_make_sense(self) -> Self:
+        sites = [ref.split("/")[0] for ref in self.datasets]
+        if len(set(sites)) != len(sites):
+            raise ValueError("a job names one dataset per site")
+        if unknown := set(self.evaluate_only) - set(self.datasets):
+            raise ValueError(f"evaluate_only names {', '.join(sorted(unknown))}, which is not under datasets")
+        if len(self.datasets) == len(set(self.evaluate_only)):
+            raise ValueError("at least one dataset must be trained on")
+        if self.min_sites > len(self.datasets):
+            raise ValueError(f"min_sites is {self.min_sites}, but the job names {len(self.datasets)} sites")
+        return self
+
+    def trains_on(self, ref: str) -> bool:
+        """`ref` is `site/dataset`."""
+        return ref in self.datasets and ref not in self.evaluate_only
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(ref.split("/")[0] for ref in self.datasets)

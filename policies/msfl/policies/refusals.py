@@ -1,0 +1,181 @@
+"""A refusal is data: a code, one sentence that says what, where and why, and the facts behind it.
+
+    document unreadable ─┐
+    signature, trust ────┤
+    user, proof ─────────┼──▶ Refusal(code, message, fields) ──▶ audit log, then the data scientist
+    config ──────────────┤
+    policy rules ────────┘
+
+`Code` is the closed vocabulary: nothing else says why a site did not start, and every code has one sentence in
+`ADVICE` that says what to do about it. Codes may leave a site; whether the message and the fields do is the site's own
+setting. A bug is never a Refusal: it is an exception that nobody catches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+
+
+class Code(StrEnum):
+    # Documents and signatures
+    MALFORMED_DOCUMENT = "malformed_document"
+    WRONG_DOCUMENT_KIND = "wrong_document_kind"
+    WRONG_SIGNER = "wrong_signer"
+    TOO_FEW_SIGNERS = "too_few_signers"
+    ROOT_EXPIRED = "root_expired"
+    ROOT_DIFFERS = "root_differs"
+    # Releases
+    WRONG_PUBLISHER = "wrong_publisher"
+    RELEASE_EXPIRED = "release_expired"
+    RELEASE_REJECTED = "release_rejected"
+    RELEASE_NOT_REVIEWED = "release_not_reviewed"
+    # People
+    TOKEN_INVALID = "token_invalid"
+    TOKEN_EXPIRED = "token_expired"
+    TOKEN_WRONG_AUDIENCE = "token_wrong_audience"
+    TOKEN_UNKNOWN_ISSUER = "token_unknown_issuer"
+    PROOF_REQUIRED = "proof_required"
+    PROOF_INVALID = "proof_invalid"
+    PROOF_OTHER_KEY = "proof_other_key"
+    # The job against the release
+    JOB_INCONSISTENT = "job_inconsistent"
+    JOB_REPLAYED = "job_replayed"
+    PROFILE_UNKNOWN = "profile_unknown"
+    CONFIG_KEY_UNKNOWN = "config_key_unknown"
+    CONFIG_VALUE_INVALID = "config_value_invalid"
+    # The job against the site's policy, in the order of the rules
+    NO_POLICY = "no_policy"
+    POLICY_NOT_YET_VALID = "policy_not_yet_valid"
+    POLICY_EXPIRED = "policy_expired"
+    DATASET_NOT_NAMED = "dataset_not_named"
+    USER_NOT_NAMED = "user_not_named"
+    ORGANISATION_NOT_NAMED = "organisation_not_named"
+    RELEASE_NOT_NAMED = "release_not_named"
+    VERSION_NOT_NAMED = "version_not_named"
+    DIGEST_NOT_NAMED = "digest_not_named"
+    TASK_NOT_ALLOWED = "task_not_allowed"
+    TOO_FEW_REVIEWERS = "too_few_reviewers"
+    CONFIG_KEY_NOT_LISTED = "config_key_not_listed"
+    CONFIG_OUT_OF_RANGE = "config_out_of_range"
+    SPLIT_NOT_ALLOWED = "split_not_allowed"
+    WEIGHTS_MAY_NOT_LEAVE = "weights_may_not_leave"
+    TOO_FEW_TRAINING_CASES = "too_few_training_cases"
+    TOO_FEW_TEST_CASES = "too_few_test_cases"
+    TOO_FEW_SITES = "too_few_sites"
+    SECURE_AGGREGATION_UNAVAILABLE = "secure_aggregation_unavailable"
+    PRIVACY_BUDGET_UNAVAILABLE = "privacy_budget_unavailable"
+    RESOURCES_EXCEEDED = "resources_exceeded"
+    ISOLATION_TOO_WEAK = "isolation_too_weak"
+    RUN_BUDGET_SPENT = "run_budget_spent"
+    ROUND_BUDGET_SPENT = "round_budget_spent"
+    # What a site finds out by itself, before or during a run
+    DATASET_UNKNOWN = "dataset_unknown"
+    DATASET_CHANGED = "dataset_changed"
+    DATA_UNUSABLE = "data_unusable"
+    CUSTODIAN_REFUSED = "custodian_refused"
+    CUSTODIAN_STOPPED = "custodian_stopped"
+    IMAGE_BROKEN = "image_broken"
+    ENVIRONMENT_DIFFERS = "environment_differs"
+    PLAN_NOT_ALLOWED = "plan_not_allowed"
+    OUTPUT_BLOCKED = "output_blocked"
+    WORKER_FAILED = "worker_failed"
+
+
+ADVICE: Mapping[Code, str] = {
+    Code.MALFORMED_DOCUMENT: "Correct the named line of the document and sign it again.",
+    Code.WRONG_DOCUMENT_KIND: "A signature is valid for one kind of document only; sign the document as what it is.",
+    Code.WRONG_SIGNER: "Have the document signed by a person whom the trust root of this site or federation names.",
+    Code.TOO_FEW_SIGNERS: "Have further, different people of the trust root sign the same bytes.",
+    Code.ROOT_EXPIRED: "Make and sign the next version of the trust root.",
+    Code.ROOT_DIFFERS: "Compare the root's hash with the one in the registration token before accepting it.",
+    Code.WRONG_PUBLISHER: "Have the release signed by a publisher of the federation root.",
+    Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
+    Code.RELEASE_REJECTED: "A reviewer rejected this digest; read the comment and publish a corrected release.",
+    Code.RELEASE_NOT_REVIEWED: "Ask further reviewers of the federation root for a signed review.",
+    Code.TOKEN_INVALID: "Log in again: msfl login.",
+    Code.TOKEN_EXPIRED: "Log in again: msfl login.",
+    Code.TOKEN_WRONG_AUDIENCE: "Ask the identity provider for a token made for this federation.",
+    Code.TOKEN_UNKNOWN_ISSUER: "Log in with an identity provider that the federation root names.",
+    Code.PROOF_REQUIRED: "Log in with a token bound to a key, so that the SDK can sign the job.",
+    Code.PROOF_INVALID: "Submit the job again with the SDK; its signature does not fit its bytes.",
+    Code.PROOF_OTHER_KEY: "Log in again: the job was signed with a key that the token is not bound to.",
+    Code.JOB_INCONSISTENT: "Submit the job again; release, digest, dataset and config must belong together.",
+    Code.JOB_REPLAYED: "Submit a new job; each signed job runs once.",
+    Code.PROFILE_UNKNOWN: "Choose one of the profiles that the release offers.",
+    Code.CONFIG_KEY_UNKNOWN: "Remove the key, or use a release that knows it.",
+    Code.CONFIG_VALUE_INVALID: "Choose a value of the type and range that the release states.",
+    Code.NO_POLICY: "Ask the site's custodian to sign an asset policy: msfl policy new.",
+    Code.POLICY_NOT_YET_VALID: "Wait for the policy's not_before, or ask the custodian for an earlier one.",
+    Code.POLICY_EXPIRED: "Ask the custodian for a new version of the policy.",
+    Code.DATASET_NOT_NAMED: "Ask the custodian to name the dataset in a policy.",
+    Code.USER_NOT_NAMED: "Ask the custodian to name you under beneficiaries.users.",
+    Code.ORGANISATION_NOT_NAMED: "Ask the custodian to name your organisation under beneficiaries.organisations.",
+    Code.RELEASE_NOT_NAMED: "Ask the custodian to name the release, or use one that the policy names.",
+    Code.VERSION_NOT_NAMED: "Ask the custodian to name this version, or use one that the policy names.",
+    Code.DIGEST_NOT_NAMED: "The image is not the one the custodian approved; use the approved digest.",
+    Code.TASK_NOT_ALLOWED: "Ask the custodian to allow the task for this release.",
+    Code.TOO_FEW_REVIEWERS: "Ask further reviewers to review the release.",
+    Code.CONFIG_KEY_NOT_LISTED: "Ask the custodian to list the key with its bounds under config.",
+    Code.CONFIG_OUT_OF_RANGE: "Choose a value inside the policy's bounds.",
+    Code.SPLIT_NOT_ALLOWED: "Ask the custodian to open the split for this use, or do without this site.",
+    Code.WEIGHTS_MAY_NOT_LEAVE: "Ask the custodian to allow outputs.weights, or name the dataset evaluate-only.",
+    Code.TOO_FEW_TRAINING_CASES: "The dataset is smaller than the custodian's minimum; do without this site.",
+    Code.TOO_FEW_TEST_CASES: "The test split is smaller than the custodian's minimum; do without this site.",
+    Code.TOO_FEW_SITES: "Name more sites in the job and raise its min_sites.",
+    Code.SECURE_AGGREGATION_UNAVAILABLE: "This version has no secure aggregation; the policy must not require it.",
+    Code.PRIVACY_BUDGET_UNAVAILABLE: "This version keeps no privacy budget; set epsilon_total to null.",
+    Code.RESOURCES_EXCEEDED: "Ask the custodian for a larger share of the machine, or use a smaller release.",
+    Code.ISOLATION_TOO_WEAK: "Install bubblewrap or a container runtime at the site, or lower the policy's isolation.",
+    Code.RUN_BUDGET_SPENT: "Ask the custodian for a new version with a higher max_runs.",
+    Code.ROUND_BUDGET_SPENT: "Ask for fewer rounds, or the custodian for a new version with a higher max_rounds.",
+    Code.DATASET_UNKNOWN: "The site publishes no such dataset; see client.datasets().",
+    Code.DATASET_CHANGED: "Publish the dataset again at the site: msfl data publish.",
+    Code.DATA_UNUSABLE: "Correct the data at the site and publish it again.",
+    Code.CUSTODIAN_REFUSED: "The custodian said no to this run; ask at the site.",
+    Code.CUSTODIAN_STOPPED: "The custodian stopped this run; ask at the site.",
+    Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
+    Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
+    Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",
+    Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",
+    Code.WORKER_FAILED: "Ask the site's staff for the worker's log; it does not leave the site.",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """`message` says what was refused, where, why and what to do; `fields` holds the facts as strings."""
+
+    code: Code
+    message: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> JsonObject:
+        return {"code": self.code.value, "message": self.message, "fields": dict(self.fields)}
+
+    @classmethod
+    def from_json(cls, value: JsonObject) -> Refusal:
+        """Raises ValueError for anything that `to_json` does not make."""
+        if set(value) != {"code", "message", "fields"} or not isinstance(value["message"], str):
+            raise ValueError("not a refusal")
+        fields = value["fields"]
+        if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
+            raise ValueError("a refusal's fields are strings")
+        return cls(Code(value["code"]), value["message"], dict(fields))
+
+
+def refuse(code: Code, what: str, **fields: str) -> Refusal:
+    """A refusal whose message ends with the advice that belongs to its code."""
+    return Refusal(code, f"{what} {ADVICE[code]}", fields)
+
+
+class Refused(Exception):
+    """A refusal on its way up through code that returns something else, to whoever reports it. Data, not a bug."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"{refusal.code.value}: {refusal.message}")
+        self.refusal = refusal

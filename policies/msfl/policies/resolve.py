@@ -1,0 +1,124 @@
+"""From what a job asks to the config the worker is handed: nothing else is ever decided on, and nothing else runs.
+
+    release profile (defaults) ◀── overlaid by ── job.config ◀── joined by ── rounds, strategy, seed, profile
+                                        │
+                   every key in the release's closed table, every value of its type and inside its bounds
+
+The release's table may narrow the four run keys too; where it does not, `RUN_KEYS` holds. Types are strict: a bool is
+no integer, an integer given for a number becomes that float, NaN and infinity are nothing. `violation` is the one
+comparison of a value with limits; release and policy both use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from msfl.policies.documents import Bound, ConfigValue, JobSpec, Limits, ReleaseStatement
+from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
+
+RUN_KEYS: Mapping[str, Bound] = {
+    "profile": Bound(type="string"),
+    "rounds": Bound(type="integer", min=1),
+    "seed": Bound(type="integer", min=0, max=2**32 - 1),
+    "strategy": Bound(type="string"),
+}
+
+_ELEMENT = {"integers": "integer", "numbers": "number", "strings": "string"}
+
+
+def resolve_config(spec: JobSpec, statement: ReleaseStatement) -> JsonObject | Refusal:
+    """The complete config, keys sorted."""
+    defaults = statement.profiles.get(spec.profile)
+    if defaults is None:
+        known = ", ".join(sorted(statement.profiles))
+        what = f"{statement.ref} has no profile {spec.profile!r} (it has {known})."
+        return refuse(Code.PROFILE_UNKNOWN, what, profile=spec.profile, known=known)
+    if taken := sorted(set(spec.config) & set(RUN_KEYS)):
+        what = f"The job's config sets {', '.join(taken)}, which has its own field in the job."
+        return refuse(Code.CONFIG_KEY_UNKNOWN, what, key=taken[0])
+    run: dict[str, ConfigValue] = {
+        "profile": spec.profile,
+        "rounds": spec.rounds,
+        "seed": spec.seed,
+        "strategy": spec.strategy,
+    }
+    asked = {**defaults, **spec.config, **run}
+    resolved: JsonObject = {}
+    for key in sorted(asked):
+        bound = statement.config.get(key) or RUN_KEYS.get(key)
+        if bound is None:
+            what = f"{statement.ref} knows no config key {key!r}."
+            return refuse(Code.CONFIG_KEY_UNKNOWN, what, key=key, known=", ".join(sorted(statement.config)))
+        value = typed(asked[key], bound)
+        why = f"is not of type {bound.type}" if isinstance(value, WrongType) else violation(value, bound)
+        if why is not None:
+            what = f"config.{key} = {asked[key]!r} {why} in {statement.ref}."
+            return refuse(Code.CONFIG_VALUE_INVALID, what, key=key, value=repr(asked[key]))
+        resolved[key] = value
+    if missing := sorted(set(statement.config) - set(resolved)):
+        what = f"The profile {spec.profile!r} of {statement.ref} leaves {', '.join(missing)} unset."
+        return refuse(Code.CONFIG_VALUE_INVALID, what, key=missing[0])
+    return resolved
+
+
+class WrongType:
+    """What `typed` returns for a value that is not of the bound's type."""
+
+
+_WRONG = WrongType()
+
+
+def typed(value: object, bound: Bound) -> ConfigValue | WrongType:
+    """The value as exactly the bound's type."""
+    if value is None:
+        return None if bound.nullable else _WRONG
+    if bound.type not in _ELEMENT:
+        return _scalar(value, bound.type)
+    if not isinstance(value, tuple | list):
+        return _WRONG
+    elements = tuple(_scalar(element, _ELEMENT[bound.type]) for element in value)
+    if any(isinstance(element, WrongType) for element in elements):
+        return _WRONG
+    return elements  # type: ignore[return-value]  # homogeneous by the line above
+
+
+def _scalar(value: object, kind: str) -> bool | int | float | str | WrongType:
+    match kind:
+        case "boolean":
+            return value if isinstance(value, bool) else _WRONG
+        case "string":
+            return value if isinstance(value, str) else _WRONG
+        case "integer":
+            return value if isinstance(value, int) and not isinstance(value, bool) else _WRONG
+        case "number" if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value) if abs(value) < 2**1000 and math.isfinite(value) else _WRONG
+    return _WRONG
+
+
+def violation(value: object, limits: Limits) -> str | None:
+    """Why the value is outside the limits (a phrase such as "is above 60"), or None when it is inside."""
+    if value is None:
+        return None if limits.nullable else "is null"
+    elements = value if isinstance(value, tuple | list) else (value,)
+    if limits.const is not None and not _same(value, limits.const):
+        return f"is not {limits.const!r}"
+    for element in elements:
+        if limits.enum is not None and not any(_same(element, allowed) for allowed in limits.enum):
+            return f"is not one of {', '.join(map(str, limits.enum))}"
+        if limits.min is None and limits.max is None:
+            continue
+        if isinstance(element, bool) or not isinstance(element, int | float) or not math.isfinite(element):
+            return "is not a finite number"
+        if limits.min is not None and element < limits.min:
+            return f"is below {limits.min}"
+        if limits.max is not None and element > limits.max:
+            return f"is above {limits.max}"
+    return None
+
+
+def _same(left: object, right: object) -> bool:
+    """Equal, and neither a bool that passes for a number."""
+    if isinstance(left, tuple | list) and isinstance(right, tuple | list):
+        return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right, strict=True))
+    return isinstance(left, bool) == isinstance(right, bool) and left == right
