@@ -1,0 +1,1 @@
+"""The nnU-Net release: nnU-Net's own planning, preprocessing, training and inference behind `FederatedModel`."""
