@@ -81,7 +81,7 @@ def from_line(line: bytes) -> Entry | str:
     return entry if entry.to_line() == line else "is not written canonically"
 
 
-def verify(lines: Iterable[bytes], head: str | None = None) -> None | BrokenChain:
+def verify(lines: Iterable[bytes], head: str | None = None) -> BrokenChain | None:
     """None when the chain is whole, and ends in `head` where one is given."""
     previous, seq = GENESIS, 0
     for line in lines:

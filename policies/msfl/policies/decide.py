@@ -148,7 +148,7 @@ def decide(
     return Decision(verdict, policy.document.id, policy.sha256, rules, _refusal(policy, rules, request))
 
 
-def recheck(policy: TrustedPolicy, round: int, now: datetime, rounds_so_far: int) -> None | Refusal:
+def recheck(policy: TrustedPolicy, round: int, now: datetime, rounds_so_far: int) -> Refusal | None:
     """Before each round: is the policy still in force, and is a round left? `rounds_so_far` counts all runs of it."""
     _utc(now)
     document = policy.document
@@ -428,7 +428,7 @@ def _inconsistent(request: Request) -> tuple[Code, str] | None:
         return Code.JOB_INCONSISTENT, f"the job does not name {request.dataset.ref} of {request.site}"
     resolved = resolve_config(job, statement)
     if isinstance(resolved, Refusal):
-        return resolved.code, resolved.message
+        return resolved.code, resolved.message.removesuffix(ADVICE[resolved.code]).rstrip(" .")
     if resolved != request.resolved:
         return Code.JOB_INCONSISTENT, "the config at hand is not the one that job and release give"
     return None

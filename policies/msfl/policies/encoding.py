@@ -235,7 +235,7 @@ def _line(event: Event) -> int:
 
 
 def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES) -> Any:
-    """The plain value of one JSON text: no duplicate members, no NaN or infinity, arrays as tuples. Raises Malformed."""
+    """The plain value of one JSON text: no duplicate members, finite numbers, arrays as tuples. Raises Malformed."""
     text = _text(data, name, max_bytes)
 
     def error(what: str, allowed: str = "", key: str = "", line: int | None = None) -> Malformed:

@@ -70,7 +70,7 @@ class _Signature(Document):
 
 class _Envelope(Document):
     payload: str
-    payloadType: Annotated[str, StringConstraints(max_length=200)]  # noqa: N815 - the name DSSE gives it
+    payloadType: Annotated[str, StringConstraints(max_length=200)]  # DSSE's own spelling
     signatures: tuple[_Signature, ...] = Field(min_length=1, max_length=32)
 
 

@@ -32,7 +32,7 @@ from msfl.policies.keys import KeyPair, decode_public, thumbprint
 from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 
 EMBEDDED_ISSUER = "https://msfl.invalid/for-one-machine-only"
-TOKEN_TYPE = "at+jwt"
+TOKEN_TYPE = "at+jwt"  # noqa: S105 - a media type
 PROOF_TYPE = "msfl-job+jws"
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_LIFETIME = timedelta(hours=24)
@@ -109,7 +109,7 @@ def sign_job(spec: bytes, key: KeyPair) -> str:
     return _JWS.encode(sha256_of(spec).encode(), key.private, "EdDSA", headers)
 
 
-def verify_job(spec: bytes, proof: str, user: User, proof_required: bool) -> None | Refusal:
+def verify_job(spec: bytes, proof: str, user: User, proof_required: bool) -> Refusal | None:
     """None: the job is the user's own. An empty proof passes only where none is required; a wrong one never."""
     if not proof:
         if not proof_required:

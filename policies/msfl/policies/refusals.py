@@ -35,10 +35,10 @@ class Code(StrEnum):
     RELEASE_REJECTED = "release_rejected"
     RELEASE_NOT_REVIEWED = "release_not_reviewed"
     # People
-    TOKEN_INVALID = "token_invalid"
-    TOKEN_EXPIRED = "token_expired"
-    TOKEN_WRONG_AUDIENCE = "token_wrong_audience"
-    TOKEN_UNKNOWN_ISSUER = "token_unknown_issuer"
+    TOKEN_INVALID = "token_invalid"  # noqa: S105
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105
+    TOKEN_WRONG_AUDIENCE = "token_wrong_audience"  # noqa: S105
+    TOKEN_UNKNOWN_ISSUER = "token_unknown_issuer"  # noqa: S105
     PROOF_REQUIRED = "proof_required"
     PROOF_INVALID = "proof_invalid"
     PROOF_OTHER_KEY = "proof_other_key"

@@ -51,6 +51,7 @@ def policy_template(
 ) -> str:
     """`profiles` empty: all that the release has. Raises Malformed when a choice does not fit the schema."""
     config = _config(release, tuple(profiles), tuple(strategies), rounds_max)
+    needed_gpus = release.resources.gpus if gpus is None else gpus
     text = f"""\
 # What may run on {dataset.ref}. Read every line; what you sign is exactly this text.
 api_version: msfl/v1
@@ -91,7 +92,7 @@ privacy:
   secure_aggregation: optional  # required, optional, forbidden
   epsilon_total: null
 
-resources: {{gpus: {release.resources.gpus if gpus is None else gpus}, memory_gib: {memory_gib}, wall_time: {wall_time}}}
+resources: {{gpus: {needed_gpus}, memory_gib: {memory_gib}, wall_time: {wall_time}}}
 isolation: {isolation.value}            # container, sandbox or none: the least this site accepts
 proof: {proof}                 # must the job be signed with a key bound to the user's token?
 approval: {{mode: {mode}, auto_for: {_list(auto_for)}, max_runs: {max_runs}, max_rounds: {max_rounds}}}
@@ -129,6 +130,8 @@ def _limits(
             return f"{{enum: {_list(strategies)}}}"
         case "rounds":
             return f"{{min: 1, max: {rounds_max}}}"
+        case _:
+            pass
     if not _bounded(bound):
         return _observed(key, bound, release)
     given = bound.model_dump(include=set(Limits.model_fields), exclude_none=True)

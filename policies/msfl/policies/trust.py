@@ -7,7 +7,8 @@
       + Signed[Review]…                                 expiry, no reject, enough approvals ──▶ TrustedRelease
 
 The Trusted… types cannot be made anywhere else: their constructors want a seal that only this module holds, so a
-function that takes one needs no second check. Thresholds count different people, never keys. A reject counts whoever
+function that takes one needs no second check. Thresholds count different people, never keys. A root names
+its own signers, so it alone is read, strictly, before its own threshold can be checked. A reject counts whoever
 of the root signed it, and does not expire: publish a corrected release under a new digest instead. A review that no
 reviewer of the root signed is nobody's word and is ignored; one that is signed but unreadable refuses the release.
 A policy's time in force is a rule of `decide`, so that an expired policy is a decision with its reason.
@@ -202,12 +203,8 @@ def _approvals(
         if refusal := _rejects(review, release, {*reviewers, *others}):
             return refusal
         exact = review.digest == release.digest and review.statement_sha256 == statement_sha256
-        if (
-            review.verdict == "approve"
-            and exact
-            and review.issued <= now < review.expires
-            and review.reviewer in reviewers
-        ):
+        in_time = review.issued <= now < review.expires
+        if review.verdict == "approve" and exact and in_time and review.reviewer in reviewers:
             approving.add(review.reviewer)
     return approving
 
@@ -256,9 +253,8 @@ def _people(members: Iterable[Member]) -> tuple[str, ...]:
 
 def _malformed(error: Malformed) -> Refusal:
     line = "" if error.line is None else str(error.line)
-    return refuse(
-        Code.MALFORMED_DOCUMENT, f"{error}.", file=error.file, line=line, key=error.key, allowed=error.allowed
-    )
+    fields = {"file": error.file, "line": line, "key": error.key, "allowed": error.allowed}
+    return refuse(Code.MALFORMED_DOCUMENT, f"{error}.", **fields)
 
 
 def _root_expired(name: str, expires: datetime) -> Refusal:
