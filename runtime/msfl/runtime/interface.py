@@ -1,0 +1,112 @@
+"""The runtime seam: how a gateway or the orchestrator starts, watches and ends one contained process.
+
+    start(order)   ▸ the image's environment is verified ▸ Handle          raises Refused: nothing was started
+    poll(handle)   ▸ None while it runs ▸ Exit, once and for ever
+    stop(handle)   ▸ SIGTERM, grace, SIGKILL; on return no process of it is left
+    recover(F)     ▸ after a restart of the host: the Handle of what still runs in folder F, or None after tidying up
+
+A contained process sees its folder F (link.sock, inbox, outbox, scratch, figures), its data read-only, the code of its
+image, the verified Python environment, and nothing else, as far as the runtime can enforce it: `protections()` says
+honestly how far that is, and the site's policy decides whether it is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+from msfl.policies.documents import Isolation
+from msfl.policies.refusals import Refusal
+
+Role: TypeAlias = Literal["worker", "aggregator"]
+
+
+class Image(Protocol):
+    """What a runtime needs of an image. `msfl.registry.pull.VerifiedImage` is the one that fulfils it."""
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def root(self) -> Path:
+        """The unpacked, verified layer; nobody changes it while a process runs from it."""
+        ...
+
+    @property
+    def entrypoint(self) -> Sequence[str]: ...
+
+    def check_environment(self, site_packages: Path) -> Refusal | None:
+        """Hash the installed environment against the image's lock, in full."""
+        ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    gpus: int = 0
+    threads: int = 1
+    memory_bytes: int | None = None  # of private memory per process (RLIMIT_DATA); None: no limit
+    file_bytes: int = 16 << 30
+    open_files: int = 4096
+    tmp_bytes: int = 2 << 30  # of /tmp and of /dev/shm, each, where the runtime makes them
+
+
+@dataclass(frozen=True)
+class StartOrder:
+    """One process to start. `folder` is F; `data` is None for an aggregator; `log` takes stdout and stderr, mode 0600.
+
+    `log` lies outside F, so that the process cannot change what it once said.
+    """
+
+    run_id: str
+    image: Image
+    release: str  # "name:version", for the process's greeting
+    role: Role
+    folder: Path
+    data: Path | None
+    site: str | None
+    log: Path
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Handle:
+    """A started process: `pid` on this host and `started`, its start in clock ticks since boot, which together name it
+    for as long as the machine is up."""
+
+    run_id: str
+    role: Role
+    folder: Path
+    pid: int
+    started: int
+
+
+@dataclass(frozen=True)
+class Exit:
+    """`status` is None when a signal ended it; both are None when the process was not our child and is gone."""
+
+    status: int | None
+    signal: int | None
+
+
+@dataclass(frozen=True)
+class Protections:
+    """`detail`: one plain sentence for each thing that is, or is not, in force."""
+
+    isolation: Isolation
+    detail: tuple[str, ...]
+
+
+class Runtime(Protocol):
+    def protections(self) -> Protections: ...
+
+    def start(self, order: StartOrder) -> Handle:
+        """Raises Refused when the environment differs or the image cannot be run; then nothing was started."""
+        ...
+
+    def poll(self, handle: Handle) -> Exit | None: ...
+
+    def stop(self, handle: Handle, grace_s: float) -> Exit: ...
+
+    def recover(self, folder: Path) -> Handle | None: ...

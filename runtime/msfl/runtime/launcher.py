@@ -1,0 +1,51 @@
+"""The first lines that run inside a contained process; started by path, so it imports the standard library only.
+
+    python -I -S -B launcher.py '{"root", "site_packages", "module", "parent", "limits"}' arguments of the module…
+
+`-I -S` keep the host's environment variables, user site, `.pth` files and sitecustomize out. Then:
+1. without a sandbox: die with the parent (PR_SET_PDEATHSIG), as bubblewrap's --die-with-parent does in one
+2. limits that hold for everything the process starts
+3. sys.path = the image's layer, the standard library, site-packages appended as a plain folder
+4. the module runs as `python -m` would run it
+"""
+
+import ctypes
+import json
+import os
+import resource
+import runpy
+import signal
+import sys
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    spec: dict[str, Any] = json.loads(sys.argv[1])
+    if spec["parent"] is not None:
+        _die_with(spec["parent"])
+    for name, value in spec["limits"].items():
+        _limit(getattr(resource, name), value)
+    sys.path[:] = [spec["root"], *sys.path, spec["site_packages"]]
+    sys.argv = [spec["module"], *sys.argv[2:]]
+    runpy.run_module(spec["module"], run_name="__main__", alter_sys=True)
+
+
+def _die_with(parent: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # It died before the line above.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _limit(which: int, value: int) -> None:
+    _, hard = resource.getrlimit(which)
+    if hard != resource.RLIM_INFINITY:
+        value = min(value, hard)
+    resource.setrlimit(which, (value, value))
+
+
+if __name__ == "__main__":  # Children of multiprocessing's spawn import this file under another name.
+    main()
