@@ -82,18 +82,22 @@ def overlay(
     width_mm = (x_box.stop - x_box.start) * spacing[0]
     panel_width = 2.6
     panel_height = panel_width * height_mm / width_mm
-    figure = Figure(figsize=(panel_width * len(panels), panel_height + 0.85), facecolor="black")
+    figure = Figure(figsize=(panel_width * len(panels), panel_height + 0.75), facecolor="black")
     FigureCanvasAgg(figure)
-    top = 1 - 0.55 / (panel_height + 0.85)
-    bottom = 0.3 / (panel_height + 0.85)
+    top = 1 - 0.47 / (panel_height + 0.75)
+    bottom = 0.25 / (panel_height + 0.75)
     for i, (heading, image, outlines) in enumerate(panels):
         axes = figure.add_axes((i / len(panels) + 0.003, bottom, 1 / len(panels) - 0.006, top - bottom))
         low, high = _window(image)
         extent = (0.0, width_mm, 0.0, height_mm)
         shown = image[x_box, y_box, z].T
-        axes.imshow(shown, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent, interpolation="nearest")
+        axes.imshow(shown, cmap="gray", vmin=low, vmax=high, origin="lower", extent=extent, interpolation="bilinear")
         for _, mask, colour in outlines:
-            _outline(axes, mask[x_box, y_box, z], width_mm, height_mm, colour)
+            # The truth lies as a broad pale band under a model's thin line, so that both are seen where they agree.
+            under = len(outlines) > 1 and colour == TRUTH_COLOUR
+            _outline(
+                axes, mask[x_box, y_box, z], width_mm, height_mm, colour, 3.2 if under else 1.2, 0.55 if under else 1
+            )
         axes.invert_xaxis()  # x grows to the right of the patient, who is seen from the feet
         axes.set_axis_off()
         axes.set_title(heading, color="white", fontsize=10, pad=3)
@@ -149,14 +153,16 @@ def _background(image: Volume) -> float:
 
 
 def _window(image: Volume) -> tuple[float, float]:
-    """Grey levels: from the darkest voxel to the 99.7th percentile of what is not background."""
+    """Grey levels: from the darkest voxel to the 99.9th percentile of what is not background."""
     inside = image[image > _background(image)]
     if inside.size == 0:
         return 0.0, 1.0
-    return float(image.min()), float(np.percentile(inside, 99.7)) or 1.0
+    return float(image.min()), float(np.percentile(inside, 99.9)) or 1.0
 
 
-def _outline(axes: object, mask: Mask, width_mm: float, height_mm: float, colour: str) -> None:
+def _outline(
+    axes: object, mask: Mask, width_mm: float, height_mm: float, colour: str, line: float, alpha: float
+) -> None:
     if not mask.any():
         return  # matplotlib warns about a contour that does not exist
     fine = np.kron(mask.T, np.ones((_FINE, _FINE)))
@@ -164,7 +170,7 @@ def _outline(axes: object, mask: Mask, width_mm: float, height_mm: float, colour
     step_x, step_y = width_mm / (mask.shape[0] * _FINE), height_mm / (mask.shape[1] * _FINE)
     x = (np.arange(fine.shape[1]) - 0.5) * step_x
     y = (np.arange(fine.shape[0]) - 0.5) * step_y
-    axes.contour(x, y, fine, levels=[0.5], colors=[colour], linewidths=1.1)  # type: ignore[attr-defined]
+    axes.contour(x, y, fine, levels=[0.5], colors=[colour], linewidths=line, alpha=alpha)  # type: ignore[attr-defined]
 
 
 def _plain(text: str) -> str:
