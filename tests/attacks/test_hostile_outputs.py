@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from msfl.policies.refusals import Code, Refused
 from msfl.runtime import collect as collector
 from msfl.runtime.collect import collect

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.runtime.interface import Exit, Handle, Limits, StartOrder
