@@ -98,6 +98,12 @@ class Signed(Generic[D]):
         """Of the payload's exact bytes."""
         return sha256_of(self.payload)
 
+    def payload_of_kind(self) -> bytes:
+        """The payload, if it was signed as this kind. Still unverified. Raises Malformed."""
+        if self.payload_type != self.kind.payload_type:
+            raise Malformed(self.file, (Problem(None, "payloadType", repr(self.payload_type), self.kind.payload_type),))
+        return self.payload
+
     def signed_by(self, members: Iterable[Member]) -> tuple[Member, ...]:
         """Those of `members` whose key made one of the signatures over payload type and payload."""
         envelope = Envelope(self.payload, self.payload_type, {k: Signature(k, s.hex()) for k, s in self.signatures})
@@ -116,6 +122,7 @@ def sign(payload: bytes, kind: Kind[Any], keys: Iterable[KeyPair]) -> bytes:
 def add_signature(data: bytes, kind: Kind[Any], key: KeyPair) -> bytes:
     """The same envelope with one more signature, for a second custodian. Raises Malformed."""
     signed = Signed.parse(data, kind)
+    signed.kind.load(signed.payload_of_kind(), signed.file)
     signatures = {k: Signature(k, s.hex()) for k, s in signed.signatures}
     envelope = Envelope(signed.payload, signed.payload_type, signatures)
     envelope.sign(CryptoSigner(key.private, _library_key(key.id, key.public)))
