@@ -1,0 +1,52 @@
+"""What is inside every sealed stream: one JSON document, and after it, if there are any, tensors as safetensors.
+
+    8-byte big-endian length | JSON, UTF-8 | safetensors bytes (may be none)
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+MAX_DOCUMENT_BYTES = 16 << 20
+BLOCK = 1 << 20
+_LENGTH = struct.Struct(">Q")
+
+
+class BadParcel(ValueError):
+    """The bytes are authentic, and still not a parcel."""
+
+
+def pack(document: JsonObject, tensors: BinaryIO | None) -> Iterator[bytes]:
+    body = json.dumps(document, allow_nan=False, sort_keys=True).encode()
+    if len(body) > MAX_DOCUMENT_BYTES:
+        raise BadParcel(f"a document of {len(body)} bytes is over the limit of {MAX_DOCUMENT_BYTES}")
+    yield _LENGTH.pack(len(body)) + body
+    if tensors is not None:
+        while block := tensors.read(BLOCK):
+            yield block
+
+
+def unpack(source: BinaryIO, tensors_out: BinaryIO | None) -> tuple[JsonObject, int]:
+    """The document, and how many bytes of tensors went to `tensors_out`. Raises BadParcel."""
+    head = source.read(_LENGTH.size)
+    if len(head) != _LENGTH.size:
+        raise BadParcel("shorter than its length")
+    (length,) = _LENGTH.unpack(head)
+    if length > MAX_DOCUMENT_BYTES:
+        raise BadParcel(f"a document of {length} bytes is over the limit of {MAX_DOCUMENT_BYTES}")
+    try:
+        document = json.loads(source.read(length))
+    except ValueError as error:
+        raise BadParcel("the document is not JSON") from error
+    if not isinstance(document, dict):
+        raise BadParcel("the document is not an object")
+    size = 0
+    while block := source.read(BLOCK):
+        if tensors_out is None:
+            raise BadParcel("tensors where none are expected")
+        size += tensors_out.write(block)
+    return document, size
