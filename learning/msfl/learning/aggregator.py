@@ -44,7 +44,7 @@ from msfl.learning.files import canonical_json, json_hash, read_json_object, sha
 from msfl.learning.strategies import STRATEGIES, WEIGHTINGS, Strategy
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
 from msfl.learning.weights import TensorFile
-from msfl.protos.parcel import BadParcel, pack, unpack
+from msfl.protos.parcel import pack, unpack
 from msfl.protos.sealing import SealBroken, StreamHeader, open_sealed, open_with, seal
 from msfl.protos.tasklink import Task
 from msfl.protos.tensors import BadTensors
@@ -121,11 +121,16 @@ class Aggregator:
             fingerprints = {
                 p.site: {k: p.document[k] for k in p.document if k not in _OPTIONAL_FIELDS} for p in parcels
             }
-        plan = self._model.plan(fingerprints, task.config)
+        # Through its canonical form, so that everybody holds the same plain JSON: no tuples, no numpy numbers.
+        plan: JsonObject = json.loads(canonical_json(self._model.plan(fingerprints, task.config)))
         initial = self._model.initial(plan, task.config)
         weights_sha256 = weight_files.save(self._model_file(0), initial, durable=True)
         plan_hash = json_hash(plan)
-        state = {"run_id": self._the_run.run_id, "plan": plan, "plan_hash": plan_hash}
+        # What the labels are called, for `export`, from the sites themselves if the task will not say it.
+        labels: JsonObject = next(
+            (f["labels"] for _, f in sorted(fingerprints.items()) if isinstance(f.get("labels"), dict)), {}
+        )
+        state = {"run_id": self._the_run.run_id, "plan": plan, "plan_hash": plan_hash, "labels": labels}
         write_whole(self._plan_file, [canonical_json(state)], durable=True)
         progress = open_progress("seal")
         files: dict[str, str] = {}
@@ -197,12 +202,15 @@ class Aggregator:
     def _export(self, task: Task, open_progress: OpenProgress) -> Outcome:
         open_progress("export")(0, 1)
         path = self._model_after(parameter(task, "federated_round", int, task.round))
-        plan = self._kept_plan()
+        if not self._plan_file.exists():
+            raise TaskRefusal("no_plan", "no plan has been made in this run")
+        kept = read_json_object(self._plan_file)
+        labels = parameter(task, "labels", dict, kept["labels"])
         archive = self._place.output("zip")
         with tempfile.TemporaryDirectory(dir=self._place.scratch) as name:
             folder = Path(name) / "model"
             folder.mkdir()
-            self._model.export(plan, weight_files.load(path), parameter(task, "labels", dict, {}), folder)
+            self._model.export(kept["plan"], weight_files.load(path), labels, folder)
             zip_folder(folder, archive)
         copy = self._place.output("safetensors")
         shutil.copyfile(path, copy)
@@ -219,12 +227,6 @@ class Aggregator:
     @property
     def _plan_file(self) -> Path:
         return self._place.scratch / "plan.json"
-
-    def _kept_plan(self) -> JsonObject:
-        if not self._plan_file.exists():
-            raise TaskRefusal("no_plan", "no plan has been made in this run")
-        plan: JsonObject = read_json_object(self._plan_file)["plan"]
-        return plan
 
     def _model_file(self, round: int) -> Path:
         return self._models / f"round-{round:03d}.safetensors"
@@ -275,9 +277,10 @@ class Aggregator:
                 open_sealed(key, expected, source, out)
             with plain.open("rb") as source, tensors.open("wb") as out:
                 document, n_bytes = unpack(source, out)
+            canonical_json(document)  # Raises ValueError for NaN, which Python's JSON reader lets in.
         except SealBroken as error:
             raise TaskRefusal(f"seal_{error.code}", f"{task_id} of {site}: {error}") from error
-        except BadParcel as error:
+        except ValueError as error:  # BadParcel is one, too.
             raise TaskRefusal("update_malformed", f"{task_id} of {site}: {error}") from error
         plain.unlink()
         return _Opened(site, document, tensors if n_bytes else None)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, assert_never
 
 from msfl.learning.contract import JsonObject, ModelRefusal, ReportProgress
+from msfl.learning.files import canonical_json
 from msfl.protos.tasklink import BrokenFrame, Failed, Frame, Hello, Progress, Result, Stop, Task, TaskLink
 
 PROGRESS_EVERY_S = 0.2
@@ -122,6 +123,7 @@ def _answer(
 
     try:
         outcome = verb(task, open_progress)
+        canonical_json(outcome.document)  # A document that is no finite JSON is a bug of the model: it dies here.
     except (TaskRefusal, ModelRefusal) as refusal:
         return Failed(task.task_id, refusal.code, refusal.detail)
     except Exception:

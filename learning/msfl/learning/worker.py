@@ -148,6 +148,8 @@ class Worker:
         if len(set(names)) < len(names):
             raise TaskRefusal("bad_task", f"task {task.task_id} names a candidate twice")
         site = self._ready_site(task, open_progress)
+        if not (site.test_cases if split == "test" else site.val_cases):
+            return Outcome({"summaries": {name: {"n": 0} for name in names}})
         candidates = tuple(self._candidate(task, name) for name in names)
         evaluated = self._model.evaluate(site, candidates, split, task.config, open_progress(f"evaluate_{split}"))
         return Outcome({"summaries": evaluated.summaries})
@@ -246,11 +248,13 @@ def find_site(site_id: str, data: Path, place: Workplace, *, seed: int, validati
         values = {str(name): int(value) for name, value in labels.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TaskRefusal("dataset_unreadable", f"dataset.json cannot be used: {error!r}") from error
+    model_scratch = place.scratch / "model"  # The worker's own files lie beside it.
+    model_scratch.mkdir(mode=0o700, exist_ok=True)
     train, validation = split_cases(_cases(data / "imagesTr", ending), seed, validation_fraction)
     return Site(
         site_id=site_id,
         data=data,
-        scratch=place.scratch,
+        scratch=model_scratch,
         figures=place.figures,
         channel_names=channel_names,
         labels=values,
