@@ -170,25 +170,23 @@ class World:
                 "local_epochs": Bound(type="integer", min=1, max=10),
                 "deep_supervision": Bound(type="boolean"),
             },
-            outputs={"metrics": ["dice"]},
+            outputs={"metrics": ("dice",)},
             resources=ReleaseResources(gpus=0, memory_gib=4),
             issued=NOW,
             expires=LATER,
         )
 
-    def review(
-        self, reviewer: str, *, statement: ReleaseStatement | None = None, by: str = "", **changes: Any
-    ) -> bytes:
+    def review(self, by: str, *, statement: ReleaseStatement | None = None, **changes: Any) -> bytes:
         about = statement or self.statement
         review = Review(
             digest=about.digest,
             statement_sha256=sha256_of(encode(about)),
             verdict="approve",
-            reviewer=reviewer,
+            reviewer=by,
             issued=NOW,
             expires=LATER,
         )
-        return sign(encode(review.model_copy(update=changes)), REVIEW, [key(by or reviewer)])
+        return sign(encode(review.model_copy(update=changes)), REVIEW, [key(by)])
 
     def release(self, statement: ReleaseStatement | None = None, reviews: list[bytes] | None = None) -> Any:
         """TrustedRelease | Refusal."""

@@ -1,0 +1,301 @@
+"""Stories of `decide`: one job that is allowed, and for each rule the smallest change that is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fakes.governance import DIGEST, NOW, POLICY_YAML, World, edit, trusted
+from msfl.policies.decide import RULES, Decision, Verdict, allowed_outputs, decide, recheck
+from msfl.policies.documents import Isolation
+from msfl.policies.refusals import ADVICE, Code, Refusal
+
+OTHER_DIGEST = "sha256:" + "0" * 64
+
+
+def with_policy(old: str, new: str) -> Decision:
+    return World(policy_yaml=edit(POLICY_YAML, old, new)).decide()
+
+
+def with_job(**changes: object) -> Decision:
+    world = World()
+    return world.decide(job=world.job.model_copy(update=changes))
+
+
+def at(now: datetime) -> Decision:
+    world = World()
+    return decide(world.request(), (world.policy,), now)
+
+
+def with_dataset(**changes: object) -> Decision:
+    world = World()
+    return world.decide(dataset=world.dataset.model_copy(update=changes))
+
+
+def with_user(**changes: str) -> Decision:
+    world = World()
+    return world.decide(user=replace(world.user, **changes))
+
+
+STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
+    "no policy at all": (Code.NO_POLICY, lambda: decide(World().request(), (), NOW)),
+    "before the policy": (Code.POLICY_NOT_YET_VALID, lambda: at(datetime(2026, 10, 31, 23, 59, 59, tzinfo=UTC))),
+    "the moment it expires": (Code.POLICY_EXPIRED, lambda: at(datetime(2027, 5, 1, tzinfo=UTC))),
+    "another dataset": (Code.DATASET_NOT_NAMED, lambda: with_policy("datasets: [ms-trial]", "datasets: [ms-other]")),
+    "another user": (Code.USER_NOT_NAMED, lambda: with_user(email="bob@uni.example")),
+    "a user without e-mail": (Code.USER_NOT_NAMED, lambda: with_user(email="")),
+    "a named user of another organisation": (Code.ORGANISATION_NOT_NAMED, lambda: with_user(organisation="x.example")),
+    "a named user of no organisation": (Code.ORGANISATION_NOT_NAMED, lambda: with_user(organisation="")),
+    "another release": (Code.RELEASE_NOT_NAMED, lambda: with_policy("name: ms-lesion-nnunet", "name: ms-other")),
+    "another version": (Code.VERSION_NOT_NAMED, lambda: with_policy('["1.0.0"]', '["1.0.1"]')),
+    "another digest": (Code.DIGEST_NOT_NAMED, lambda: with_policy(DIGEST, OTHER_DIGEST)),
+    "training not allowed": (
+        Code.TASK_NOT_ALLOWED,
+        lambda: with_policy("[fingerprint, prepare, train, evaluate]", "[fingerprint, prepare, evaluate]"),
+    ),
+    "more reviewers wanted": (Code.TOO_FEW_REVIEWERS, lambda: with_policy("{minimum: 2}", "{minimum: 3}")),
+    "a key the policy does not list": (
+        Code.CONFIG_KEY_NOT_LISTED,
+        lambda: with_policy("  local_epochs: {max: 1}\n", ""),
+    ),
+    "the seed is a key like any other": (Code.CONFIG_KEY_NOT_LISTED, lambda: with_policy("  seed: {min: 0}\n", "")),
+    "a value above max": (Code.CONFIG_OUT_OF_RANGE, lambda: with_job(config={"initial_lr": 0.06})),
+    "a value below min": (Code.CONFIG_OUT_OF_RANGE, lambda: with_job(config={"initial_lr": 0.00001})),
+    "rounds above max": (Code.CONFIG_OUT_OF_RANGE, lambda: with_job(rounds=61)),
+    "a strategy outside enum": (Code.CONFIG_OUT_OF_RANGE, lambda: with_job(strategy="krum")),
+    "a profile outside enum": (Code.CONFIG_OUT_OF_RANGE, lambda: with_job(profile="demo")),
+    "a profile's own default outside the bounds": (
+        Code.CONFIG_OUT_OF_RANGE,
+        lambda: with_policy("local_epochs: {max: 1}", "local_epochs: {max: 0}"),
+    ),
+    "train split closed": (
+        Code.SPLIT_NOT_ALLOWED,
+        lambda: with_policy("train: [train, evaluate], test", "train: [evaluate], test"),
+    ),
+    "no validation on the train split": (
+        Code.SPLIT_NOT_ALLOWED,
+        lambda: with_policy("train: [train, evaluate], test", "train: [train], test"),
+    ),
+    "test split closed": (Code.SPLIT_NOT_ALLOWED, lambda: with_policy("test: [evaluate]", "test: []")),
+    "no weights may leave": (Code.WEIGHTS_MAY_NOT_LEAVE, lambda: with_policy("  weights: {max_mib: 256}\n", "")),
+    "too few training cases": (Code.TOO_FEW_TRAINING_CASES, lambda: with_dataset(n_train=4)),
+    "too few test cases": (Code.TOO_FEW_TEST_CASES, lambda: with_dataset(n_test=2)),
+    "a run that may start with this site alone": (Code.TOO_FEW_SITES, lambda: with_job(min_sites=1)),
+    "too few sites at hand": (Code.TOO_FEW_SITES, lambda: World().decide(participants=1)),
+    "the other sites only evaluate": (
+        Code.TOO_FEW_SITES,
+        lambda: with_job(evaluate_only=("site-b/ms-cohort", "site-c/ms-clinic")),
+    ),
+    "secure aggregation required": (
+        Code.SECURE_AGGREGATION_UNAVAILABLE,
+        lambda: with_policy("secure_aggregation: optional", "secure_aggregation: required"),
+    ),
+    "a privacy budget": (
+        Code.PRIVACY_BUDGET_UNAVAILABLE,
+        lambda: with_policy("epsilon_total: null", "epsilon_total: 8"),
+    ),
+    "too little memory allowed": (Code.RESOURCES_EXCEEDED, lambda: with_policy("memory_gib: 64", "memory_gib: 3")),
+    "no sandbox at the site": (Code.ISOLATION_TOO_WEAK, lambda: World().decide(isolation=Isolation.NONE)),
+    "a sandbox where a container is the least": (
+        Code.ISOLATION_TOO_WEAK,
+        lambda: with_policy("isolation: sandbox", "isolation: container"),
+    ),
+    "a bare token": (Code.PROOF_REQUIRED, lambda: World().decide(proof_given=False)),
+    "all runs spent": (
+        Code.RUN_BUDGET_SPENT,
+        lambda: World().decide(runs_so_far={"ms-trial-lesion-segmentation": 5}),
+    ),
+    "rounds would be overspent": (
+        Code.ROUND_BUDGET_SPENT,
+        lambda: World().decide(rounds_so_far={"ms-trial-lesion-segmentation": 251}),
+    ),
+    "the job names another version": (Code.JOB_INCONSISTENT, lambda: with_job(release="ms-lesion-nnunet:1.0.1")),
+    "the job names another digest": (Code.JOB_INCONSISTENT, lambda: with_job(digest=OTHER_DIGEST)),
+    "the job does not name this dataset": (
+        Code.JOB_INCONSISTENT,
+        lambda: with_job(datasets=("site-b/ms-cohort", "site-c/ms-clinic")),
+    ),
+    "a dataset of another site": (Code.JOB_INCONSISTENT, lambda: World().decide(site="site-b")),
+    "another config than the job's is handed over": (
+        Code.JOB_INCONSISTENT,
+        lambda: World().decide(resolved={**World().request().resolved, "rounds": 1}),
+    ),
+    "a key the release does not know": (Code.CONFIG_KEY_UNKNOWN, lambda: with_job(config={"network": "host"})),
+    "a profile the release does not have": (Code.PROFILE_UNKNOWN, lambda: with_job(profile="huge")),
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_refusal_names_its_rule_and_nothing_is_allowed(story: str) -> None:
+    expected, tell = STORIES[story]
+    decision = tell()
+    assert decision.verdict is Verdict.REFUSE
+    assert decision.refusal is not None
+    assert decision.refusal.code is expected
+    assert decision.refusal.message.endswith(ADVICE[expected])
+    failed = [rule for rule in decision.rules if not rule.passed]
+    assert failed[0].code is expected
+    assert all((rule.code is None) == rule.passed for rule in decision.rules)
+
+
+def test_the_job_that_fits_is_allowed_and_every_rule_is_listed() -> None:
+    decision = World().decide()
+    assert decision.verdict is Verdict.ALLOW
+    assert decision.refusal is None
+    assert decision.policy_sha256 == World().policy.sha256
+    assert [rule.rule for rule in decision.rules] == ["policy_present", *(name for name, _ in RULES)]
+
+
+def test_one_failed_rule_does_not_hide_the_others() -> None:
+    world = World()
+    decision = world.decide(proof_given=False, isolation=Isolation.NONE)
+    assert [r.code for r in decision.rules if not r.passed] == [Code.ISOLATION_TOO_WEAK, Code.PROOF_REQUIRED]
+
+
+def test_every_rule_of_the_table_is_failed_by_some_story() -> None:
+    failed = {rule.rule for _, tell in STORIES.values() for rule in tell().rules if not rule.passed}
+    assert {name for name, _ in RULES} <= failed
+
+
+def test_an_evaluate_only_dataset_needs_no_training_cases_and_no_rounds() -> None:
+    world = World()
+    job = world.job.model_copy(update={"evaluate_only": ("site-a/ms-trial",)})
+    decision = world.decide(
+        job=job,
+        dataset=world.dataset.model_copy(update={"n_train": 0}),
+        rounds_so_far={"ms-trial-lesion-segmentation": 300},
+    )
+    assert decision.verdict is Verdict.ALLOW
+
+
+def test_budgets_count_per_policy() -> None:
+    assert World().decide(runs_so_far={"another-policy": 99}).verdict is Verdict.ALLOW
+
+
+def confirm_world() -> World:
+    return World(policy_yaml=edit(POLICY_YAML, "mode: auto", "mode: confirm"))
+
+
+def test_confirm_mode_waits_and_a_confirmation_allows() -> None:
+    assert confirm_world().decide().verdict is Verdict.CONFIRM
+    assert confirm_world().decide(confirmed=True).verdict is Verdict.ALLOW
+
+
+def test_a_confirmation_does_not_overrule_a_rule() -> None:
+    decision = confirm_world().decide(confirmed=True, proof_given=False)
+    assert decision.verdict is Verdict.REFUSE
+
+
+def test_auto_for_names_those_who_need_no_confirmation() -> None:
+    text = edit(confirm_world().policy_yaml, "auto_for: []", "auto_for: [ada@uni.example]")
+    assert World(policy_yaml=text).decide().verdict is Verdict.ALLOW
+
+
+def test_a_subject_may_be_named_instead_of_an_address() -> None:
+    text = edit(POLICY_YAML, "users: [ada@uni.example]", "users: [user-1]")
+    assert World(policy_yaml=text).decide().verdict is Verdict.ALLOW
+
+
+def test_users_and_organisations_combine_with_and() -> None:
+    only_organisation = edit(POLICY_YAML, "  users: [ada@uni.example]\n", "")
+    assert World(policy_yaml=only_organisation).decide().verdict is Verdict.ALLOW
+    assert with_user(organisation="x.example").verdict is Verdict.REFUSE
+
+
+def policies(*texts: str) -> tuple[World, ...]:
+    return tuple(World(policy_yaml=text) for text in texts)
+
+
+def test_one_policy_that_allows_everything_is_enough() -> None:
+    first, second = policies(
+        edit(POLICY_YAML, "rounds: {max: 60}", "rounds: {max: 2}"),
+        edit(POLICY_YAML, "id: ms-trial-lesion-segmentation", "id: second"),
+    )
+    decision = decide(first.request(), (first.policy, second.policy), NOW)
+    assert (decision.verdict, decision.policy_id) == (Verdict.ALLOW, "second")
+
+
+def test_two_policies_do_not_add_up() -> None:
+    first, second = policies(
+        edit(POLICY_YAML, "rounds: {max: 60}", "rounds: {max: 2}"),
+        edit(POLICY_YAML, "initial_lr: {min: 0.0001, max: 0.05}", "initial_lr: {max: 0.001}"),
+    )
+    assert decide(first.request(), (first.policy, second.policy), NOW).verdict is Verdict.REFUSE
+
+
+def test_the_refusal_is_that_of_the_nearest_policy() -> None:
+    far = edit(POLICY_YAML, "id: ms-trial-lesion-segmentation", "id: a-far")
+    far = edit(far, "isolation: sandbox", "isolation: container")
+    far = edit(far, "users: [ada@uni.example]", "users: [eve@uni.example]")
+    near = edit(POLICY_YAML, "isolation: sandbox", "isolation: container")
+    first, second = policies(far, near)
+    decision = decide(first.request(), (first.policy, second.policy), NOW)
+    assert decision.policy_id == "ms-trial-lesion-segmentation"
+    assert decision.refusal is not None
+    assert decision.refusal.code is Code.ISOLATION_TOO_WEAK
+
+
+def test_a_policy_that_was_not_trusted_explains_why_there_is_none() -> None:
+    refusal = World(policy_signers=("mallory",)).trust_policy()
+    assert isinstance(refusal, Refusal)
+    decision = decide(World().request(), (), NOW, (refusal,))
+    assert decision.refusal is not None
+    assert decision.refusal.code is Code.WRONG_SIGNER
+
+
+def test_a_naive_time_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="UTC"):
+        decide(World().request(), (World().policy,), NOW.replace(tzinfo=None))
+
+
+def test_a_decision_is_plain_json() -> None:
+    value = with_job(rounds=61).to_json()
+    assert value["verdict"] == "refuse"
+    assert Refusal.from_json(value["refusal"]).code is Code.CONFIG_OUT_OF_RANGE
+
+
+# ------------------------------------------------------------------------------- before each round
+
+
+def test_a_policy_holds_until_its_last_second() -> None:
+    policy = World().policy
+    assert recheck(policy, 1, policy.document.expires - timedelta(seconds=1), 0) is None
+    refusal = recheck(policy, 2, policy.document.expires, 1)
+    assert refusal is not None
+    assert refusal.code is Code.POLICY_EXPIRED
+
+
+def test_the_round_budget_ends_a_run() -> None:
+    assert recheck(World().policy, 50, NOW, 299) is None
+    refusal = recheck(World().policy, 51, NOW, 300)
+    assert refusal is not None
+    assert refusal.code is Code.ROUND_BUDGET_SPENT
+
+
+def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
+    refusal = recheck(World().policy, 61, NOW, 60)
+    assert refusal is not None
+    assert refusal.code is Code.CONFIG_OUT_OF_RANGE
+
+
+def test_what_may_leave() -> None:
+    rules = allowed_outputs(World().policy)
+    assert rules.weights_max_bytes == 256 * 2**20
+    assert rules.metrics == {"dice", "sensitivity", "precision", "loss"}
+    assert (rules.local_model, rules.per_case_metrics) == (False, False)
+    assert (rules.min_cases_train, rules.min_cases_metrics) == (5, 3)
+    closed = World(policy_yaml=edit(POLICY_YAML, "  weights: {max_mib: 256}\n", "")).policy
+    assert allowed_outputs(closed).weights_max_bytes == 0
+
+
+def test_every_code_has_advice() -> None:
+    assert set(ADVICE) == set(Code)
+
+
+def test_the_release_keeps_the_same_reviewers_whatever_their_order() -> None:
+    world = World()
+    reviews = [world.review("rui"), world.review("rosa")]
+    assert trusted(world.release(reviews=reviews)).reviewers == trusted(world.release()).reviewers
