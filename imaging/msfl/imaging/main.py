@@ -8,7 +8,7 @@ command     does                                                           exit 
 ==========  =============================================================  ==========================
 
 Exit code 2 is a usage error. With ``--json`` the answer goes to standard output as one JSON object; progress always
-goes to standard error. numpy and nibabel are imported by the command that needs them, so that ``msfl --help`` stays fast.
+goes to standard error. numpy and nibabel are imported by the command that needs them: ``msfl --help`` stays fast.
 """
 
 import json

@@ -120,6 +120,11 @@ def lost(site: Path) -> None:
     describe(site, numTraining=30)
 
 
+def untested(site: Path) -> None:
+    for part in ("imagesTs", "labelsTs"):
+        shutil.rmtree(site / part)
+
+
 def emptied(site: Path) -> None:
     for part in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
         shutil.rmtree(site / part)
@@ -242,7 +247,7 @@ BAD: list[tuple[str, Callable[[Path], object], ProblemCode, str, str]] = [
     ),
     (
         "no test cases",
-        lambda s: (shutil.rmtree(s / "imagesTs"), shutil.rmtree(s / "labelsTs")),
+        untested,
         ProblemCode.NO_TEST_CASES,
         "",
         "imagesTs is empty",
