@@ -11,36 +11,23 @@ verb, as text and with `--json FILE` as JSON.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import resource
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
-for name, value in {
-    "nnUNet_n_proc_DA": "0", "nnUNet_compile": "0", "nnUNet_def_n_proc": "1", "MPLBACKEND": "agg",
-    "GOMP_SPINCOUNT": "0",
-}.items():  # fmt: skip
-    os.environ.setdefault(name, value)
-
 import numpy as np
+import safetensors.numpy
 from ruamel.yaml import YAML
 
 import msfl.learning.nnunet as release
 from msfl.learning.contract import Candidate, Site, Weights
 from msfl.learning.nnunet.model import NnUNet
+from msfl.learning.splits import split_cases
 
 RELEASE = Path(release.__file__).with_name("release.yaml")
-
-
-def split(cases: list[str], seed: int, fraction: float) -> tuple[list[str], list[str]]:
-    """Validation cases by the hash of (seed, case), as the worker does."""
-    n_val = max(1, round(len(cases) * fraction)) if len(cases) >= 3 and fraction > 0 else 0
-    ranked = sorted(cases, key=lambda case: hashlib.sha256(f"{seed}|{case}".encode()).hexdigest())
-    return sorted(ranked[n_val:]), sorted(ranked[:n_val])
 
 
 def open_site(folder: Path, scratch: Path, config: dict) -> Site:
@@ -50,7 +37,7 @@ def open_site(folder: Path, scratch: Path, config: dict) -> Site:
     def cases(part: str) -> list[str]:
         return sorted(p.name[: -len(ending)] for p in (folder / part).glob(f"*{ending}"))
 
-    train, val = split(cases("labelsTr"), config["seed"], config["validation_fraction"])
+    train, val = split_cases(cases("labelsTr"), config["seed"], config["validation_fraction"])
     return Site(
         site_id=folder.name,
         data=folder,
@@ -149,9 +136,9 @@ def run(data: Path, config: dict, local: bool, validate_every: int, scratch: Pat
         for name in trainers:
             local_weights[name] = initial
             for number in range(1, config["rounds"] + 1):
-                local_weights[name] = models[name].train(
-                    sites[name], local_weights[name], "local", number, config, nothing
-                ).weights
+                local_weights[name] = (
+                    models[name].train(sites[name], local_weights[name], "local", number, config, nothing).weights
+                )
         timed("local", t)
     t = time.monotonic()
     matrix: dict[str, dict[str, dict]] = defaultdict(dict)
@@ -163,6 +150,7 @@ def run(data: Path, config: dict, local: bool, validate_every: int, scratch: Pat
         ):  # fmt: skip
             matrix[model][name] = summary
     timed("evaluate", t)
+    safetensors.numpy.save_file(weights, scratch / "federated.safetensors")
     return {
         "matrix": matrix,
         "seconds": dict(seconds),
@@ -204,14 +192,16 @@ def main() -> None:
         results.append(result)
         for model, row in sorted(result["matrix"].items()):
             print(f"seed {seed}  {model:16s}", "  ".join(f"{s} {v['dice']['mean']:.3f}" for s, v in row.items()))
-        print("seconds", {k: round(v, 1) for k, v in result["seconds"].items()}, "total",
-              round(sum(result["seconds"].values()), 1), f"peak {result['peak_rss_mib']:.0f} MiB", flush=True)  # fmt: skip
+        verbs = " ".join(f"{verb} {value:.1f}" for verb, value in result["seconds"].items())
+        total = sum(result["seconds"].values())
+        print(f"seconds {total:.1f}: {verbs}; peak {result['peak_rss_mib']:.0f} MiB", flush=True)
     if len(results) > 1:
         for model in sorted(results[0]["matrix"]):
             row = {
                 s: [r["matrix"][model][s]["dice"]["mean"] for r in results] for s in results[0]["matrix"][model]
             }  # fmt: skip
-            print(f"mean    {model:16s}", "  ".join(f"{s} {np.mean(v):.3f}±{np.std(v):.3f}" for s, v in row.items()))
+            cells = "  ".join(f"{s} {np.mean(v):.3f}±{np.std(v):.3f}" for s, v in row.items())
+            print(f"mean    {model:16s}", cells)
     if arguments.json:
         arguments.json.write_text(json.dumps({"config": config, "results": results}, indent=1))
 

@@ -21,17 +21,19 @@ from typing import TypeAlias
 
 from msfl.learning.contract import JsonObject, ModelRefusal, Site
 from msfl.learning.nnunet.files import CONFIGURATION, DATASET_NAME, PLANS_NAME
-from msfl.learning.nnunet.planning import FORMAT, MAX_FEATURES
 
-Rule: TypeAlias = Callable[[str, object], None]
-
+FORMAT = "msfl-nnunet-plan/1"
+MAX_FEATURES = 320
+"""nnU-Net's own widest 3D stage, in channels."""
 MAX_PATCH_VOXELS = 16_777_216
 """Voxels of one patch (256³): above it no host trains, below it the operating system decides."""
+
+Rule: TypeAlias = Callable[[str, object], None]
 
 
 def _refuse(where: str, allowed: str) -> ModelRefusal:
     # What the plan said is left out: it may be anything, of any length.
-    return ModelRefusal("plan_not_allowed", f"{where} must be {allowed}; the plan is refused and nothing in it was used")
+    return ModelRefusal("plan_not_allowed", f"{where} must be {allowed}; the plan is refused, nothing of it was used")
 
 
 def _one_of(*values: object) -> Rule:

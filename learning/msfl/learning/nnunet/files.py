@@ -70,11 +70,3 @@ def roots(folder: Path) -> dict[str, str]:
 
 def use_roots(folder: Path) -> None:
     os.environ.update(roots(folder))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Whole or not at all: a worker may be killed at any moment."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -19,13 +19,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 
-from msfl.learning.contract import JsonObject, ModelRefusal, ReportProgress, Site
-from msfl.learning.nnunet.files import image_files
+from msfl.learning.contract import JsonObject, ModelRefusal, Site
 
 UNITS_PER_MM = 10_000
 """Spacing is an integer number of 0.1 µm."""
@@ -34,7 +32,7 @@ _MAX_CASES = 1_000_000
 _MAX_SPACING = 1_000 * UNITS_PER_MM
 _MAX_VOXELS = 10_000
 
-AxisHistogram = Mapping[tuple[int, int], int]
+AxisHistogram: TypeAlias = Mapping[tuple[int, int], int]
 
 
 @dataclass(frozen=True)
@@ -109,17 +107,24 @@ def _rows(histogram: object, limits: tuple[int, ...], total: int) -> list[list[i
     return histogram
 
 
-def of_geometry(
-    site: Site, geometry: Iterable[tuple[tuple[float, float, float], tuple[int, int, int], float]]
-) -> Fingerprint:
-    """Count cases given as (spacing in mm, voxels after cropping, share of the volume that cropping keeps)."""
+@dataclass(frozen=True)
+class Geometry:
+    """One case after nnU-Net's crop: `spacing` in mm, `shape` in voxels along z, y, x; `share` of the volume kept."""
+
+    spacing: tuple[float, float, float]
+    shape: tuple[int, int, int]
+    share: float
+
+
+def count(site: Site, cases: Iterable[Geometry]) -> Fingerprint:
+    """The histograms of a site's training cases."""
     axes: tuple[Counter[tuple[int, int]], ...] = (Counter(), Counter(), Counter())
     relative: Counter[int] = Counter()
     n_cases = 0
-    for spacing, shape, share in geometry:
-        for axis, mm, voxels in zip(axes, spacing, shape, strict=True):
-            axis[(round(mm * UNITS_PER_MM), int(voxels))] += 1
-        relative[min(100, int(share * 100))] += 1
+    for case in cases:
+        for axis, mm, voxels in zip(axes, case.spacing, case.shape, strict=True):
+            axis[(round(mm * UNITS_PER_MM), voxels)] += 1
+        relative[min(100, int(case.share * 100))] += 1
         n_cases += 1
     return Fingerprint(
         channel_names=site.channel_names,
@@ -129,23 +134,6 @@ def of_geometry(
         axes=(axes[0], axes[1], axes[2]),
         relative_size=relative,
     )
-
-
-def of_site(site: Site, progress: ReportProgress | None = None) -> Fingerprint:
-    """Read every training case (not the validation and test cases) and count its geometry after nnU-Net's crop."""
-
-    def read() -> Iterable[tuple[tuple[float, float, float], tuple[int, int, int], float]]:
-        reader = SimpleITKIO()
-        for done, case in enumerate(site.train_cases, start=1):
-            images, properties = reader.read_images(image_files(site, case, "train"))
-            cropped, _, _ = crop_to_nonzero(images)
-            z, y, x = (float(mm) for mm in properties["spacing"])
-            share = float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:]))
-            yield (z, y, x), (cropped.shape[1], cropped.shape[2], cropped.shape[3]), share
-            if progress is not None:
-                progress(done, len(site.train_cases))
-
-    return of_geometry(site, read())
 
 
 def merge(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint:

@@ -30,6 +30,7 @@ import numpy as np
 import safetensors.numpy
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -50,6 +51,7 @@ from msfl.learning.contract import (
     Trained,
     Weights,
 )
+from msfl.learning.files import canonical_json, json_hash, write_whole
 from msfl.learning.nnunet import allowlist, fingerprint, planning
 from msfl.learning.nnunet.files import (
     CONFIGURATION,
@@ -57,7 +59,6 @@ from msfl.learning.nnunet.files import (
     PLANS_NAME,
     image_files,
     label_file,
-    replace_file,
     use_roots,
 )
 from msfl.learning.nnunet.inference import WholeCasePredictor, build_network
@@ -127,7 +128,7 @@ class NnUNet:
 
     def fingerprint(self, site: Site, config: JsonObject) -> JsonObject:
         Settings.from_config(config)
-        return fingerprint.of_site(site).to_json()
+        return fingerprint.count(site, _geometries(site)).to_json()
 
     def prepare(self, site: Site, plan: JsonObject, config: JsonObject, progress: ReportProgress) -> Prepared:
         """Training and validation cases into plan space, into the scratch folder; test cases stay untouched."""
@@ -135,7 +136,7 @@ class NnUNet:
         allowlist.check_for_site(plan, site)
         torch.set_num_threads(settings.threads)
         use_roots(site.scratch)
-        replace_file(site.scratch / "plan.json", json.dumps(plan).encode())
+        write_whole(site.scratch / "plan.json", [canonical_json(plan)])
         self._bench = self._set_up(site, plan)
         cases = [*site.train_cases, *site.val_cases]
         plans = PlansManager(plan["nnunet"])
@@ -183,7 +184,7 @@ class NnUNet:
         result, loss = trainer.run_round(weights, round, settings.round_seed(site.site_id, round), on_batch)
         if stream == "local":
             # The local baseline is evaluated at the end from here; it leaves the site only where a policy says so.
-            replace_file(_local_weights(site), safetensors.numpy.save(result))
+            write_whole(_local_weights(site), [safetensors.numpy.save(result)])
         return Trained(
             weights=result,
             n_train=len(site.train_cases),
@@ -264,21 +265,23 @@ class NnUNet:
                 predictions[name] = predictor.to_image_space(predictor.logits(data), prepared_properties) > 0
                 metrics[name].append(case_metrics(truth, predictions[name]))
             if case == shown:
-                own = {name: mask for name, mask in predictions.items() if name in ("federated", f"local:{site.site_id}")}
-                _draw(site, images, truth, own or predictions, properties)
+                own = ("federated", f"local:{site.site_id}")
+                chosen = {name: mask for name, mask in predictions.items() if name in own} or predictions
+                _draw(site, images, truth, chosen, properties)
             progress(done, len(site.test_cases))
         return {name: summarise_cases(cases) for name, cases in metrics.items()}
 
     # State ----------------------------------------------------------------------------------------------------------
 
     def _set_up(self, site: Site, plan: JsonObject) -> _Bench:
-        """Folders of this plan. Cases preprocessed for another plan are thrown away, those of the same plan are kept."""
+        """Folders of this plan. Cases preprocessed for the same plan are kept, for another one thrown away."""
         preprocessed = site.scratch / "nnunet" / "preprocessed" / DATASET_NAME
         stamp = preprocessed / "plan.sha256"
-        wanted = planning.plan_hash(plan)
+        wanted = json_hash(plan)
         if not stamp.is_file() or stamp.read_text() != wanted:
             shutil.rmtree(preprocessed, ignore_errors=True)
-            replace_file(stamp, wanted.encode())
+            preprocessed.mkdir(parents=True)
+            write_whole(stamp, [wanted.encode()])
         cases = preprocessed / f"{PLANS_NAME}_{CONFIGURATION}"
         cases.mkdir(exist_ok=True)
         return _Bench(plan=plan, dataset_json=dict(plan["dataset"]), preprocessed=cases)
@@ -302,7 +305,22 @@ class NnUNet:
         file = _local_weights(site)
         if not file.is_file():
             raise ModelRefusal("no_local_model", f"{candidate.name}: this worker has trained no local model")
-        return safetensors.numpy.load(file.read_bytes())
+        weights: Weights = safetensors.numpy.load(file.read_bytes())
+        return weights
+
+
+def _geometries(site: Site) -> Iterator[fingerprint.Geometry]:
+    """Every training case (not the validation and test cases), read and cropped as the preprocessor will crop it."""
+    reader = SimpleITKIO()
+    for case in site.train_cases:
+        images, properties = reader.read_images(image_files(site, case, "train"))
+        cropped, _, _ = crop_to_nonzero(images)
+        z, y, x = (float(mm) for mm in properties["spacing"])
+        yield fingerprint.Geometry(
+            spacing=(z, y, x),
+            shape=(cropped.shape[1], cropped.shape[2], cropped.shape[3]),
+            share=float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])),
+        )
 
 
 def _local_weights(site: Site) -> Path:

@@ -12,7 +12,6 @@ passed it, because nnU-Net resolves class names found in a plan.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
 import tempfile
@@ -25,26 +24,19 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from msfl.learning.contract import JsonObject, ModelRefusal
+from msfl.learning.nnunet.allowlist import FORMAT, MAX_FEATURES
 from msfl.learning.nnunet.files import CONFIGURATION, DATASET_NAME, PLANS_NAME, environment, roots
 from msfl.learning.nnunet.fingerprint import Fingerprint, to_nnunet
 from msfl.learning.nnunet.settings import Settings
 
-FORMAT = "msfl-nnunet-plan/1"
 MIN_FEATURE_MAP_EDGE = 4
 """nnU-Net's own smallest edge of a feature map, in voxels."""
-MAX_FEATURES = 320
-"""nnU-Net's own widest 3D stage, in channels."""
 
 
 class _ImageFreePlanner(ExperimentPlanner):  # type: ignore[misc]  # nnU-Net carries no types
     def determine_reader_writer(self) -> Any:
         # The stock method opens an image to choose; the centre has none.
         return SimpleITKIO
-
-
-def plan_hash(plan: JsonObject) -> str:
-    canonical = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return "sha256:" + hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def make_plan(fingerprint: Fingerprint, settings: Settings) -> JsonObject:
@@ -59,7 +51,8 @@ def make_plan(fingerprint: Fingerprint, settings: Settings) -> JsonObject:
     if fingerprint.file_ending not in SimpleITKIO.supported_file_endings:
         raise ModelRefusal(
             "file_ending_not_supported",
-            f"files end in {fingerprint.file_ending!r}; this release reads {', '.join(SimpleITKIO.supported_file_endings)}",
+            f"files end in {fingerprint.file_ending!r}; this release reads "
+            + ", ".join(SimpleITKIO.supported_file_endings),
         )
     dataset = {
         "channel_names": {str(number): name for number, name in enumerate(fingerprint.channel_names)},
@@ -123,7 +116,9 @@ def _cut_down(configuration: JsonObject, settings: Settings) -> None:
         architecture["n_conv_per_stage_decoder"] = architecture["n_conv_per_stage_decoder"][: stages - 1]
     stages = architecture["n_stages"]
     if settings.base_features:
-        architecture["features_per_stage"] = [min(MAX_FEATURES, settings.base_features * 2**stage) for stage in range(stages)]
+        architecture["features_per_stage"] = [
+            min(MAX_FEATURES, settings.base_features * 2**stage) for stage in range(stages)
+        ]
     if settings.convs_per_stage:
         architecture["n_conv_per_stage"] = [settings.convs_per_stage] * stages
         architecture["n_conv_per_stage_decoder"] = [settings.convs_per_stage] * (stages - 1)

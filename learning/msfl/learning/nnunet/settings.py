@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import Literal, get_type_hints
-
-import torch
+from typing import get_type_hints
 
 from msfl.learning.contract import JsonObject, ModelRefusal
 
@@ -57,26 +55,12 @@ class Settings:
                 )
             values[field.name] = value
         if values["profile"] not in ("full", "demo"):
-            raise ModelRefusal("config_invalid", f"config key 'profile' must be full or demo, got {values['profile']!r}")
+            raise ModelRefusal("config_invalid", f"config key 'profile' must be full or demo: {values['profile']!r}")
         return cls(**values)  # type: ignore[arg-type]  # each value was checked against its own annotation above
 
     @property
     def total_epochs(self) -> int:
         return self.rounds * self.local_epochs
-
-    def torch_device(self) -> torch.device:
-        kind: Literal["cpu", "cuda"]
-        if self.device == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
-        elif self.device == "cuda":
-            if not torch.cuda.is_available():
-                raise ModelRefusal(
-                    "no_cuda", "config key 'device' is cuda but this host shows no CUDA device; use auto or cpu"
-                )
-            kind = "cuda"
-        else:
-            kind = "cpu"
-        return torch.device(kind)
 
     def round_seed(self, site_id: str, round_number: int) -> int:
         """The seed of all randomness in one round at one site: order of cases, patches, augmentation.

@@ -36,8 +36,19 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from msfl.learning.contract import JsonObject, ModelRefusal, Weights
-from msfl.learning.nnunet.files import CONFIGURATION, replace_file
+from msfl.learning.files import write_whole
+from msfl.learning.nnunet.files import CONFIGURATION
 from msfl.learning.nnunet.settings import Settings
+
+
+def torch_device(settings: Settings) -> torch.device:
+    """Raises ModelRefusal `no_cuda` when CUDA is asked for and this host shows none."""
+    available = torch.cuda.is_available()
+    if settings.device == "cuda" and not available:
+        raise ModelRefusal(
+            "no_cuda", "config key 'device' is cuda, but this host shows no CUDA device; use auto or cpu"
+        )
+    return torch.device("cuda" if available and settings.device != "cpu" else "cpu")
 
 
 def read_weights(network: torch.nn.Module) -> Weights:
@@ -76,7 +87,7 @@ def _plain(network: torch.nn.Module) -> torch.nn.Module:
 def seed_everything(seed: int) -> None:
     # nnU-Net and its augmentation draw from all three global generators.
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global generator is the one nnU-Net draws from
+    np.random.seed(seed)
     torch.manual_seed(seed)
 
 
@@ -97,8 +108,8 @@ class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no t
         settings: Settings,
         state_folder: Path,
     ) -> RoundTrainer:
-        """Build everything that lives for the whole run. `cases` are preprocessed; `state_folder` keeps the momentum."""
-        device = settings.torch_device()
+        """Build what lives for the whole run. `cases` are preprocessed; `state_folder` keeps the momentum."""
+        device = torch_device(settings)
         # nnU-Net takes `continue_training` out of the very dictionary it is given.
         plans = {**plan["nnunet"], "continue_training": False}
         trainer = cls(plans, CONFIGURATION, "all", dataset_json, device)
@@ -137,7 +148,8 @@ class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no t
         On CPU the batches are made in this process, which makes them reproducible and costs a few hundredths of a
         second each. On CUDA worker processes make them, or the card would wait.
         """
-        rotation, dummy_2d, initial_patch, mirror_axes = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        augmentation = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        rotation, dummy_2d, initial_patch, mirror_axes = augmentation
         transforms = self.get_training_transforms(
             self.configuration_manager.patch_size,
             rotation,
@@ -189,7 +201,7 @@ class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no t
                 if not np.isfinite(loss):
                     raise ModelRefusal(
                         "loss_not_finite",
-                        f"the training loss became {loss} in round {round_number}; lower initial_lr or look at the data",
+                        f"the training loss became {loss} in round {round_number}; lower initial_lr or check the data",
                     )
                 losses.append(loss)
                 on_batch(len(losses), loss)
@@ -211,7 +223,8 @@ class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no t
             # A parameter without gradient (an unused deep supervision head) has none.
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
-        replace_file(self._momentum_file(self.completed_round), safetensors.numpy.save(buffers))
+        self.state_folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self._momentum_file(self.completed_round), [safetensors.numpy.save(buffers)])
         # The round before stays, for a retry of this one.
         self._momentum_file(self.completed_round - 2).unlink(missing_ok=True)
 
