@@ -1,0 +1,167 @@
+"""How a release reaches the registry, and how its signed papers are found there again.
+
+    push_release        blobs, then the manifest, under the tag <name>_<version>; a released tag never moves
+    submit_statement    the publisher's envelope, attached to the image
+    add_review          a reviewer's envelope, attached to the image
+    publication         do the papers satisfy the federation root now?          TrustedRelease, or the Refusal
+
+Papers are DSSE envelopes, each the only layer of a small manifest whose `subject` is the image (OCI 1.1 referrers).
+Nobody needs to trust the registry for them: `msfl.policies.trust` checks who signed. What a registry can do is keep a
+paper back, which refuses a release (fail closed), or keep back a reviewer's *reject*; against that, policies name
+digests and revocations come with the heartbeat. A later statement of the same image replaces an earlier one.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from msfl.policies.encoding import Malformed, canonical_json, read_json, sha256_of
+from msfl.policies.envelope import MAX_ENVELOPE_BYTES
+from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.trust import TrustedFederationRoot, TrustedRelease, trust_release
+from msfl.registry.build import BuiltRelease
+from msfl.registry.interface import (
+    EMPTY,
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Descriptor,
+    NotInRegistry,
+    Registry,
+)
+from msfl.registry.pull import NAME_LABEL, VERSION_LABEL
+
+STATEMENT_TYPE: Final = "application/vnd.msfl.release-statement.v1+dsse"
+REVIEW_TYPE: Final = "application/vnd.msfl.review.v1+dsse"
+_DSSE: Final = "application/vnd.dsse.envelope.v1+json"
+_MAX_PAPERS = 64
+
+
+class AlreadyPublished(ValueError):
+    """This name and version exist in the registry with another digest. Versions are never reused; raise the version."""
+
+
+def push_release(registry: Registry, built: BuiltRelease) -> str:
+    """Raises AlreadyPublished. Pushing the same image again changes nothing. Returns the digest."""
+    tag = tag_of(built.recipe.name, built.recipe.version)
+    try:
+        known = registry.resolve(tag)
+    except NotInRegistry:
+        known = built.digest
+    if known != built.digest:
+        raise AlreadyPublished(
+            f"{built.ref} is in the registry as {known}, and this build is {built.digest}; "
+            "the code or the environment has changed, so give the release a new version"
+        )
+    for blob in (*built.layers, built.config):
+        registry.put_blob(sha256_of(blob), [blob])
+    return registry.put_manifest(built.manifest, tag)
+
+
+def submit_statement(registry: Registry, digest: str, envelope: bytes) -> str:
+    """Attach the publisher's signed statement. Raises NotInRegistry when the image is not there."""
+    return _attach(registry, digest, STATEMENT_TYPE, envelope)
+
+
+def add_review(registry: Registry, digest: str, envelope: bytes) -> str:
+    """Attach a reviewer's signed word. Raises NotInRegistry when the image is not there."""
+    return _attach(registry, digest, REVIEW_TYPE, envelope)
+
+
+def statements_of(registry: Registry, digest: str) -> tuple[bytes, tuple[bytes, ...]]:
+    """The latest statement's envelope and all reviews' envelopes, unverified. Raises NotInRegistry without one."""
+    statements = _papers(registry, digest, STATEMENT_TYPE)
+    if not statements:
+        raise NotInRegistry(f"the registry holds no signed statement for {digest}")
+    return statements[-1], _papers(registry, digest, REVIEW_TYPE)
+
+
+def list_releases(registry: Registry) -> tuple[tuple[str, str], ...]:
+    """(`name:version`, digest) of every tagged release, sorted. What it says is the registry's word only."""
+    found = []
+    for tag in registry.tags():
+        digest = registry.resolve(tag)
+        manifest = _read_manifest(registry, digest)
+        annotations = manifest.get("annotations") if manifest else None
+        if not isinstance(annotations, dict):
+            continue
+        name, version = annotations.get(NAME_LABEL), annotations.get(VERSION_LABEL)
+        if isinstance(name, str) and isinstance(version, str) and tag == tag_of(name, version):
+            found.append((f"{name}:{version}", digest))
+    return tuple(sorted(found))
+
+
+def resolve_release(registry: Registry, ref: str) -> str:
+    """The digest of `name:version`, for people; sites are asked by digest. Raises NotInRegistry."""
+    name, _, version = ref.partition(":")
+    return registry.resolve(tag_of(name, version))
+
+
+def publication(
+    registry: Registry, digest: str, root: TrustedFederationRoot, now: datetime
+) -> TrustedRelease | Refusal:
+    """Whether the image's papers satisfy the federation root now, and are about this very image."""
+    try:
+        statement, reviews = statements_of(registry, digest)
+    except NotInRegistry:
+        return refuse(Code.WRONG_PUBLISHER, f"The registry holds no signed statement for {digest}.", digest=digest)
+    release = trust_release(statement, reviews, root, now)
+    if isinstance(release, TrustedRelease) and release.statement.digest != digest:
+        what = f"The statement attached to {digest} is about {release.statement.digest}."
+        return refuse(Code.IMAGE_BROKEN, what, digest=digest)
+    return release
+
+
+def tag_of(name: str, version: str) -> str:
+    """A version holds no underscore, so the last one splits the tag again."""
+    return f"{name}_{version}"
+
+
+def _attach(registry: Registry, digest: str, artifact_type: str, envelope: bytes) -> str:
+    subject = registry.get_manifest(digest)
+    empty = b"{}"
+    for blob in (empty, envelope):
+        registry.put_blob(sha256_of(blob), [blob])
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": artifact_type,
+        "config": Descriptor(EMPTY, sha256_of(empty), len(empty)).to_json(),
+        "layers": [Descriptor(_DSSE, sha256_of(envelope), len(envelope)).to_json()],
+        "subject": Descriptor(MANIFEST, digest, len(subject)).to_json(),
+    }
+    return registry.put_manifest(canonical_json(manifest))
+
+
+def _papers(registry: Registry, digest: str, artifact_type: str) -> tuple[bytes, ...]:
+    """Whatever cannot be read is nobody's word, and left out."""
+    papers = []
+    for referrer in registry.referrers(digest, artifact_type)[-_MAX_PAPERS:]:
+        manifest = _read_manifest(registry, referrer.digest)
+        envelope = _read_envelope(registry, manifest, digest) if manifest else None
+        if envelope is not None:
+            papers.append(envelope)
+    return tuple(papers)
+
+
+def _read_envelope(registry: Registry, manifest: dict[str, object], subject: str) -> bytes | None:
+    try:
+        if Descriptor.from_json(manifest.get("subject")).digest != subject:
+            return None
+        layers = manifest.get("layers")
+        (layer,) = layers if isinstance(layers, tuple) else ()
+        wanted = Descriptor.from_json(layer)
+        with registry.get_blob(wanted.digest) as stream:
+            data = stream.read(MAX_ENVELOPE_BYTES + 1)
+    except (ValueError, NotInRegistry):
+        return None
+    return data if len(data) <= MAX_ENVELOPE_BYTES and sha256_of(data) == wanted.digest else None
+
+
+def _read_manifest(registry: Registry, digest: str) -> dict[str, object] | None:
+    try:
+        body = registry.get_manifest(digest)
+        manifest = read_json(body, "manifest", max_bytes=MAX_MANIFEST_BYTES)
+    except (NotInRegistry, Malformed):
+        return None
+    return manifest if isinstance(manifest, dict) and sha256_of(body) == digest else None
