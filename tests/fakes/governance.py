@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from msfl.policies.decide import Decision, Request, decide
@@ -28,7 +29,7 @@ from msfl.policies.documents import (
     SiteRoot,
 )
 from msfl.policies.encoding import encode, sha256_of
-from msfl.policies.envelope import ASSET_POLICY, FEDERATION_ROOT, RELEASE_STATEMENT, REVIEW, SITE_ROOT, sign
+from msfl.policies.envelope import ASSET_POLICY, FEDERATION_ROOT, RELEASE_STATEMENT, REVIEW, SITE_ROOT, Kind, sign
 from msfl.policies.identity import User, mint_token, sign_job, verify_token
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.refusals import Refusal
@@ -114,6 +115,11 @@ def trusted(value: object) -> Any:
     return value
 
 
+@cache
+def _signed(payload: bytes, kind: Kind[Any], signers: tuple[str, ...]) -> bytes:
+    return sign(payload, kind, [key(signer) for signer in signers])
+
+
 @dataclass(frozen=True)
 class World:
     """`now` is when everything is looked at. The fields are what a story usually changes."""
@@ -130,7 +136,7 @@ class World:
         root = SiteRoot(
             site="site-a", version=1, custodians=tuple(member(p) for p in self.custodians), threshold=1, expires=LATER
         )
-        envelope = sign(encode(root), SITE_ROOT, [key(self.custodians[0])])
+        envelope = _signed(encode(root), SITE_ROOT, self.custodians[:1])
         result: TrustedSiteRoot = trusted(trust_site_root(envelope, "site-a", NOW))
         return result
 
@@ -145,7 +151,7 @@ class World:
             issuers=(IssuerKeys(issuer=ISSUER, audience=AUDIENCE, keys=(encode_public(key("issuer").public),)),),
             expires=LATER,
         )
-        envelope = sign(encode(root), FEDERATION_ROOT, [key("otto")])
+        envelope = _signed(encode(root), FEDERATION_ROOT, ("otto",))
         result: TrustedFederationRoot = trusted(trust_federation_root(envelope, sha256_of(envelope), NOW))
         return result
 
@@ -191,13 +197,13 @@ class World:
     def release(self, statement: ReleaseStatement | None = None, reviews: list[bytes] | None = None) -> Any:
         """TrustedRelease | Refusal."""
         about = statement or self.statement
-        envelope = sign(encode(about), RELEASE_STATEMENT, [key("paul")])
+        envelope = _signed(encode(about), RELEASE_STATEMENT, ("paul",))
         given = [self.review(r, statement=about) for r in self.reviewers] if reviews is None else reviews
         return trust_release(envelope, given, self.federation_root, self.now)
 
     # ----------------------------------------------------------------------------------------- policy
     def policy_envelope(self) -> bytes:
-        return sign(self.policy_yaml.encode(), ASSET_POLICY, [key(p) for p in self.policy_signers])
+        return _signed(self.policy_yaml.encode(), ASSET_POLICY, self.policy_signers)
 
     def trust_policy(self) -> TrustedPolicy | Refusal:
         return trust_policy(self.policy_envelope(), self.site_root, self.now)

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeAlias
 
 from msfl.policies.documents import (
@@ -100,11 +101,11 @@ class Request:
     rounds_so_far: Mapping[str, int] = field(default_factory=dict)
     confirmed: bool = False
 
-    @property
+    @cached_property
     def trains(self) -> bool:
         return self.job.trains_on(self.dataset.ref)
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """What the run would do here. An evaluate-only dataset is neither fingerprinted nor trained on."""
         return ("fingerprint", "prepare", "train", "evaluate") if self.trains else ("prepare", "evaluate")

@@ -100,20 +100,20 @@ def violation(value: object, limits: Limits) -> str | None:
     """Why the value is outside the limits (a phrase such as "is above 60"), or None when it is inside."""
     if value is None:
         return None if limits.nullable else "is null"
-    elements = value if isinstance(value, tuple | list) else (value,)
-    if limits.const is not None and not _same(value, limits.const):
-        return f"is not {limits.const!r}"
-    for element in elements:
-        if limits.enum is not None and not any(_same(element, allowed) for allowed in limits.enum):
-            return f"is not one of {', '.join(map(str, limits.enum))}"
-        if limits.min is None and limits.max is None:
+    smallest, largest, enum, const = limits.min, limits.max, limits.enum, limits.const
+    if const is not None and not _same(value, const):
+        return f"is not {const!r}"
+    for element in value if isinstance(value, tuple | list) else (value,):
+        if enum is not None and not any(_same(element, allowed) for allowed in enum):
+            return f"is not one of {', '.join(map(str, enum))}"
+        if smallest is None and largest is None:
             continue
         if isinstance(element, bool) or not isinstance(element, int | float) or not math.isfinite(element):
             return "is not a finite number"
-        if limits.min is not None and element < limits.min:
-            return f"is below {limits.min}"
-        if limits.max is not None and element > limits.max:
-            return f"is above {limits.max}"
+        if smallest is not None and element < smallest:
+            return f"is below {smallest}"
+        if largest is not None and element > largest:
+            return f"is above {largest}"
     return None
 
 
