@@ -188,4 +188,4 @@ def _check_entrypoint(recipe: Recipe, code: Mapping[str, bytes]) -> None:
 
 
 def _namespace() -> tuple[Path, ...]:
-    return tuple(Path(portion) for portion in importlib.import_module("msfl").__path__)
+    return tuple(dict.fromkeys(Path(portion).resolve() for portion in importlib.import_module("msfl").__path__))

@@ -253,7 +253,8 @@ class _verified_blob:
         return None
 
     def _fetched(self) -> IO[bytes]:
-        file = tempfile.NamedTemporaryFile("w+b", prefix=".new-", dir=self._kept.parent, delete=False)  # noqa: SIM115
+        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=self._kept.parent)
+        file = os.fdopen(descriptor, "w+b")
         try:
             digest, left = hashlib.sha256(), self._wanted.size
             with self._registry.get_blob(self._wanted.digest) as stream:
@@ -268,12 +269,12 @@ class _verified_blob:
             if left or f"sha256:{digest.hexdigest()}" != self._wanted.digest:
                 raise BadLayer(f"the registry serves other bytes for {self._wanted.digest}")
             file.flush()
-            os.replace(file.name, self._kept)
+            os.replace(name, self._kept)
         except BaseException:
             file.close()
-            Path(file.name).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
             raise
-        return file.file
+        return file
 
 
 def _broken(digest: str, why: str) -> Refused:
