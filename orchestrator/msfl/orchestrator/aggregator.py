@@ -66,6 +66,7 @@ class Aggregator:
         wrapped: Mapping[str, bytes],
         keyring: HandOver,
     ) -> Aggregator:
+        """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
         order.folder.mkdir(parents=True, exist_ok=True)
         aggregator = cls(HostedProcess.start(runtime, order), order.folder)
         sealed = keyring.hand_over(run_id, wrapped, base64.b64decode(aggregator._process.hello.public_key))
@@ -91,7 +92,7 @@ class Aggregator:
         return CentralResult(document=result.document, files=self._take(result))
 
     def _take(self, result: Result) -> dict[str, Path]:
-        taken = self._folder / "taken"
+        taken = self._folder.parent / "taken"
         taken.mkdir(mode=0o700, exist_ok=True)
         files = {}
         for name, bare in result.files.items():

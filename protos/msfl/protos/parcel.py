@@ -1,6 +1,6 @@
 """What is inside every sealed stream: one JSON document, and after it, if there are any, tensors as safetensors.
 
-    8-byte big-endian length | JSON, UTF-8 | safetensors bytes (may be none)
+8-byte big-endian length | JSON, UTF-8 | safetensors bytes (may be none)
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 JsonObject: TypeAlias = dict[str, Any]
 MAX_DOCUMENT_BYTES = 16 << 20
@@ -16,11 +16,15 @@ BLOCK = 1 << 20
 _LENGTH = struct.Struct(">Q")
 
 
+class Readable(Protocol):
+    def read(self, size: int, /) -> bytes | None: ...
+
+
 class BadParcel(ValueError):
     """The bytes are authentic, and still not a parcel."""
 
 
-def pack(document: JsonObject, tensors: BinaryIO | None) -> Iterator[bytes]:
+def pack(document: JsonObject, tensors: Readable | None) -> Iterator[bytes]:
     body = json.dumps(document, allow_nan=False, sort_keys=True).encode()
     if len(body) > MAX_DOCUMENT_BYTES:
         raise BadParcel(f"a document of {len(body)} bytes is over the limit of {MAX_DOCUMENT_BYTES}")

@@ -11,6 +11,7 @@ process leaves in its outbox is read through `msfl.runtime.collect` only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -60,7 +61,7 @@ class HostedProcess:
         door = order.folder / "link.sock"
         door.unlink(missing_ok=True)
         for name in ("inbox", "outbox", "scratch", "figures"):
-            (order.folder / name).mkdir(mode=0o700, exist_ok=True)
+            (order.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             # A socket's path is limited to about 100 bytes: bind by a short name from inside the folder's own fd.
             listener.bind(_short(door))
@@ -113,10 +114,8 @@ class HostedProcess:
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Ask it to end, then make sure. Safe to call twice and from another thread than `call`."""
-        try:
+        with contextlib.suppress(OSError):  # Gone already: the runtime cleans up behind it.
             self._link.send(Stop())
-        except OSError:
-            pass  # It is gone already; the runtime cleans up behind it.
         self._runtime.stop(self.handle, grace_s)
         self._link.close()
 

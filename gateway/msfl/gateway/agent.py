@@ -1,0 +1,113 @@
+"""The gateway's main loop: stay on the line, hand orders to runs, beat, and ask the custodian's folder for answers.
+
+    while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
+    beside it: a heartbeat every 5 s; the answers of the custodian every second
+
+The agent never listens. Runs live in threads of their own (`site_run`), one worker process each.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from msfl.gateway.link import LineDown, NotWanted
+from msfl.gateway.site_run import RunAtSite, Surroundings
+from msfl.policies.documents import DatasetRecord
+from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Offer, Order, SiteProgress
+
+BEAT_S = 5.0
+log = structlog.get_logger()
+
+
+class Agent:
+    def __init__(self, around: Surroundings, software: str) -> None:
+        self._around = around
+        self._software = software
+        self._runs: dict[str, RunAtSite] = {}
+        self._stopping = threading.Event()
+
+    def serve(self) -> None:
+        """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol, identity)."""
+        beside = [
+            threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
+            threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
+        ]
+        for thread in beside:
+            thread.start()
+        try:
+            self._attend()
+        finally:
+            self._stopping.set()
+            for thread in beside:
+                thread.join()
+            for run in self._runs.values():
+                run.close()
+
+    def stop(self) -> None:
+        """From a signal handler: closing the channel ends the open stream."""
+        self._stopping.set()
+        self._around.link.close()
+
+    def _attend(self) -> None:
+        wait = 0.5
+        while not self._stopping.is_set():
+            try:
+                for order in self._around.link.attend(self._arrival()):
+                    wait = 0.5
+                    self._dispatch(order)
+            except LineDown as down:
+                log.info("the line to the orchestrator is down", why=str(down), again_in_s=wait)
+            except ValueError:
+                # grpc's answer to a call on a channel that `stop` has closed.
+                if not self._stopping.is_set():
+                    raise
+            self._stopping.wait(wait)
+            wait = min(wait * 2, 5.0)
+
+    def _dispatch(self, order: Order) -> None:
+        run = self._runs.get(order.run_id)
+        if run is None:
+            if not isinstance(order, Offer):
+                # A run of before our restart: its worker is gone. Say so, rather than let everybody wait.
+                run = self._runs[order.run_id] = RunAtSite(order.run_id, self._around, lost=True)
+            else:
+                run = self._runs[order.run_id] = RunAtSite(order.run_id, self._around)
+        run.hear(order)
+
+    def _arrival(self) -> Arrival:
+        return Arrival(PROTOCOL, self._software, tuple(_shown(r) for r in self._around.home.datasets()))
+
+    def _beat(self) -> None:
+        try:
+            self._around.link.beat(SiteProgress(run_id=""))
+        except (LineDown, NotWanted) as error:
+            log.info("no answer to the heartbeat", why=str(error))
+
+    def _ask_custodian(self) -> None:
+        for run_id, run in list(self._runs.items()):
+            if run.parked and (said := self._around.home.said(run_id)) is not None:
+                run.custodian_said(said["verdict"])
+
+    def _every(self, seconds: float, action: Callable[[], None]) -> None:
+        while not self._stopping.wait(seconds):
+            try:
+                action()
+            except ValueError:  # As in `_attend`: the channel was closed under us.
+                if not self._stopping.is_set():
+                    raise
+
+
+def _shown(record: DatasetRecord) -> JsonObject:
+    """What the federation may know of a dataset before any policy is asked: no files, no spacing, no free text."""
+    return {
+        "ref": record.ref,
+        "version": record.version,
+        "channel_names": list(record.channel_names),
+        "labels": dict(record.labels),
+        "n_train": record.n_train,
+        "n_test": record.n_test,
+        "kind": record.kind,
+    }

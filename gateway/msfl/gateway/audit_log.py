@@ -1,0 +1,44 @@
+"""The site's audit log on disk: one hash-chained JSON line per entry, on disk before its effect.
+
+`write` returns only when the line is durable; whoever is about to start, send or stop something calls it first.
+On opening, the whole chain is verified: a gateway does not go on writing behind a broken chain.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from msfl.policies.audit import Entry, append, from_line, verify
+
+
+class AuditBroken(Exception):
+    """The log was changed behind our back. The gateway stops; staff compare it with their copies."""
+
+
+class AuditLog:
+    def __init__(self, file: Path, actor: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+        if (broken := verify(lines)) is not None:
+            raise AuditBroken(f"{file}: {broken.why}")
+        last = from_line(lines[-1]) if lines else None
+        assert not isinstance(last, str), "the chain was just verified"
+        self._last = last
+        self._lock = threading.Lock()
+        self._actor = actor
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, at: datetime, action: str, object: str, fields: Mapping[str, str]) -> Entry:
+        with self._lock:
+            entry = append(self._last, at, self._actor, action, object, fields)
+            os.write(self._descriptor, entry.to_line())
+            os.fsync(self._descriptor)
+            self._last = entry
+        return entry
+
+    def close(self) -> None:
+        os.close(self._descriptor)

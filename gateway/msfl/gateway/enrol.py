@@ -1,0 +1,86 @@
+"""How a site joins: the registration token in, the site's own keys and roots out.
+
+1  the token's checksum and expiry                                     BadToken
+2  a fresh TLS key, made here; the CSR and a proof go out over TLS that trusts the token's CA alone
+3  the certificate comes back, and the federation root, whose hash must be the token's
+4  the site root: made here, naming this site's custodians, signed by them; the centre has no standing in it
+5  everything is written at once, at the end: a failed enrolment leaves no half a home
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import grpc
+
+from msfl.gateway.home import Home, SiteSettings, write
+from msfl.policies.documents import Member, SiteRoot
+from msfl.policies.encoding import encode
+from msfl.policies.envelope import SITE_ROOT, sign
+from msfl.policies.keys import KeyPair, encode_public
+from msfl.policies.refusals import Refusal, Refused
+from msfl.policies.trust import trust_federation_root
+from msfl.protos.channel import dial, make_csr
+from msfl.protos.messages import PROTOCOL
+from msfl.protos.registration import RegistrationToken, proof
+from msfl.protos.v1 import federation_pb2 as wire
+from msfl.protos.v1.federation_pb2_grpc import EnrolmentStub
+
+SITE_ROOT_LIFE = timedelta(days=730)
+
+
+class EnrolmentFailed(Exception):
+    """What happened, where, and what to do."""
+
+
+def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair], now: datetime) -> Home:
+    """Join a federation as `token.site`. `custodians`: person → key.
+
+    Raises BadToken, EnrolmentFailed, Refused (the federation root is not the one the token names).
+    """
+    token.check(now)
+    if (root / "site.json").exists():
+        raise EnrolmentFailed(f"{root} belongs to a site already; choose another folder")
+    key, csr = make_csr(token.site)
+    certificate = _ask(token, csr)
+    federation = trust_federation_root(certificate.federation_root, token.federation_root_sha256, now)
+    if isinstance(federation, Refusal):
+        raise Refused(federation)
+    members = tuple(Member(person=p, key_id=k.id, public_key=encode_public(k.public)) for p, k in custodians.items())
+    site_root = SiteRoot(site=token.site, version=1, custodians=members, threshold=1, expires=now + SITE_ROOT_LIFE)
+    home = Home(root)
+    files = {
+        "tls/key.pem": key,
+        "tls/cert.pem": certificate.certificate_pem,
+        "tls/ca.pem": token.ca_certificate.encode(),
+        "secrets/site.key": token.site_key,
+        "secrets/centre.pub": token.centre_public_key,
+        "trust/federation-root.dsse": certificate.federation_root,
+        "trust/federation-root.sha256": token.federation_root_sha256.encode(),
+        "trust/site-root.dsse": sign(encode(site_root), SITE_ROOT, custodians.values()),
+    }
+    for name, data in files.items():
+        write(root / name, data)
+    for folder in ("policies", "datasets", "runs", "pending", "confirmed"):
+        (root / folder).mkdir(exist_ok=True, mode=0o700)
+    home.write_settings(SiteSettings(token.site, token.federation, token.link_endpoint, token.registry))
+    return home
+
+
+def _ask(token: RegistrationToken, csr: bytes) -> wire.EnrolmentCertificate:
+    channel = dial(token.endpoint, token.ca_certificate.encode())
+    stub = EnrolmentStub(channel)
+    try:
+        begin = wire.BeginEnrolment(protocol=PROTOCOL, token_id=token.token_id)
+        nonce = stub.Begin(begin, timeout=30, wait_for_ready=True).nonce
+        shown = proof(token.secret, csr, token.ca_sha256, nonce)
+        asked = wire.EnrolmentProof(token_id=token.token_id, csr_pem=csr, nonce=nonce, proof=shown)
+        answer: wire.EnrolmentCertificate = stub.Enrol(asked, timeout=30)
+    except grpc.RpcError as error:
+        what = f"{token.endpoint} did not enrol {token.site}: {error.details()} ({error.code().name})"
+        raise EnrolmentFailed(what) from error
+    finally:
+        channel.close()
+    return answer

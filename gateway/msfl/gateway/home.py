@@ -1,0 +1,153 @@
+"""The gateway's folder: everything a site owns, in files that a custodian can open.
+
+    site.json                  site id, endpoints, registry, runtime settings
+    tls/                       key.pem (never leaves), cert.pem, ca.pem
+    secrets/                   site.key (symmetric), centre.pub
+    trust/                     site-root.dsse, federation-root.dsse, federation-root.sha256
+    policies/<id>.dsse         what custodians signed; <id>.yaml beside it is for reading only
+    datasets/<id>.json         records of published datasets; <id>.path says where the data lie
+    audit/log.jsonl            hash-chained, written before the effect
+    pending/, confirmed/       runs that wait for the custodian, and their answers
+    runs/<run>/                one folder per run: worker's inbox and outbox, sealed files, figures, worker.log
+    images/                    verified releases by digest
+
+Secrets are 0600, folders 0700. Writes go to a temporary name first: a torn file never takes a good one's place.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from msfl.policies.documents import DatasetRecord
+from msfl.policies.encoding import Malformed, encode, load_json
+from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.trust import (
+    TrustedFederationRoot,
+    TrustedPolicy,
+    TrustedSiteRoot,
+    trust_federation_root,
+    trust_policy,
+    trust_site_root,
+)
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """`registry` is the location of an OCI image layout; `reveal` is what others learn of a refusal here."""
+
+    site: str
+    federation: str
+    link_endpoint: str
+    registry: str
+    reveal: str = "reason"
+
+
+@dataclass(frozen=True)
+class Home:
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def run_folder(self, run_id: str) -> Path:
+        return self.runs / run_id
+
+    # ---------------------------------------------------------------- settings
+
+    def settings(self) -> SiteSettings:
+        """Raises FileNotFoundError before the site has been enrolled."""
+        return SiteSettings(**json.loads((self.root / "site.json").read_text()))
+
+    def write_settings(self, settings: SiteSettings) -> None:
+        write(self.root / "site.json", json.dumps(asdict(settings), indent=1).encode())
+
+    def secret(self, name: str) -> bytes:
+        return (self.root / "secrets" / name).read_bytes()
+
+    def tls(self, name: str) -> bytes:
+        return (self.root / "tls" / name).read_bytes()
+
+    # ------------------------------------------------------------------- trust
+
+    def site_root(self, now: datetime) -> TrustedSiteRoot | Refusal:
+        return trust_site_root((self.root / "trust/site-root.dsse").read_bytes(), self.settings().site, now)
+
+    def federation_root(self, now: datetime) -> TrustedFederationRoot | Refusal:
+        """Trusted because its hash is the one the custodian accepted at enrolment."""
+        trust = self.root / "trust"
+        pinned = (trust / "federation-root.sha256").read_text().strip()
+        return trust_federation_root((trust / "federation-root.dsse").read_bytes(), pinned, now)
+
+    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
+        """Every policy in the folder that its custodians signed, and why the others count for nothing."""
+        root = self.site_root(now)
+        if isinstance(root, Refusal):
+            return (), (root,)
+        trusted: list[TrustedPolicy] = []
+        refused: list[Refusal] = []
+        for file in sorted((self.root / "policies").glob("*.dsse")):
+            match trust_policy(file.read_bytes(), root, now, file.name):
+                case Refusal() as refusal:
+                    refused.append(refusal)
+                case policy:
+                    trusted.append(policy)
+        return tuple(trusted), tuple(refused)
+
+    # ---------------------------------------------------------------- datasets
+
+    def dataset(self, dataset_id: str) -> DatasetRecord | Refusal:
+        file = self.root / "datasets" / f"{dataset_id}.json"
+        if "/" in dataset_id or not file.exists():
+            return refuse(Code.DATASET_UNKNOWN, f"This site has no dataset {dataset_id}.", dataset=dataset_id)
+        try:
+            return load_json(file.read_bytes(), DatasetRecord, file.name, max_bytes=64 << 20)
+        except Malformed as error:
+            return refuse(Code.MALFORMED_DOCUMENT, f"The record of {dataset_id} cannot be read: {error}.")
+
+    def dataset_folder(self, dataset_id: str) -> Path:
+        return Path((self.root / "datasets" / f"{dataset_id}.path").read_text().strip())
+
+    def datasets(self) -> list[DatasetRecord]:
+        records = [self.dataset(file.stem) for file in sorted((self.root / "datasets").glob("*.json"))]
+        return [r for r in records if isinstance(r, DatasetRecord)]
+
+    def publish_dataset(self, record: DatasetRecord, folder: Path) -> None:
+        write(self.root / "datasets" / f"{record.id}.path", str(folder.resolve()).encode())
+        write(self.root / "datasets" / f"{record.id}.json", encode(record))
+
+    # ------------------------------------------------------------ confirmation
+
+    def park(self, run_id: str, shown: dict[str, Any]) -> None:
+        write(self.root / "pending" / f"{run_id}.json", json.dumps(shown, indent=1).encode())
+
+    def unpark(self, run_id: str) -> None:
+        (self.root / "pending" / f"{run_id}.json").unlink(missing_ok=True)
+
+    def pending(self) -> dict[str, dict[str, Any]]:
+        return {f.stem: json.loads(f.read_text()) for f in sorted((self.root / "pending").glob("*.json"))}
+
+    def say(self, run_id: str, verdict: str, by: str) -> None:
+        """The custodian's word on a parked run: `confirm` or `refuse`."""
+        write(self.root / "confirmed" / f"{run_id}.json", json.dumps({"verdict": verdict, "by": by}).encode())
+
+    def said(self, run_id: str) -> dict[str, str] | None:
+        file = self.root / "confirmed" / f"{run_id}.json"
+        return dict(json.loads(file.read_text())) if file.exists() else None
+
+
+def write(file: Path, data: bytes, mode: int = 0o600) -> None:
+    """Whole or not at all, and durable."""
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = file.with_name(f".{file.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as target:
+        target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
+    os.replace(temporary, file)

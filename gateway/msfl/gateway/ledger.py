@@ -1,0 +1,52 @@
+"""What policies have been used for: runs begun and rounds trained, per policy id, durable before they happen.
+
+Budgets (`approval.max_runs`, `max_rounds`) are compared with these counts, so a count that is lost would be a budget
+that is not kept: SQLite with `synchronous=FULL`, one row per run and per round, repeated entries count once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from pathlib import Path
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, policy_id TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (
+    run_id TEXT NOT NULL, round INTEGER NOT NULL, policy_id TEXT NOT NULL, PRIMARY KEY (run_id, round)
+) STRICT;
+"""
+
+
+class Ledger:
+    def __init__(self, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.executescript(_SCHEMA)
+
+    def begin_run(self, run_id: str, policy_id: str) -> None:
+        self._do("INSERT OR IGNORE INTO runs VALUES (?, ?)", run_id, policy_id)
+
+    def begin_round(self, run_id: str, round: int, policy_id: str) -> None:
+        self._do("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?)", run_id, round, policy_id)
+
+    def runs(self, policy_id: str) -> int:
+        return self._count("SELECT count(*) FROM runs WHERE policy_id = ?", policy_id)
+
+    def rounds(self, policy_id: str) -> int:
+        return self._count("SELECT count(*) FROM rounds WHERE policy_id = ?", policy_id)
+
+    def _do(self, sql: str, *values: str | int) -> None:
+        with self._lock:
+            self._connection.execute(sql, values)
+
+    def _count(self, sql: str, policy_id: str) -> int:
+        with self._lock:
+            (n,) = self._connection.execute(sql, (policy_id,)).fetchone()
+        return int(n)
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()

@@ -1,0 +1,149 @@
+"""`msfl gateway`: for the staff of a site. Enrol once, serve, confirm or refuse runs, read the audit log."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from msfl.gateway.home import Home
+from msfl.policies.audit import verify
+from msfl.policies.documents import DatasetRecord
+from msfl.policies.encoding import load_json
+
+app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
+console = Console()
+HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
+RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway pending` shows it.")]
+
+
+@app.command()
+def enrol(
+    home: HomeOption,
+    token_file: Annotated[Path, typer.Option(help="File with the registration token.")],
+    custodian: Annotated[str, typer.Option(help="Who signs this site's policies.")],
+    custodian_key: Annotated[Path, typer.Option(help="The custodian's key (`msfl policy keys`).")],
+) -> None:
+    """Join a federation: makes the site's TLS key and its own trust root, and uses the token up."""
+    from msfl.gateway.enrol import EnrolmentFailed
+    from msfl.gateway.enrol import enrol as join
+    from msfl.policies.keys import KeyPair
+    from msfl.protos.registration import BadToken, RegistrationToken
+
+    try:
+        token = RegistrationToken.decode(token_file.read_text())
+        join(token, home, {custodian: KeyPair.from_pem(custodian_key.read_bytes())}, datetime.now(UTC))
+    except (BadToken, EnrolmentFailed) as error:
+        console.print(f"[red]not enrolled[/red]: {error}")
+        raise typer.Exit(1) from error
+    console.print(f"{token.site} has joined {token.federation}; its home is {home}")
+
+
+@app.command()
+def publish(
+    home: HomeOption,
+    record: Annotated[Path, typer.Option(help="The dataset's record (`msfl data import`).")],
+    data: Annotated[Path, typer.Option(help="Where the data lie; they are only ever read.")],
+) -> None:
+    """Show a checked dataset to the federation. What may run on it, policies say."""
+    published = load_json(record.read_bytes(), DatasetRecord, record.name, max_bytes=64 << 20)
+    Home(home).publish_dataset(published, data)
+    console.print(f"{published.ref} is published: {published.n_train} training, {published.n_test} test cases")
+
+
+@app.command()
+def serve(home: HomeOption) -> None:
+    """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere."""
+    from msfl.gateway.agent import Agent
+    from msfl.gateway.audit_log import AuditLog
+    from msfl.gateway.judge import Judge
+    from msfl.gateway.ledger import Ledger
+    from msfl.gateway.link import Link
+    from msfl.gateway.site_run import Surroundings, utc_now
+    from msfl.protos.channel import dial
+    from msfl.registry.oci_layout import LayoutRegistry
+    from msfl.runtime.process import ProcessRuntime
+
+    site = Home(home)
+    settings = site.settings()
+    registry = LayoutRegistry(Path(settings.registry))
+    runtime = ProcessRuntime()
+    ledger = Ledger(home / "ledger.sqlite")
+    channel = dial(settings.link_endpoint, site.tls("ca.pem"), site.tls("key.pem"), site.tls("cert.pem"))
+    around = Surroundings(
+        home=site,
+        judge=Judge(site, registry, ledger, runtime.protections().isolation),
+        ledger=ledger,
+        audit=AuditLog(home / "audit" / "log.jsonl", f"gateway {settings.site}"),
+        registry=registry,
+        runtime=runtime,
+        link=Link(channel),
+        clock=utc_now,
+    )
+    agent = Agent(around, "msfl 0.1")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: threading.Thread(target=agent.stop).start())
+    agent.serve()
+
+
+@app.command()
+def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Runs that wait for the custodian."""
+    waiting = Home(home).pending()
+    if as_json:
+        console.print_json(json.dumps(waiting))
+        return
+    table = Table("run", "release", "dataset", "rounds", "job")
+    for run_id, shown in waiting.items():
+        job = shown["job"]
+        table.add_row(run_id, job["release"], ", ".join(job["datasets"]), str(job["rounds"]), job["name"])
+    console.print(table if waiting else "no run waits for you")
+
+
+@app.command()
+def confirm(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
+    """Let a run begin at this site."""
+    _say(home, run, "confirm", by)
+
+
+@app.command()
+def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
+    """Keep a run away from this site."""
+    _say(home, run, "refuse", by)
+
+
+def _say(home: Path, run: str, verdict: str, by: str) -> None:
+    site = Home(home)
+    if run not in site.pending():
+        console.print(f"[red]no run {run} waits here[/red]; `msfl gateway pending` lists those that do")
+        raise typer.Exit(1)
+    site.say(run, verdict, by)
+    console.print(f"{verdict}ed {run}" if verdict == "confirm" else f"refused {run}")
+
+
+@app.command()
+def audit(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Verify the chain of the audit log and show it."""
+    file = home / "audit" / "log.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    broken = verify(lines)
+    if as_json:
+        console.print_json(json.dumps([json.loads(line) for line in lines]))
+    else:
+        table = Table("when", "action", "run", "what")
+        for line in lines:
+            entry = json.loads(line)
+            fields = ", ".join(f"{k}={v}" for k, v in entry["fields"].items() if v)
+            table.add_row(entry["at"], entry["action"], entry["object"], fields)
+        console.print(table)
+    if broken is not None:
+        console.print(f"[red]the chain is broken[/red]: {broken.why}")
+        raise typer.Exit(1)
+    console.print(f"the chain of {len(lines)} entries is whole")

@@ -1,0 +1,166 @@
+"""The door for people: notebook and terminal, behind server TLS, each call with the user's token.
+
+The orchestrator verifies the token to know whom it serves; it approves nothing for a site. Each gateway verifies the
+same token and the signature over the job by itself, so a lie told here is found out there.
+
+    Submit  a signed job ▸ a run that is offered to the named sites     (dry_run: they only answer)
+    Watch   the run's public events from a sequence number on, and live progress (sequence 0)
+    Show, Abort, List, Fetch
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+import grpc
+
+from msfl.orchestrator.doors.link import PART_BYTES, Datasets
+from msfl.orchestrator.engine import Engine
+from msfl.orchestrator.releases import Releases
+from msfl.orchestrator.runs.events import AbortRequested, Submitted
+from msfl.orchestrator.runs.machine import RunState
+from msfl.orchestrator.runs.view import public_event, public_state
+from msfl.policies.documents import JobSpec
+from msfl.policies.encoding import Malformed, load_json
+from msfl.policies.identity import User, verify_job, verify_token
+from msfl.policies.refusals import Refusal
+from msfl.policies.trust import TrustedFederationRoot
+from msfl.protos.convert import json_bytes
+from msfl.protos.messages import PROTOCOL, JsonObject
+from msfl.protos.v1 import federation_pb2 as wire
+from msfl.protos.v1.federation_pb2_grpc import PeopleServicer
+
+# What a user may fetch of a finished run: made by the aggregator for exactly that.
+_FOR_PEOPLE = {"model": "export/model", "weights": "export/weights"}
+
+
+class PeopleDoor(PeopleServicer):
+    def __init__(self, engine: Engine, root: TrustedFederationRoot, datasets: Datasets, releases: Releases) -> None:
+        self._engine = engine
+        self._root = root
+        self._datasets = datasets
+        self._releases = releases
+
+    def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
+        user, token = self._user(context)
+        if request.protocol != PROTOCOL:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"this orchestrator speaks protocol {PROTOCOL}, the SDK {request.protocol}: update the older one",
+            )
+        try:
+            spec = load_json(request.spec, JobSpec, "the job")
+        except Malformed as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            raise AssertionError("abort returns never") from error
+        refusal = verify_job(request.spec, request.proof, user, proof_required=False)
+        if refusal is not None:
+            self._refuse(context, refusal)
+        known = self._datasets.all()
+        missing = [ref for ref in spec.datasets if not any(d["ref"] == ref for ds in known.values() for d in ds)]
+        if missing:
+            shown = sorted(d["ref"] for ds in known.values() for d in ds)
+            what = f"no gateway shows {', '.join(missing)}; the datasets now at hand are {', '.join(shown) or 'none'}"
+            context.abort(grpc.StatusCode.NOT_FOUND, what)
+        # Time first, so that names sort by age; random behind it, so that nobody can guess one.
+        now = time.time()
+        run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+        self._engine.submit(
+            Submitted(now, run_id, request.spec.decode(), request.proof, token, user.name, request.dry_run)
+        )
+        return wire.RunName(run_id=run_id)
+
+    def Show(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
+        return wire.Document(json=json_bytes(public_state(self._own(context, request.run_id))))
+
+    def Watch(self, request: wire.WatchRun, context: grpc.ServicerContext) -> Iterator[wire.RunEvent]:
+        run_id, after, version = request.run_id, request.after, -1
+        said: dict[str, object] = {}
+        self._own(context, run_id)
+        while context.is_active() and not self._engine.stopping:
+            state = self._engine.state(run_id)
+            for sequence, event in self._engine.events(run_id, after):
+                shown = public_event(event)
+                yield wire.RunEvent(sequence=sequence, kind=shown["event"], json=json_bytes(shown))
+                after = sequence
+            for site, progress in self._engine.progress(run_id).items():
+                if said.get(site) != progress:
+                    said[site] = progress
+                    live = {"site": site, **asdict(progress)}
+                    yield wire.RunEvent(sequence=0, kind="Progress", json=json_bytes(live))
+            # The state was read before the events: nothing of an ended run is left out.
+            if state is not None and state.ended:
+                return
+            version = self._engine.wait(version, 1.0)
+
+    def Abort(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
+        state = self._own(context, request.run_id)
+        self._engine.post(state.run_id, AbortRequested(at=time.time(), by=state.user))
+        return self.Show(request, context)
+
+    def List(self, request: wire.ListWhat, context: grpc.ServicerContext) -> wire.Document:
+        user, _ = self._user(context)
+        rows: list[JsonObject]
+        match request.what:
+            case "datasets":
+                rows = [
+                    {**d, "site": site, "present": self._engine.present(site)}
+                    for site, listed in sorted(self._datasets.all().items())
+                    for d in listed
+                ]
+            case "releases":
+                rows = self._releases.listed()
+            case "runs":
+                rows = [
+                    {"run_id": s.run_id, "name": s.spec.name, "phase": s.phase.value, "rounds": len(s.rounds)}
+                    for s in self._engine.runs()
+                    if s.user == user.name
+                ]
+            case other:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"nothing to list under {other!r}")
+                raise AssertionError("abort returns never")
+        return wire.Document(json=json_bytes({request.what: rows}))
+
+    def Fetch(self, request: wire.FetchArtifact, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
+        state = self._own(context, request.run_id)
+        key = _FOR_PEOPLE.get(request.artifact)
+        if key is None or key not in state.outputs.get("export", ()):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"run {request.run_id} has no {request.artifact!r} (yet)")
+            return
+        path = self._engine.artifacts.local(request.run_id, key)
+        total = path.stat().st_size
+        with open(path, "rb") as file:
+            offset = file.seek(request.offset)
+            while data := file.read(PART_BYTES):
+                yield wire.Chunk(offset=offset, data=data, total=total)
+                offset += len(data)
+
+    # -------------------------------------------------------------- checks
+
+    def _user(self, context: grpc.ServicerContext) -> tuple[User, str]:
+        metadata = dict(context.invocation_metadata())
+        scheme, _, token = metadata.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "log in first: msfl login")
+        user = verify_token(token, self._root.document.issuers, datetime.now(UTC))
+        if isinstance(user, Refusal):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{user.code.value}: {user.message}")
+            raise AssertionError("abort returns never")
+        return user, token
+
+    def _own(self, context: grpc.ServicerContext, run_id: str) -> RunState:
+        user, _ = self._user(context)
+        state = self._engine.state(run_id)
+        if state is None or state.user != user.name:
+            # The same words for both: whether somebody else's run exists is not to be found out here.
+            context.abort(grpc.StatusCode.NOT_FOUND, f"you have no run {run_id}; `msfl job list` names yours")
+        assert state is not None
+        return state
+
+    @staticmethod
+    def _refuse(context: grpc.ServicerContext, refusal: Refusal) -> None:
+        context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{refusal.code.value}: {refusal.message}")

@@ -1,0 +1,79 @@
+"""How the orchestrator asks the keyring: one connection, one line, one answer."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal
+
+
+class KeyringDown(Exception):
+    """The keyring does not answer: is its process running?"""
+
+
+class KeyringClient:
+    def __init__(self, socket_file: Path) -> None:
+        self._socket_file = socket_file
+
+    def enrol(
+        self, *, token_id: str, csr_pem: bytes, nonce: bytes, proof: bytes, peer_ip: str
+    ) -> Enrolled | EnrolmentRefusal:
+        answer = self._ask(
+            do="enrol", token_id=token_id, csr=_text(csr_pem), nonce=_text(nonce), proof=_text(proof), peer_ip=peer_ip
+        )
+        if "refused" in answer:
+            return EnrolmentRefusal(answer["refused"], answer["message"])
+        return Enrolled(base64.b64decode(answer["certificate"]))
+
+    def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
+        boxes = {site: _text(box) for site, box in wrapped.items()}
+        answer = self._ask(do="hand_over", run_id=run_id, wrapped=boxes, public=_text(aggregator_public))
+        return base64.b64decode(answer["sealed"])
+
+    def token(
+        self,
+        *,
+        federation: str,
+        site: str,
+        endpoint: str,
+        link_endpoint: str,
+        registry: str,
+        federation_root_sha256: str,
+        hours: float,
+        cidrs: tuple[str, ...],
+    ) -> str:
+        answer = self._ask(
+            do="token",
+            federation=federation,
+            site=site,
+            endpoint=endpoint,
+            link_endpoint=link_endpoint,
+            registry=registry,
+            federation_root_sha256=federation_root_sha256,
+            hours=hours,
+            cidrs=list(cidrs),
+        )
+        return str(answer["token"])
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(30)
+            try:
+                connection.connect(str(self._socket_file))
+                connection.sendall(json.dumps(request).encode() + b"\n")
+                with connection.makefile("rb") as answers:
+                    line = answers.readline()
+            except OSError as error:
+                raise KeyringDown(f"the keyring at {self._socket_file} does not answer ({error})") from error
+        if not line:
+            raise KeyringDown(f"the keyring would not do {request['do']}; its log says why")
+        return dict(json.loads(line))
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

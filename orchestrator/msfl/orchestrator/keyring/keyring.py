@@ -1,0 +1,218 @@
+"""What the keyring does, in one process, under one lock: issue tokens, enrol sites once, hand run keys over.
+
+    folder (0700)   ca.key, ca.pem            the CA
+                    centre.key                X25519, HPKE: run secrets are wrapped to it
+                    tokens/<id>.json          verifier, site, expiry, addresses; `used_at` once it is consumed
+                    sites/<site>.json         the site's symmetric key, how often it was enrolled
+
+A token is consumed, durably, before its certificate is returned: of two racing redemptions exactly one wins, and a
+crash in between costs a token, never gives two certificates. A second use is refused and recorded.
+
+Honest limit: whoever owns this process and the orchestrator's store can read single updates. Secure aggregation is
+the answer to that, and a later one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import secrets
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, sign_site
+from msfl.protos.registration import RegistrationToken, proof
+from msfl.protos.sealing import run_key, seal_to, unwrap_run_secret
+
+MAX_TOKEN_LIFE = timedelta(hours=72)
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    certificate_pem: bytes
+
+
+@dataclass(frozen=True)
+class EnrolmentRefusal:
+    """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr."""
+
+    code: str
+    message: str
+
+
+class Keyring:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, folder: Path, federation: str, now: datetime) -> Keyring:
+        """Make every key. Raises FileExistsError rather than make them anew."""
+        for name in ("", "tokens", "sites"):
+            (folder / name).mkdir(parents=True, mode=0o700, exist_ok=True)
+        if (folder / "ca.key").exists():
+            raise FileExistsError(f"{folder} holds a keyring already")
+        key, certificate = create_ca(federation, now)
+        _write(folder / "ca.pem", certificate)
+        _write(folder / "centre.key", X25519PrivateKey.generate().private_bytes_raw())
+        _write(folder / "ca.key", key)
+        return cls(folder)
+
+    @property
+    def ca_pem(self) -> bytes:
+        return (self._folder / "ca.pem").read_bytes()
+
+    @property
+    def _ca_sha256(self) -> str:
+        return hashlib.sha256(self.ca_pem).hexdigest()
+
+    def server_certificate(self, hosts: tuple[str, ...], now: datetime) -> tuple[bytes, bytes]:
+        return issue_server((self._folder / "ca.key").read_bytes(), self.ca_pem, hosts, now)
+
+    # ------------------------------------------------------------------ tokens
+
+    def issue_token(
+        self,
+        *,
+        federation: str,
+        site: str,
+        endpoint: str,
+        link_endpoint: str,
+        registry: str,
+        federation_root_sha256: str,
+        life: timedelta,
+        cidrs: tuple[str, ...],
+        now: datetime,
+    ) -> RegistrationToken:
+        """Raises ValueError for a life over 72 h or an address range that is none."""
+        if not timedelta(0) < life <= MAX_TOKEN_LIFE:
+            raise ValueError(f"a registration token lives at most {MAX_TOKEN_LIFE}")
+        for cidr in cidrs:
+            ipaddress.ip_network(cidr)
+        with self._lock:
+            token = RegistrationToken(
+                federation=federation,
+                site=site,
+                endpoint=endpoint,
+                link_endpoint=link_endpoint,
+                registry=registry,
+                ca_certificate=self.ca_pem.decode(),
+                token_id=secrets.token_hex(8),
+                secret=secrets.token_bytes(32),
+                site_key=secrets.token_bytes(32),
+                centre_public_key=self._centre().public_key().public_bytes_raw(),
+                federation_root_sha256=federation_root_sha256,
+                expires=int((now + life).timestamp()),
+                allowed_cidrs=cidrs,
+            )
+            self._put(
+                "tokens",
+                token.token_id,
+                {
+                    "site": site,
+                    "secret": _text(token.secret),
+                    "site_key": _text(token.site_key),
+                    "expires": token.expires,
+                    "cidrs": list(cidrs),
+                    "used_at": None,
+                    "refused_uses": 0,
+                },
+            )
+        return token
+
+    def enrol(
+        self, *, token_id: str, csr_pem: bytes, nonce: bytes, proof_: bytes, peer_ip: str, now: datetime
+    ) -> Enrolled | EnrolmentRefusal:
+        with self._lock:
+            kept = self._get("tokens", token_id)
+            if kept is None:
+                return EnrolmentRefusal("unknown_token", "no such registration token: ask the operator for a new one")
+            if kept["used_at"] is not None:
+                kept["refused_uses"] += 1
+                self._put("tokens", token_id, kept)
+                return EnrolmentRefusal(
+                    "token_used", "this token was used before; if it was not you, tell the operator at once"
+                )
+            expected = proof(base64.b64decode(kept["secret"]), csr_pem, self._ca_sha256, nonce)
+            if not hmac.compare_digest(expected, proof_):
+                return EnrolmentRefusal("bad_proof", "whoever asks does not hold this token")
+            if now.timestamp() >= kept["expires"]:
+                return EnrolmentRefusal("token_expired", "the token has expired: ask the operator for a new one")
+            if not _allowed(peer_ip, kept["cidrs"]):
+                return EnrolmentRefusal("address_not_allowed", f"{peer_ip} is outside {', '.join(kept['cidrs'])}")
+            try:
+                key = (self._folder / "ca.key").read_bytes()
+                certificate = sign_site(key, self.ca_pem, csr_pem, kept["site"], now)
+            except BadRequest as error:
+                return EnrolmentRefusal("bad_csr", str(error))
+            kept |= {"used_at": int(now.timestamp()), "secret": ""}
+            self._put("tokens", token_id, kept)
+            self._put("sites", kept["site"], {"site_key": kept["site_key"], "enrolled_at": int(now.timestamp())})
+            return Enrolled(certificate)
+
+    # -------------------------------------------------------------------- runs
+
+    def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
+        """The run's site keys in a box for the aggregator. Raises SealBroken, KeyError for a site never enrolled."""
+        keys = {}
+        with self._lock:
+            private = self._centre().private_bytes_raw()
+            for site, box in wrapped.items():
+                secret = unwrap_run_secret(private, box, run_id, site)
+                kept = self._get("sites", site)
+                if kept is None:
+                    raise KeyError(f"{site} was never enrolled")
+                keys[site] = _text(run_key(secret, base64.b64decode(kept["site_key"]), run_id, site))
+        info = b"msfl/aggregator-keys/v1|" + run_id.encode()
+        return seal_to(aggregator_public, json.dumps(keys).encode(), info)
+
+    # -------------------------------------------------------------------- files
+
+    def _centre(self) -> X25519PrivateKey:
+        return X25519PrivateKey.from_private_bytes((self._folder / "centre.key").read_bytes())
+
+    def _get(self, kind: str, name: str) -> dict[str, Any] | None:
+        file = self._folder / kind / f"{name}.json"
+        if "/" in name or not file.exists():
+            return None
+        return dict(json.loads(file.read_text()))
+
+    def _put(self, kind: str, name: str, value: dict[str, Any]) -> None:
+        _write(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
+
+
+def _allowed(peer_ip: str, cidrs: list[str]) -> bool:
+    if not peer_ip:
+        return False
+    address = ipaddress.ip_address(peer_ip)
+    return any(address in ipaddress.ip_network(cidr) for cidr in cidrs)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Whole, durable, and for this user only."""
+    temporary = file.with_name(f".{file.name}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as target:
+        target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
+    os.replace(temporary, file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

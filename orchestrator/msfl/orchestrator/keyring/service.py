@@ -1,0 +1,100 @@
+"""The keyring's door: a unix socket (0600) in a folder (0700), one JSON line in, one JSON line out per connection.
+
+    {"do": "enrol", …} ▸ {"certificate"} | {"refused", "message"}
+    {"do": "hand_over", …} ▸ {"sealed"}
+    {"do": "token", …} ▸ {"token"}
+
+The table `_DO` is closed. A request that does not fit ends the connection without an answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socketserver
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import structlog
+
+from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring
+
+JsonObject: TypeAlias = dict[str, Any]
+MAX_LINE = 4 << 20
+log = structlog.get_logger()
+
+
+def _enrol(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    answer = keyring.enrol(
+        token_id=asked["token_id"],
+        csr_pem=_bytes(asked["csr"]),
+        nonce=_bytes(asked["nonce"]),
+        proof_=_bytes(asked["proof"]),
+        peer_ip=asked["peer_ip"],
+        now=datetime.now(UTC),
+    )
+    if isinstance(answer, EnrolmentRefusal):
+        log.warning("enrolment refused", token=asked["token_id"], code=answer.code, peer=asked["peer_ip"])
+        return {"refused": answer.code, "message": answer.message}
+    return {"certificate": _text(answer.certificate_pem)}
+
+
+def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    wrapped = {site: _bytes(box) for site, box in asked["wrapped"].items()}
+    return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, _bytes(asked["public"])))}
+
+
+def _token(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    token = keyring.issue_token(
+        federation=asked["federation"],
+        site=asked["site"],
+        endpoint=asked["endpoint"],
+        link_endpoint=asked["link_endpoint"],
+        registry=asked["registry"],
+        federation_root_sha256=asked["federation_root_sha256"],
+        life=timedelta(hours=asked["hours"]),
+        cidrs=tuple(asked["cidrs"]),
+        now=datetime.now(UTC),
+    )
+    return {"token": token.encode()}
+
+
+_DO: dict[str, Callable[[Keyring, JsonObject], JsonObject]] = {
+    "enrol": _enrol,
+    "hand_over": _hand_over,
+    "token": _token,
+}
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: KeyringServer
+
+    def handle(self) -> None:
+        line = self.rfile.readline(MAX_LINE)
+        try:
+            asked = json.loads(line)
+            answer = _DO[asked.pop("do")](self.server.keyring, asked)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            log.error("a request that does not fit", why=repr(error))
+            return
+        self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+class KeyringServer(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+
+    def __init__(self, socket_file: Path, keyring: Keyring) -> None:
+        socket_file.unlink(missing_ok=True)
+        self.keyring = keyring
+        super().__init__(str(socket_file), _Handler)
+        socket_file.chmod(0o600)
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

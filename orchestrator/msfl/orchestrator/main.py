@@ -1,0 +1,95 @@
+"""`msfl orchestrator`: for the operator of the centre, who runs it and has no power to approve anything for a site."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from msfl.orchestrator.home import CentreHome, FederationSettings
+from msfl.policies.encoding import sha256_of
+from msfl.policies.refusals import Refusal, Refused
+from msfl.policies.trust import trust_federation_root
+
+app = typer.Typer(help="Run the centre of a federation.", no_args_is_help=True)
+console = Console()
+HomeOption = Annotated[Path, typer.Option("--home", help="The orchestrator's folder.")]
+
+
+@app.command()
+def init(
+    home: HomeOption,
+    federation: Annotated[str, typer.Option(help="Short name of the federation.")],
+    root: Annotated[Path, typer.Option(help="The signed federation root: publishers, reviewers, issuers.")],
+    registry: Annotated[Path, typer.Option(help="The registry, an OCI image layout folder.")],
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port for people and enrolment.")] = 8443,
+    link_port: Annotated[int, typer.Option(help="Port for gateways.")] = 8444,
+    name: Annotated[list[str] | None, typer.Option(help="Names the server certificate is for.")] = None,
+) -> None:
+    """Make the keys of a new federation."""
+    from msfl.orchestrator.keyring.keyring import Keyring
+
+    centre, now = CentreHome(home), datetime.now(UTC)
+    envelope = root.read_bytes()
+    trusted = trust_federation_root(envelope, sha256_of(envelope), now)
+    if isinstance(trusted, Refusal):
+        raise Refused(trusted)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    keyring = Keyring.create(centre.keyring, federation, now)
+    key, certificate = keyring.server_certificate(tuple(name or ("localhost", "127.0.0.1")), now)
+    centre.tls.mkdir(mode=0o700, exist_ok=True)
+    for file, data in (("server.key", key), ("server.pem", certificate), ("ca.pem", keyring.ca_pem)):
+        descriptor = os.open(centre.tls / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as target:
+            target.write(data)
+    centre.federation_root.parent.mkdir(exist_ok=True)
+    centre.federation_root.write_bytes(envelope)
+    centre.write_settings(FederationSettings(federation, host, port, link_port, str(registry.resolve())))
+    console.print(f"federation {federation} is ready in {home}; root {sha256_of(envelope)}")
+
+
+@app.command()
+def keyring(home: HomeOption) -> None:
+    """Serve the keyring, the only holder of the centre's keys, on a unix socket."""
+    from msfl.orchestrator.serve import serve_keyring
+
+    serve_keyring(CentreHome(home))
+
+
+@app.command()
+def serve(home: HomeOption) -> None:
+    """Serve people and gateways until stopped. The keyring must be running."""
+    from msfl.orchestrator.serve import serve_orchestrator
+
+    serve_orchestrator(CentreHome(home))
+
+
+@app.command()
+def token(
+    home: HomeOption,
+    site: Annotated[str, typer.Option(help="The site that may join with it.")],
+    hours: Annotated[float, typer.Option(help="How long it may be used, at most 72.")] = 24.0,
+    cidr: Annotated[list[str] | None, typer.Option(help="Addresses it may be used from.")] = None,
+) -> None:
+    """Issue a registration token: one site, one use. Hand it over by another way than the network."""
+    from msfl.orchestrator.keyring.client import KeyringClient
+
+    centre = CentreHome(home)
+    settings = centre.settings()
+    text = KeyringClient(centre.keyring_socket).token(
+        federation=settings.federation,
+        site=site,
+        endpoint=f"{settings.host}:{settings.port}",
+        link_endpoint=f"{settings.host}:{settings.link_port}",
+        registry=settings.registry,
+        federation_root_sha256=sha256_of(centre.federation_root.read_bytes()),
+        hours=hours,
+        cidrs=tuple(cidr or ("127.0.0.0/8",)),
+    )
+    # Plain, unwrapped and alone on its line: this is copied.
+    typer.echo(text)

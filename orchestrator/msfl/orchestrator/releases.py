@@ -1,0 +1,102 @@
+"""The releases a federation has, and how the centre starts the aggregator of one: trusted, resolved, pulled, verified.
+
+The centre runs the same chain of checks as a site before it starts anything: a signed statement, enough reviews, the
+digest, the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from msfl.orchestrator.aggregator import Aggregator, HandOver
+from msfl.orchestrator.engine import CentralProcess
+from msfl.orchestrator.runs.machine import RunState
+from msfl.policies.refusals import Code, Refusal, Refused, refuse
+from msfl.policies.resolve import resolve_config
+from msfl.policies.trust import TrustedFederationRoot, TrustedRelease, trust_release
+from msfl.registry.interface import NotInRegistry, Registry
+from msfl.registry.publish import list_releases, statements_of
+from msfl.registry.pull import pull
+from msfl.runtime.interface import Runtime, StartOrder
+
+JsonObject: TypeAlias = dict[str, Any]
+
+
+class Releases:
+    def __init__(self, registry: Registry, root: TrustedFederationRoot, clock: Callable[[], datetime]) -> None:
+        self._registry = registry
+        self._root = root
+        self._clock = clock
+
+    def listed(self) -> list[JsonObject]:
+        """Every tagged release, with what stands between it and being used."""
+        rows = []
+        for ref, digest in list_releases(self._registry):
+            trusted = self.trusted(digest)
+            row: JsonObject = {"release": ref, "digest": digest}
+            if isinstance(trusted, Refusal):
+                rows.append({**row, "status": trusted.code.value, "reviewers": []})
+            else:
+                rows.append(
+                    {
+                        **row,
+                        "status": "published",
+                        "publisher": trusted.publisher,
+                        "reviewers": list(trusted.reviewers),
+                        "profiles": {k: dict(v) for k, v in trusted.statement.profiles.items()},
+                        "description": trusted.statement.description,
+                    }
+                )
+        return rows
+
+    def trusted(self, digest: str) -> TrustedRelease | Refusal:
+        try:
+            statement, reviews = statements_of(self._registry, digest)
+        except NotInRegistry:
+            return refuse(Code.WRONG_PUBLISHER, f"The registry has no signed statement for {digest}.")
+        return trust_release(statement, reviews, self._root, self._clock())
+
+
+class AggregatorStarter:
+    """Fulfils the engine's `StartAggregator`."""
+
+    def __init__(
+        self, releases: Releases, registry: Registry, runtime: Runtime, keyring: HandOver, folder: Path
+    ) -> None:
+        self._releases = releases
+        self._registry = registry
+        self._runtime = runtime
+        self._keyring = keyring
+        self._folder = folder
+
+    def __call__(self, state: RunState, wrapped: Mapping[str, bytes]) -> tuple[CentralProcess, JsonObject]:
+        """Raises Refused, ProcessGone, TaskFailed."""
+        spec = state.spec
+        if spec.digest is None:
+            raise Refused(refuse(Code.JOB_INCONSISTENT, f"The job names {spec.release} without its digest."))
+        release = self._releases.trusted(spec.digest)
+        if isinstance(release, Refusal):
+            raise Refused(release)
+        config = resolve_config(spec, release.statement)
+        if isinstance(config, Refusal):
+            raise Refused(config)
+        image = pull(self._registry, release.statement.digest, self._folder / "images")
+        folder = self._folder / state.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        order = StartOrder(
+            run_id=state.run_id,
+            image=image,
+            release=spec.release,
+            role="aggregator",
+            folder=folder / "box",
+            data=None,
+            site=None,
+            log=folder / "aggregator.log",
+        )
+        aggregator = Aggregator.start(
+            self._runtime, order, run_id=state.run_id, config=config, wrapped=wrapped, keyring=self._keyring
+        )
+        return aggregator, config

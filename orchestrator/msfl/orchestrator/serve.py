@@ -1,0 +1,91 @@
+"""The two long-running processes of the centre, until SIGTERM or SIGINT: the keyring and the orchestrator."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import structlog
+
+from msfl.orchestrator.doors.enrolment import EnrolmentDoor
+from msfl.orchestrator.doors.link import Datasets, LinkDoor
+from msfl.orchestrator.doors.people import PeopleDoor
+from msfl.orchestrator.engine import Engine
+from msfl.orchestrator.home import CentreHome
+from msfl.orchestrator.keyring.client import KeyringClient
+from msfl.orchestrator.keyring.keyring import Keyring
+from msfl.orchestrator.keyring.service import KeyringServer
+from msfl.orchestrator.releases import AggregatorStarter, Releases
+from msfl.orchestrator.store.folder import FolderArtifacts
+from msfl.orchestrator.store.sqlite import SqliteRunStore
+from msfl.policies.encoding import sha256_of
+from msfl.policies.refusals import Refusal, Refused
+from msfl.policies.trust import trust_federation_root
+from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials, server_credentials
+from msfl.protos.v1.federation_pb2_grpc import (
+    add_EnrolmentServicer_to_server,
+    add_LinkServicer_to_server,
+    add_PeopleServicer_to_server,
+)
+from msfl.registry.oci_layout import LayoutRegistry
+from msfl.runtime.process import ProcessRuntime
+
+# Every attending gateway and every watcher holds one thread for as long as it stays.
+THREADS = 256
+log = structlog.get_logger()
+
+
+def serve_keyring(home: CentreHome) -> None:
+    server = KeyringServer(home.keyring_socket, Keyring(home.keyring))
+    _on_signal(lambda: threading.Thread(target=server.shutdown).start())
+    log.info("the keyring serves", socket=str(home.keyring_socket))
+    server.serve_forever(poll_interval=0.2)
+    server.server_close()
+    home.keyring_socket.unlink(missing_ok=True)
+
+
+def serve_orchestrator(home: CentreHome) -> None:
+    """Raises Refused when the federation root cannot be trusted, RuntimeError when a port is taken."""
+    settings = home.settings()
+    envelope = home.federation_root.read_bytes()
+    # The operator put this file here; sites compare its hash with the one in their tokens.
+    root = trust_federation_root(envelope, sha256_of(envelope), datetime.now(UTC))
+    if isinstance(root, Refusal):
+        raise Refused(root)
+    registry = LayoutRegistry(Path(settings.registry))
+    keyring = KeyringClient(home.keyring_socket)
+    releases = Releases(registry, root, lambda: datetime.now(UTC))
+    starter = AggregatorStarter(releases, registry, ProcessRuntime(), keyring, home.root / "aggregators")
+    engine = Engine(SqliteRunStore(home.root / "runs.sqlite"), FolderArtifacts(home.root / "artifacts"), starter)
+    datasets = Datasets()
+
+    key, certificate = (home.tls / "server.key").read_bytes(), (home.tls / "server.pem").read_bytes()
+    ca = (home.tls / "ca.pem").read_bytes()
+    people = grpc.server(ThreadPoolExecutor(THREADS, "people"), options=SERVER_OPTIONS)
+    add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases), people)
+    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope), people)
+    people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
+    link = grpc.server(ThreadPoolExecutor(THREADS, "link"), options=SERVER_OPTIONS)
+    add_LinkServicer_to_server(LinkDoor(engine, datasets), link)
+    link.add_secure_port(f"{settings.host}:{settings.link_port}", mutual_server_credentials(key, certificate, ca))
+
+    stop = threading.Event()
+    _on_signal(stop.set)
+    engine.start()
+    people.start()
+    link.start()
+    log.info("the orchestrator serves", people=settings.port, gateways=settings.link_port)
+    stop.wait()
+    engine.stop()
+    people.stop(1.0).wait()
+    link.stop(1.0).wait()
+
+
+def _on_signal(action: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: action())
