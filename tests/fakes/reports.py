@@ -60,7 +60,7 @@ def example_report(rounds: int = 12) -> dict[str, Any]:
             "name": "ms-lesion-nnunet", "version": "1.0.0", "digest": sha256("a"),
             "publisher": "ml@uni.example", "reviewers": ["grace@centre.example", "alan@centre.example"],
         },
-        "policy_hashes": {"site-a": sha256("1"), "site-b": sha256("2"), "site-c": sha256("3"), "real-test": sha256("4")},
+        "policy_hashes": {site: sha256(str(i)) for i, site in enumerate((*SITES, "real-test"), start=1)},
         "data": {
             "kind": "generated",
             "description": "Lesions and site styles drawn into the MNI152 template by each site's own generator.",
@@ -141,7 +141,7 @@ def refused_report() -> dict[str, Any]:
         "overhead_share": None, "timings": {}, "peak_rss_mib": {},
         "refusals": [
             {"site": "site-b", "code": "policy_expired",
-             "message": "The policy ms-trial-lesion-segmentation expired on 2026-05-01. Ask the custodian to sign a new one."}
+             "message": "The policy ms-trial expired on 2026-05-01. Ask the custodian to sign a new one."}
         ],
     }  # fmt: skip
     return report

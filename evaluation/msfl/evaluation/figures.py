@@ -190,16 +190,8 @@ def metric_distributions(report: Report) -> Figure:
             summary = findings.measured(report, model, site, metric)
             if summary is None:
                 reason = plain(findings.withheld(report, model, site) or "not measured", 30)
-                axes.text(
-                    0.5,
-                    place - 0.25,
-                    f"withheld: {reason}",
-                    ha="center",
-                    va="center",
-                    fontsize=9,
-                    color=QUIET,
-                    style="italic",
-                )
+                said = f"withheld: {reason}"
+                axes.text(0.5, place - 0.25, said, ha="center", va="center", fontsize=9, color=QUIET, style="italic")
             else:
                 _lane(axes, place, summary, styles[site], filled=model == FEDERATED)
     labels = []
@@ -238,7 +230,7 @@ def _lane(axes: Any, place: float, summary: Summary, style: SiteStyle, *, filled
             apart = min(0.19, 0.62 / tallest)
             heights = [place - 0.1 - k * apart for k in range(count)]
             axes.plot(
-                [(i + 0.5) / BINS] * count, heights, linestyle="", marker="o", markersize=5.5 if apart > 0.15 else 3.6,
+                [(i + 0.5) / BINS] * count, heights, linestyle="", marker="o", markersize=5.5 if apart > 0.15 else 4.0,
                 markerfacecolor=face, markeredgecolor=style.colour, markeredgewidth=1.2,
             )  # fmt: skip
     axes.plot(summary.median, place + 0.13, marker="|", color=INK, markersize=9, markeredgewidth=2, zorder=6)

@@ -1,18 +1,18 @@
 """What the numbers of a report say, and how sure one may be of it: pure functions over a checked report.
 
 Sites tell means, standard deviations and n, not the values per case. So the difference federated - local is judged as
-if the two models had been tested on different cases, with twice the standard error of a difference of two means:
+if the two models had been tested on different cases, by the 95 % half-width of a difference of two means:
 
-    margin = 2 * sqrt(sd_f^2 / n_f + sd_l^2 / n_l)
+    margin = t(n - 1) * sqrt((sd_f^2 + sd_l^2) / n)       t: Student's 97.5 % quantile; 3.18 for 4 cases, 2.26 for 10
 
     |difference| > margin and n >= 4      the one ahead is named
-    otherwise                             open: the cases do not decide it
+    otherwise                             open: these cases do not decide it
 
 Both models in fact saw the same cases, and their values rise and fall together, so the true margin is usually
 smaller: the rule errs towards "open". It is an orientation, not a test; several comparisons are not corrected for.
 
-Means over sites weigh every test case alike: sum(n_i * mean_i) / sum(n_i). The margin of such a difference is
-2 * sqrt(sum(n_i^2 * (sd_f^2 + sd_l^2) / n_i)) / sum(n_i).
+Means over sites weigh every test case alike: sum(n_i * mean_i) / N with N = sum(n_i). The margin of such a difference
+is t(N - number of sites) * sqrt(sum(n_i * (sd_f^2 + sd_l^2))) / N.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from msfl.evaluation.metrics import Summary
 Report: TypeAlias = Mapping[str, Any]
 FEDERATED = "federated"
 FEWEST_CASES = 4  # below this no comparison is decided, whatever the numbers
+# 97.5 % quantiles of Student's t for 1, 2, ... 30 degrees of freedom; the last serves all beyond, on the safe side.
+_STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 def local_model(site: str) -> str:
@@ -115,11 +120,13 @@ def compare(report: Report, sites: Iterable[str]) -> Comparison | None:
     n = sum(f.n for f, _ in both)
     if n == 0:
         return None
+    freedom = max(1, n - len(both))
+    student = _STUDENT[min(freedom, len(_STUDENT)) - 1]
     return Comparison(
         n=n,
         federated=math.fsum(f.n * f.mean for f, _ in both) / n,
         local=math.fsum(own.n * own.mean for _, own in both) / n,
-        margin=2 * math.sqrt(math.fsum(f.n * (f.sd**2 + own.sd**2) for f, own in both)) / n,
+        margin=student * math.sqrt(math.fsum(f.n * (f.sd**2 + own.sd**2) for f, own in both)) / n,
     )
 
 
