@@ -19,6 +19,8 @@ and unclearly, or worse, it does not fail at all. Nothing is ever changed or rep
 
 import hashlib
 import json
+import math
+import os
 import re
 import statistics
 import zlib
@@ -46,6 +48,7 @@ ENDINGS = (".nii.gz", ".nii")
 _CASE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _SPLITS = ("Tr", "Ts")
 _DATASET_JSON_LIMIT = 1 << 20
+_MOST_VOXELS = 1 << 30  # a damaged header may promise so much that reading would take all memory
 
 
 class ProblemCode(StrEnum):
@@ -254,7 +257,7 @@ def _describe(folder: Path) -> _Description:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise _InvalidDescription(f"it cannot be opened ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _InvalidDescription(f"it is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise _InvalidDescription("it is not a JSON object")
@@ -292,7 +295,7 @@ def _collect(folder: Path, split: str, description: _Description, problems: list
     """Cases of one split by name, sorted; files that are named like no case become problems and are left out."""
     cases: dict[str, _Case] = {}
     ending = re.escape(description.ending)
-    root = folder.resolve()
+    root = os.path.realpath(folder)
     for part, pattern in (
         (f"images{split}", rf"({_CASE})_([0-9]{{4}}){ending}"),
         (f"labels{split}", rf"({_CASE}){ending}"),
@@ -302,7 +305,7 @@ def _collect(folder: Path, split: str, description: _Description, problems: list
             path = f"{part}/{entry}"
             if match is None:
                 problems.append(Problem(ProblemCode.UNEXPECTED_FILE, "", f"{path} is not named like a case's file"))
-            elif not (folder / path).resolve().is_relative_to(root):
+            elif not Path(os.path.realpath(folder / path)).is_relative_to(root):
                 problems.append(Problem(ProblemCode.OUTSIDE_FOLDER, match[1], f"{path} is a link out of the folder"))
             elif part.startswith("labels"):
                 cases.setdefault(match[1], _Case()).label = path
@@ -360,6 +363,8 @@ def _check_file(
     try:
         digest = _sha256(folder / path)
         image: Any = nib.load(folder / path)
+        if math.prod(image.shape) > _MOST_VOXELS:
+            raise ValueError("the header promises more than any scanner makes")
         values: NDArray[Any] = np.asanyarray(image.dataobj)
         affine = np.asarray(image.affine, dtype=np.float64)
     except (OSError, EOFError, zlib.error, ValueError, ImageFileError, HeaderDataError) as error:

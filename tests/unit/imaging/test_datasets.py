@@ -120,6 +120,19 @@ def lost(site: Path) -> None:
     describe(site, numTraining=30)
 
 
+def boundless(site: Path) -> None:
+    path = site / "imagesTr/C_001_0000.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[42:48] = (32767).to_bytes(2, "little") * 3  # dim[1..3] of the NIfTI header
+    path.write_bytes(gzip.compress(content))
+
+
+def looping(site: Path) -> None:
+    path = site / "imagesTr/C_001_0000.nii.gz"
+    path.unlink()
+    path.symlink_to(path)
+
+
 def untested(site: Path) -> None:
     for part in ("imagesTs", "labelsTs"):
         shutil.rmtree(site / part)
@@ -217,6 +230,8 @@ BAD: list[tuple[str, Callable[[Path], object], ProblemCode, str, str]] = [
         "C_001",
         "labelsTr/C_001.nii.gz",
     ),
+    ("promises terabytes", boundless, ProblemCode.UNREADABLE, "C_001", "imagesTr/C_001_0000.nii.gz"),
+    ("link to itself", looping, ProblemCode.UNREADABLE, "C_001", "imagesTr/C_001_0000.nii.gz"),
     (
         "time series",
         lambda s: write(s / "imagesTr/C_001_0000.nii.gz", np.stack([image(1), image(2)], -1)),
@@ -301,6 +316,7 @@ def test_bad_data_gives_its_code_and_one_clear_line(
         (b"[]", "not a JSON object"),
         (b"\xff\xfe", "not JSON"),
         (b" " * (1 << 21), "larger than 1 MiB"),
+        (b"[" * 500_000, "not JSON"),
     ],
 )
 def test_an_unusable_dataset_json_is_said_so(site: Path, content: bytes, detail: str) -> None:

@@ -66,7 +66,7 @@ class SiteStyle:
 
 DEMO_SITES: Final[tuple[SiteStyle, ...]] = (
     SiteStyle(
-        name="site-a", load_ml=25, load_sigma=0.35, lesion_flair=1.42, lesion_t1=0.66,
+        name="site-a", load_ml=25, load_sigma=0.35, lesion_flair=1.40, lesion_t1=0.66,
         flair_grey=1.17, flair_fluid=0.22, t1_grey=0.70, t1_fluid=0.22, mimics=1.0,
         blur_mm=1.6, shading=0.03, noise=0.035, gamma=1.0, units=600, outline=0.50, smallest_ml=0.02,
     ),
@@ -77,8 +77,8 @@ DEMO_SITES: Final[tuple[SiteStyle, ...]] = (
     ),
     SiteStyle(
         name="site-c", load_ml=14, load_sigma=0.3, lesion_flair=1.42, lesion_t1=0.68,
-        flair_grey=1.17, flair_fluid=0.26, t1_grey=0.66, t1_fluid=0.25, mimics=1.0,
-        blur_mm=2.4, shading=0.05, noise=0.045, gamma=1.15, units=310, outline=0.64, smallest_ml=0.05,
+        flair_grey=1.16, flair_fluid=0.26, t1_grey=0.66, t1_fluid=0.25, mimics=1.0,
+        blur_mm=2.4, shading=0.06, noise=0.045, gamma=1.15, units=310, outline=0.64, smallest_ml=0.05,
     ),
 )  # fmt: skip
 """Three sites of the demo: A the well equipped trial centre, B with flat contrast and a generous annotator, C small,
@@ -166,7 +166,7 @@ def _mimics(
     # bright cortex: insula, cingulate and patches that differ from person to person
     insula = np.exp(-(np.square((np.abs(x) - 38) / 6) + np.square((y - 2) / 18) + np.square((z - 2) / 14)))
     cingulate = np.exp(-(np.square(x / 7) + np.square((y - 5) / 38) + np.square((z - 30) / 13)))
-    patch = np.clip(wide - 0.9, 0, 1.5)
+    patch = np.clip(wide - 0.9, 0, 1.5) * (person.depth_mm < 14)
     flair = flair + k * person.gm * (0.17 * insula + 0.17 * cingulate + 0.13 * patch)
 
     # vessels: sparse spots in the subarachnoid space
