@@ -50,6 +50,7 @@ _OF_THE_INSTALLER = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.j
 _IMPORTABLE = (".py", ".so", ".pyc")
 _HEX = re.compile(r"[0-9a-f]{64}")
 _BLOCK = 1 << 20
+_BATCH = 256
 
 
 class BadEnvironment(ValueError):
@@ -259,11 +260,14 @@ def _unpadded_to_hex(value: str) -> str:
 
 
 def _hash_all(site_packages: Path, paths: list[str]) -> list[str | None]:
-    """Hex sha256 of each file, None where there is no regular file. hashlib works outside the interpreter lock."""
+    """Hex sha256 of each file, None where there is no regular file. hashlib works outside the interpreter lock.
+
+    In batches: a future per file costs more than hashing a small file does.
+    """
     root = f"{site_packages}/"
-    threads = min(4, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads, thread_name_prefix="msfl-hash") as pool:
-        return list(pool.map(lambda path: _hash(root + path), paths, chunksize=1))
+    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="msfl-hash") as pool:
+        return [h for hashed in pool.map(lambda batch: [_hash(root + p) for p in batch], batches) for h in hashed]
 
 
 def _hash(path: str) -> str | None:
