@@ -8,8 +8,8 @@ json keeps the last duplicate and accepts NaN. What a custodian read must be wha
 two readers could understand differently is refused. The YAML reader walks ruamel's event stream itself: nothing is
 constructed before it is checked, and every value knows its line. Arrays become tuples.
 
-Numbers must be finite. Text must be NFC without control or bidirectional-override characters, so that what is shown
-is what is signed. `canonical_json` is for hashing what this program made; signed bytes are never re-serialised.
+Numbers must be finite. Text, comments included, must be NFC without invisible characters, so that what is shown is what
+is signed. `canonical_json` is for hashing what this program made; signed bytes are never re-serialised.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _WORDS: Mapping[str, bool | None] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200b\u200c\u200d\u2060\ufeff")
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # controls, bidi and zero width, surrogates, odd breaks
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,8 @@ def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES
 
 def _json_depth(text: str) -> int:
     depth = deepest = 0
-    for bracket in re.findall(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', text):
+    # Possessive and with an optional end, so that an unclosed string costs one pass and not one per quote.
+    for bracket in re.findall(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
         if bracket in ("[", "{"):
             depth += 1
             deepest = max(deepest, depth)
@@ -294,17 +295,22 @@ def _text(data: bytes, name: str, max_bytes: int) -> str:
     if len(data) > max_bytes:
         raise Malformed(name, (Problem(None, "", f"{len(data)} bytes", f"at most {max_bytes} bytes"),))
     try:
-        return data.decode("utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise Malformed(name, (Problem(line, "", "bytes that are not UTF-8", "UTF-8 text"),)) from error
+    # Comments too: a direction override in one changes how the line beside it looks to whoever signs.
+    for number, row in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+        if flaw := _flaw(row):
+            raise Malformed(name, (Problem(number, "", flaw, "visible NFC text"),))
+    return text
 
 
 def _flaw(text: str) -> str | None:
     if text.isascii() and text.isprintable():
         return None
     for character in text:
-        if character in _BIDI or (unicodedata.category(character) in ("Cc", "Cs") and character not in "\n\t"):
+        if unicodedata.category(character) in _INVISIBLE and character not in "\n\t":
             return f"the invisible character U+{ord(character):04X}"
     return None if unicodedata.is_normalized("NFC", text) else "text that is not in Unicode form NFC"
 

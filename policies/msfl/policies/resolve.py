@@ -90,9 +90,11 @@ def _scalar(value: object, kind: str) -> bool | int | float | str | WrongType:
         case "string":
             return value if isinstance(value, str) else _WRONG
         case "integer":
-            return value if isinstance(value, int) and not isinstance(value, bool) else _WRONG
+            if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+                return value
         case "number" if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value) if abs(value) < 2**1000 and math.isfinite(value) else _WRONG
+            # A larger integer has no float; infinity and NaN compare to nothing.
+            return float(value) if abs(value) < 2**1000 else _WRONG
     return _WRONG
 
 
@@ -108,8 +110,10 @@ def violation(value: object, limits: Limits) -> str | None:
             return f"is not one of {', '.join(map(str, enum))}"
         if smallest is None and largest is None:
             continue
-        if isinstance(element, bool) or not isinstance(element, int | float) or not math.isfinite(element):
-            return "is not a finite number"
+        if isinstance(element, bool) or not isinstance(element, int | float):
+            return "is not a number"
+        if isinstance(element, float) and not math.isfinite(element):
+            return "is not finite"
         if smallest is not None and element < smallest:
             return f"is below {smallest}"
         if largest is not None and element > largest:

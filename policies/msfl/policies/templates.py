@@ -152,8 +152,9 @@ def _observed(key: str, bound: Bound, release: ReleaseStatement) -> str:
     used: list[object] = []
     for _, profile in sorted(release.profiles.items()):
         value = profile.get(key)
-        values = value if isinstance(value, tuple) else (value,)
-        used += [v for v in values if v is not None and v not in used]
+        for element in value if isinstance(value, tuple) else (value,):
+            if element is not None and element not in used:
+                used.append(element)
     return f"{{enum: {_value(tuple(used)) if used else '[unused]'}{nullable}}}"
 
 
