@@ -205,8 +205,10 @@ def metric_distributions(report: Report) -> Figure:
         tick.set_color(styles[site].ink)
 
     handles = [
-        Line2D([], [], linestyle="", marker="o", color=INK, label="federated, one case"),
-        Line2D([], [], linestyle="", marker="o", color=INK, markerfacecolor="white", label="own model, one case"),
+        Line2D([], [], linestyle="", marker="o", color=INK, label=f"{label}, one case", markerfacecolor=face)
+        for label, face in (("federated", INK), ("own model", "white"))
+        if any(lane[2] == label for lane in lanes)
+    ] + [
         Line2D([], [], linestyle="", marker="D", color=INK, markersize=6, label="mean"),
         Line2D([], [], linestyle="", marker="|", color=INK, markersize=9, markeredgewidth=2, label="median"),
     ]

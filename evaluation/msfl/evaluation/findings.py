@@ -99,8 +99,9 @@ def models(report: Report) -> tuple[str, ...]:
 
 
 def trained_sites(report: Report) -> tuple[str, ...]:
-    """Sites whose cases the weights were trained on, in the report's order."""
-    return tuple(site for site, about in report["sites"].items() if about["role"] == "train")
+    """Sites that took part in at least one round, in the report's order: a role alone trains nothing."""
+    took_part = {site for record in report["rounds"] for site in record["sites"]}
+    return tuple(site for site in report["sites"] if site in took_part)
 
 
 def pooled(report: Report, pairs: Iterable[tuple[str, str]]) -> Pooled | None:

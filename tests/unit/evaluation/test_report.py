@@ -168,6 +168,21 @@ def test_a_refused_run_says_who_refused_and_why() -> None:
     assert "nothing was started" in text
 
 
+def test_a_site_that_refused_is_not_counted_as_trained() -> None:
+    report = example_report(rounds=2)
+    for record in report["rounds"]:
+        del record["sites"]["site-b"]
+    for sites in report["evaluation"].values():
+        del sites["site-b"]
+    del report["evaluation"]["local:site-b"], report["isolation"]["site-b"], report["policy_hashes"]["site-b"]
+    report["sites"]["site-b"] |= {"n_train": None, "n_val": None, "n_test": None, "spacing": None}
+    report["refusals"] = [{"site": "site-b", "code": "no_policy", "message": "No policy names this dataset."}]
+    text = shown(report)
+    assert "2 sites trained one ms-lesion-nnunet together on 22 cases" in text
+    assert "site-b refused to take part" in text
+    assert "no policy applied" in text
+
+
 def test_a_run_that_failed_before_the_first_round_blames_nobody() -> None:
     report = refused_report() | {"refusals": [], "status": "failed"}
     assert "Nothing was trained: the run is failed" in shown(report)
