@@ -1,9 +1,10 @@
 """A case as numbers: its volumes on one grid, and one row of features per voxel.
 
 Volumes are turned to RAS axes on reading, arrays are (x, y, z). A voxel is inside when any channel is not 0: images
-come skull-stripped or at least with empty air. For each channel the features are
+come skull-stripped or at least with empty air. MR intensities have no unit, so each image is divided by the median of
+its own positive voxels. For each channel the features are
 
-    z           (value − centre) / scale, clipped to ±6       centre and scale come from the plan
+    z           (value − centre) / scale, clipped to ±6       centre and scale come from the plan, one for all sites
     z smoothed  the same, after a Gaussian of σ mm            for each σ of the plan
 
 in the order channel 0: z, σ₁, σ₂, …; channel 1: …
@@ -34,7 +35,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Case:
-    """`images` is (channel, x, y, z), `labels` (x, y, z), `spacing` in mm along x, y, z."""
+    """`images` is (channel, x, y, z) in multiples of each image's median, `labels` (x, y, z), `spacing` in mm along x, y, z."""
 
     images: NDArray[np.float32]
     labels: NDArray[np.int16]
@@ -59,7 +60,12 @@ def read_case(site: Site, name: str) -> Case:
     if any(a.ndim != 3 or a.shape != arrays[0].shape for a in arrays):
         raise ModelRefusal("grids_differ", f"case {name}: images and label are not volumes of one shape")
     x, y, z = (float(size) for size in volumes[0].header.get_zooms()[:3])
-    return Case(np.stack(arrays[:-1]), arrays[-1].astype(np.int16), (x, y, z))
+    return Case(np.stack([_by_median(image) for image in arrays[:-1]]), arrays[-1].astype(np.int16), (x, y, z))
+
+
+def _by_median(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    positive = image[image > 0]
+    return image / np.median(positive) if positive.size else image
 
 
 def features_of(case: Case, normalisations: Sequence[Normalisation], sigmas_mm: Sequence[float]) -> NDArray[np.float32]:

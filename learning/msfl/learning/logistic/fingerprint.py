@@ -4,12 +4,13 @@ A fingerprint is whole numbers on data-independent bins; merging is addition, so
 the merged fingerprint is that of the pooled data:
 
     n_cases, n_inside, n_foreground        training cases; voxels inside; voxels inside with a label above 0
-    intensity[channel][bin]                voxels inside with a positive value, on 512 logarithmic bins 1e-3 … 1e7
+    intensity[channel][bin]                positive voxels by multiple of the image's median, on 256 bins
+                                           whose edges are the powers of one ratio from 1e-3 to 1e3
     spacing[axis] = [[hundredths of a mm, cases], …]      shape[axis] = [[voxels, cases], …]
 
 Bins with fewer than `FEWEST_IN_BIN` voxels are sent as 0: the outermost bins would otherwise tell single voxels.
 The plan: for each channel centre = median and scale = half the distance from the 16th to the 84th percentile of the
-merged histogram, each taken at the bin's geometric middle (1 bin = 4.6 %).
+merged histogram, each taken at the bin's geometric middle (1 bin = 5.5 %).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from numpy.typing import NDArray
 from msfl.learning.contract import JsonObject, ModelRefusal, Site
 from msfl.learning.logistic.cases import Normalisation, read_case
 
-N_BINS = 512
-LOWEST, HIGHEST = 1e-3, 1e7
+N_BINS = 256
+LOWEST, HIGHEST = 1e-3, 1e3
 FEWEST_IN_BIN = 10
 SIGMAS_MM = (2.0, 5.0)
 FORMAT = "voxel-logistic/1"

@@ -43,7 +43,7 @@ from msfl.learning.logistic.fingerprint import Plan, checked_plan, fingerprint_o
 BATCH = 512
 FOREGROUND_SHARE = 1 / 3
 MOST_PER_KIND = 4000
-THRESHOLD = 1.5
+THRESHOLD = 2.0
 
 
 @dataclass(frozen=True)

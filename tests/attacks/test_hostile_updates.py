@@ -1,0 +1,192 @@
+"""A site whose gateway was taken over seals what it likes with its own, valid key. Each trick is refused by name, the
+sum never begins, no model appears, and an honest round still works afterwards."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fakes.hosts import Host
+from fakes.models import FakeModel, zeros
+from fakes.sites import SealedSites
+from msfl.protos.tasklink import Failed, Result
+
+GOOD = {"n_train": 4, "train_loss": 0.5, "seconds": 1.0, "incoming": {"n_val": 1, "val_loss": 0.2, "val_dice": 0.3}}
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> SealedSites:
+    return SealedSites(tmp_path / "sealed", "honest", "mallory")
+
+
+@pytest.fixture
+def host(tmp_path: Path, sites: SealedSites) -> Iterator[Host]:
+    with Host.of(FakeModel(), tmp_path / "f", role="aggregator") as host:
+        sites.open(host)
+        fingerprints = {s: sites.up(sites.header(s, "fingerprint", 0), {"n_cases": 4}) for s in sites.names}
+        assert isinstance(host.do("plan", {"recipients": sites.names}, fingerprints), Result)
+        yield host
+    assert (host.status, host.died_of) == (0, None)  # No trick ends the process.
+
+
+def aggregate(host: Host, sites: SealedSites, evil: Path) -> Result | Failed:
+    files = {"mallory": evil, "honest": sites.update("honest", 1, zeros())}
+    return host.do("aggregate", {"recipients": sites.names}, files, round=1)
+
+
+def assert_refused(host: Host, sites: SealedSites, evil: Path, code: str) -> None:
+    answer = aggregate(host, sites, evil)
+    assert isinstance(answer, Failed), answer
+    assert answer.code == code
+    assert "mallory" in answer.detail
+    assert not (host.folder / "scratch/models/round-001.safetensors").exists()
+    assert isinstance(aggregate(host, sites, sites.update("mallory", 1, zeros())), Result)
+
+
+def safetensors(header: dict[str, Any] | str, data: bytes) -> bytes:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+DRIFT, SHIFT = entry([3], 0, 12), entry([2, 2], 12, 28)
+DATA = bytes(28)
+
+TENSOR_TRICKS: dict[str, tuple[str, bytes]] = {
+    "an extra tensor": (
+        "update_template",
+        safetensors({"drift": DRIFT, "shift": SHIFT, "note": entry([1], 28, 32)}, DATA + b"spy!"),
+    ),
+    "a missing tensor": ("update_template", safetensors({"drift": DRIFT}, bytes(12))),
+    "another name": ("update_template", safetensors({"drift": DRIFT, "shift2": SHIFT}, DATA)),
+    "another shape of the same size": (
+        "update_template",
+        safetensors({"drift": DRIFT, "shift": entry([4], 12, 28)}, DATA),
+    ),
+    "NaN": ("update_not_finite", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA[:-4] + struct.pack("<f", np.nan))),
+    "infinity": (
+        "update_not_finite",
+        safetensors({"drift": DRIFT, "shift": SHIFT}, struct.pack("<f", np.inf) + DATA[4:]),
+    ),
+    "float64": (
+        "update_dtype",
+        safetensors({"drift": entry([3], 0, 24, "F64"), "shift": entry([2, 2], 24, 40)}, bytes(40)),
+    ),
+    "a duplicate name": (
+        "update_duplicate_name",
+        safetensors(
+            f'{{"drift": {json.dumps(DRIFT)}, "shift": {json.dumps(SHIFT)}, "drift": {json.dumps(DRIFT)}}}', DATA
+        ),
+    ),
+    "covert metadata": (
+        "update_metadata",
+        safetensors({"__metadata__": {"patient": "Doe"}, "drift": DRIFT, "shift": SHIFT}, DATA),
+    ),
+    "overlapping tensors": ("update_layout", safetensors({"drift": DRIFT, "shift": entry([2, 2], 8, 24)}, bytes(24))),
+    "a hidden gap": ("update_layout", safetensors({"drift": DRIFT, "shift": entry([2, 2], 16, 32)}, bytes(32))),
+    "a tail behind the tensors": ("update_layout", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA + b"tail")),
+    "an end that is missing": ("update_layout", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA[:-1])),
+    "a member too many": ("update_layout", safetensors({"drift": {**DRIFT, "x": 1}, "shift": SHIFT}, DATA)),
+    "a giant header": ("update_header_unreadable", struct.pack("<Q", 1 << 62) + b"{}"),
+    "a pickle": ("update_header_unreadable", b"\x80\x04\x95\x20\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix"),
+    "no tensors at all": ("update_without_tensors", b""),
+}
+
+
+@pytest.mark.parametrize("trick", TENSOR_TRICKS)
+def test_tensors(host: Host, sites: SealedSites, trick: str) -> None:
+    code, file = TENSOR_TRICKS[trick]
+    assert_refused(host, sites, sites.up(sites.header("mallory", "train/1", 1), GOOD, file), code)
+
+
+DOCUMENT_TRICKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a million cases would drown the others": ("update_cases", {**GOOD, "n_train": 10**12}),
+    "no cases": ("update_cases", {**GOOD, "n_train": 0}),
+    "minus four cases would subtract": ("update_cases", {**GOOD, "n_train": -4}),
+    "half a case": ("update_cases", {**GOOD, "n_train": 0.5}),
+    "true is not one": ("update_cases", {**GOOD, "n_train": True}),
+    "cases withheld": ("update_cases", {**GOOD, "n_train": None}),
+    "an extra field": ("update_fields", {**GOOD, "case_ids": ["A_001"]}),
+    "a missing field": ("update_fields", {"n_train": 4}),
+    "a loss of text": ("update_fields", {**GOOD, "train_loss": "A_001"}),
+    "an extra field inside": ("update_fields", {**GOOD, "incoming": {"per_case": [0.5]}}),
+    "a list instead of numbers": ("update_fields", {**GOOD, "incoming": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("trick", DOCUMENT_TRICKS)
+def test_documents(host: Host, sites: SealedSites, trick: str) -> None:
+    code, document = DOCUMENT_TRICKS[trick]
+    assert_refused(host, sites, sites.up(sites.header("mallory", "train/1", 1), document, zeros()), code)
+
+
+HEADER_TRICKS: dict[str, Callable[[SealedSites], Path]] = {
+    "last round's update again": lambda sites: sites.update("mallory", 0, zeros()),
+    "an update for a round to come": lambda sites: sites.update("mallory", 2, zeros()),
+    "another task": lambda sites: sites.up(sites.header("mallory", "baseline", 1), GOOD, zeros()),
+    "somebody else's update": lambda sites: sites.update("honest", 1, zeros()),
+    "another attempt": lambda sites: sites.up(replace(sites.header("mallory", "train/1", 1), attempt=2), GOOD, zeros()),
+    "another run": lambda sites: sites.up(
+        replace(sites.header("mallory", "train/1", 1), run_id="run-8"), GOOD, zeros()
+    ),
+    "what the centre once sent down": lambda sites: sites.up(
+        replace(sites.header("mallory", "train/1", 1), direction="down"), GOOD, zeros()
+    ),
+    "another artifact": lambda sites: sites.up(
+        replace(sites.header("mallory", "train/1", 1), artifact="weights"), GOOD, zeros()
+    ),
+}
+
+
+@pytest.mark.parametrize("trick", HEADER_TRICKS)
+def test_headers(host: Host, sites: SealedSites, trick: str) -> None:
+    assert_refused(host, sites, HEADER_TRICKS[trick](sites), "seal_header_differs")
+
+
+def test_a_flipped_bit_and_a_cut_stream(host: Host, sites: SealedSites) -> None:
+    whole = sites.update("mallory", 1, zeros()).read_bytes()
+    for spoiled, codes in (
+        (whole[:-1] + bytes([whole[-1] ^ 1]), {"seal_tag", "seal_truncated"}),
+        (whole[:-30], {"seal_tag", "seal_truncated"}),
+        (b"", {"seal_header_unreadable", "seal_truncated"}),
+    ):
+        path = host.folder / "spoiled"
+        path.write_bytes(spoiled)
+        answer = aggregate(host, sites, path)
+        assert isinstance(answer, Failed)
+        assert answer.code in codes
+
+
+def test_numbers_that_json_does_not_know(host: Host, sites: SealedSites, monkeypatch: pytest.MonkeyPatch) -> None:
+    def pack_anything(document: dict[str, Any], tensors: Any) -> Iterator[bytes]:
+        body = json.dumps(document).encode()  # writes NaN
+        yield struct.pack(">Q", len(body)) + body
+        yield tensors.read()
+
+    monkeypatch.setattr("fakes.sites.pack", pack_anything)
+    evil = sites.up(sites.header("mallory", "train/1", 1), {**GOOD, "train_loss": float("nan")}, zeros())
+    monkeypatch.undo()
+    assert_refused(host, sites, evil, "update_malformed")
+
+
+def test_tensors_where_a_document_was_asked_for(host: Host, sites: SealedSites) -> None:
+    evil = sites.up(sites.header("mallory", "evaluate/test", 1), {"summaries": {}}, zeros())
+    answer = host.do("collect", {"task_id": "evaluate/test"}, {"mallory": evil}, round=1)
+    assert isinstance(answer, Failed)
+    assert answer.code == "unexpected_tensors"
+
+
+def test_a_local_model_of_another_shape_reaches_nobody(host: Host, sites: SealedSites) -> None:
+    spoiled = {"drift": np.zeros(4, dtype=np.float32), "shift": zeros()["shift"]}
+    evil = sites.up(sites.header("mallory", "baseline", 0), {"n_train": 4, "train_loss": 0.5}, spoiled)
+    answer = host.do("candidates", {"recipients": sites.names, "federated_round": 0}, {"mallory": evil})
+    assert isinstance(answer, Failed)
+    assert answer.code == "update_template"

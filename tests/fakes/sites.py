@@ -1,0 +1,69 @@
+"""`SealedSites`: what gateways do around an aggregator, without gateways: run keys, sealing up, opening down."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from fakes.hosts import Host
+from msfl.learning import weights as weight_files
+from msfl.learning.contract import JsonObject, Weights
+from msfl.protos.parcel import pack, unpack
+from msfl.protos.sealing import StreamHeader, open_sealed, seal, seal_to
+from msfl.protos.tasklink import Failed, Result
+
+RUN = "run-7"
+
+
+class SealedSites:
+    """`folder` keeps the sealed files; `keys` are the sites' run keys, fixed so that tests repeat."""
+
+    def __init__(self, folder: Path, *sites: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._n = 0
+        self.keys = {site: hashlib.sha256(site.encode()).digest() for site in sites}
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.keys)
+
+    def open(self, host: Host, run_id: str = RUN) -> Result | Failed:
+        plain = json.dumps({site: base64.b64encode(key).decode() for site, key in self.keys.items()}).encode()
+        info = b"msfl/aggregator-keys/v1|" + run_id.encode()
+        box = seal_to(base64.b64decode(host.hello.public_key), plain, info)
+        return host.do("open", {"run_id": run_id, "sealed_keys": base64.b64encode(box).decode()})
+
+    @staticmethod
+    def header(site: str, task_id: str, round: int) -> StreamHeader:
+        return StreamHeader(RUN, task_id, round, site, 1, "up", "result")
+
+    def up(self, header: StreamHeader, document: JsonObject, tensors: Weights | bytes | None = None) -> Path:
+        """Seal a parcel as its site's gateway would; raw bytes stand for a file the gate would never let pass."""
+        self._n += 1
+        path = self._folder / f"{self._n}.sealed"
+        if isinstance(tensors, dict):
+            weight_files.save(path, tensors)
+            tensors = path.read_bytes()
+        with path.open("wb") as out:
+            source = io.BytesIO(tensors) if tensors is not None else None
+            salt = hashlib.sha256(str(path).encode()).digest()
+            seal(self.keys[header.site], header, pack(document, source), out, salt=salt)
+        return path
+
+    def update(self, site: str, round: int, weights: Weights, n_train: int = 4) -> Path:
+        document = {"n_train": n_train, "train_loss": 0.5, "seconds": 1.0, "incoming": None}
+        return self.up(self.header(site, f"train/{round}", round), document, weights)
+
+    def down(self, path: Path, site: str, task_id: str, round: int, artifact: str) -> tuple[JsonObject, Path]:
+        """Open what the aggregator sealed for a site: the document and the tensors' file."""
+        header = replace(self.header(site, task_id, round), direction="down", artifact=artifact)
+        plain, tensors = path.with_suffix(".plain"), path.with_suffix(".tensors")
+        with path.open("rb") as source, plain.open("wb") as out:
+            open_sealed(self.keys[site], header, source, out)
+        with plain.open("rb") as source, tensors.open("wb") as out:
+            return unpack(source, out)[0], tensors
