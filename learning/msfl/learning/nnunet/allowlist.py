@@ -219,10 +219,11 @@ def check(plan: object) -> None:
     if math.prod(patch) > MAX_PATCH_VOXELS:
         raise _refuse(f"{where}.patch_size", f"at most {MAX_PATCH_VOXELS} voxels in all")
 
-    channels = [str(number) for number in range(len(plan["dataset"]["channel_names"]))]
-    if list(plan["dataset"]["channel_names"]) != channels:
-        raise _refuse("dataset.channel_names", "numbered from 0 in order")
-    if list(nnunet["foreground_intensity_properties_per_channel"]) != channels:
+    # Sets: canonical JSON sorts the keys as text.
+    channels = {str(number) for number in range(len(plan["dataset"]["channel_names"]))}
+    if set(plan["dataset"]["channel_names"]) != channels:
+        raise _refuse("dataset.channel_names", "numbered from 0 without a gap")
+    if set(nnunet["foreground_intensity_properties_per_channel"]) != channels:
         raise _refuse("nnunet.foreground_intensity_properties_per_channel", "one entry for each channel")
     for name in ("normalization_schemes", "use_mask_for_norm"):
         if len(configuration[name]) != len(channels):
@@ -236,8 +237,9 @@ def check_for_site(plan: JsonObject, site: Site) -> None:
     """`check`, and the plan is about this site's channels and labels. Raises also ModelRefusal `plan_differs`."""
     check(plan)
     dataset = plan["dataset"]
+    names = tuple(dataset["channel_names"][str(number)] for number in range(len(dataset["channel_names"])))
     for what, planned, here in (
-        ("channels", tuple(dataset["channel_names"].values()), tuple(site.channel_names)),
+        ("channels", names, tuple(site.channel_names)),
         ("labels", dict(dataset["labels"]), dict(site.labels)),
         ("file ending", dataset["file_ending"], site.file_ending),
     ):

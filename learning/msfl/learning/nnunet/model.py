@@ -4,13 +4,13 @@
     fingerprint   reader, crop to nonzero                       –
     plan          ExperimentPlanner on the merged fingerprint   –
     initial       network of the plan, He initialisation        –
-    prepare       DefaultPreprocessor.run_case_save             plan and preprocessed cases, in the scratch folder
-    train         nnUNetTrainer, one per stream                 loader, momentum; the local stream's last weights
-    evaluate      nnUNetPredictor                               one network for all candidates
+    prepare       DefaultPreprocessor.run_case_save             the plan; preprocessed cases in the scratch folder
+    train         nnUNetTrainer, one per stream                 loader; momentum, also in the scratch folder
+    evaluate      its network, its window positions             one network for all candidates
     export        –                                             (a stock model folder is written)
 
-Everything runs in this one process: nnU-Net's pools would import torch again for every step. What a restarted worker
-needs lies in the scratch folder: the plan, the preprocessed cases, the momentum of each stream, the local weights.
+Everything runs in this one process: nnU-Net's pools would import torch again for every step. A worker that was killed
+prepares again, which finds the preprocessed cases, and trains on with the momentum that it left behind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-import safetensors.numpy
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
@@ -51,7 +50,7 @@ from msfl.learning.contract import (
     Trained,
     Weights,
 )
-from msfl.learning.files import canonical_json, json_hash, write_whole
+from msfl.learning.files import json_hash, write_whole
 from msfl.learning.nnunet import allowlist, fingerprint, planning
 from msfl.learning.nnunet.files import (
     CONFIGURATION,
@@ -74,6 +73,7 @@ class _Bench:
     dataset_json: JsonObject
     preprocessed: Path
     trainers: dict[Stream, RoundTrainer] = field(default_factory=dict)
+    local: Weights | None = None
     predictor: WholeCasePredictor | None = None
 
 
@@ -136,13 +136,12 @@ class NnUNet:
         allowlist.check_for_site(plan, site)
         torch.set_num_threads(settings.threads)
         use_roots(site.scratch)
-        write_whole(site.scratch / "plan.json", [canonical_json(plan)])
-        self._bench = self._set_up(site, plan)
+        self._bench = bench = _set_up(site, plan)
         cases = [*site.train_cases, *site.val_cases]
         plans = PlansManager(plan["nnunet"])
         preprocessor = DefaultPreprocessor(verbose=False)
         for done, case in enumerate(cases, start=1):
-            target = self._bench.preprocessed / case
+            target = bench.preprocessed / case
             # The pickled properties are written last: a case that has them is complete, and made from this very plan.
             if not target.with_name(case + ".pkl").is_file():
                 preprocessor.run_case_save(
@@ -151,7 +150,7 @@ class NnUNet:
                     label_file(site, case, "train"),
                     plans,
                     plans.get_configuration(CONFIGURATION),
-                    self._bench.dataset_json,
+                    bench.dataset_json,
                 )
             progress(done, len(cases))
         return Prepared(n_train=len(site.train_cases), n_val=len(site.val_cases), n_test=len(site.test_cases))
@@ -166,7 +165,7 @@ class NnUNet:
         progress: ReportProgress,
     ) -> Trained:
         settings = Settings.from_config(config)
-        bench = self._resume(site, settings)
+        bench = self._ready(site, settings)
         if not site.train_cases:
             raise ModelRefusal("no_training_cases", f"{site.site_id} has no training case; it can only evaluate")
         began = time.monotonic()
@@ -183,8 +182,7 @@ class NnUNet:
 
         result, loss = trainer.run_round(weights, round, settings.round_seed(site.site_id, round), on_batch)
         if stream == "local":
-            # The local baseline is evaluated at the end from here; it leaves the site only where a policy says so.
-            write_whole(_local_weights(site), [safetensors.numpy.save(result)])
+            bench.local = result
         return Trained(
             weights=result,
             n_train=len(site.train_cases),
@@ -200,8 +198,8 @@ class NnUNet:
         progress: ReportProgress,
     ) -> Evaluated:
         settings = Settings.from_config(config)
-        bench = self._resume(site, settings)
-        weights = {candidate.name: self._weights_of(site, candidate) for candidate in candidates}
+        bench = self._ready(site, settings)
+        weights = {candidate.name: _weights_of(bench, candidate) for candidate in candidates}
         if bench.predictor is None:
             with _quiet():
                 bench.predictor = WholeCasePredictor(bench.plan, bench.dataset_json, settings)
@@ -271,42 +269,33 @@ class NnUNet:
             progress(done, len(site.test_cases))
         return {name: summarise_cases(cases) for name, cases in metrics.items()}
 
-    # State ----------------------------------------------------------------------------------------------------------
-
-    def _set_up(self, site: Site, plan: JsonObject) -> _Bench:
-        """Folders of this plan. Cases preprocessed for the same plan are kept, for another one thrown away."""
-        preprocessed = site.scratch / "nnunet" / "preprocessed" / DATASET_NAME
-        stamp = preprocessed / "plan.sha256"
-        wanted = json_hash(plan)
-        if not stamp.is_file() or stamp.read_text() != wanted:
-            shutil.rmtree(preprocessed, ignore_errors=True)
-            preprocessed.mkdir(parents=True)
-            write_whole(stamp, [wanted.encode()])
-        cases = preprocessed / f"{PLANS_NAME}_{CONFIGURATION}"
-        cases.mkdir(exist_ok=True)
-        return _Bench(plan=plan, dataset_json=dict(plan["dataset"]), preprocessed=cases)
-
-    def _resume(self, site: Site, settings: Settings) -> _Bench:
-        """The bench, from the scratch folder when this process has not prepared it (a worker started again)."""
+    def _ready(self, site: Site, settings: Settings) -> _Bench:
+        if self._bench is None:
+            raise ModelRefusal("not_prepared", f"{site.site_id} has no plan yet; `prepare` comes before this verb")
         torch.set_num_threads(settings.threads)
         use_roots(site.scratch)
-        if self._bench is None:
-            file = site.scratch / "plan.json"
-            if not file.is_file():
-                raise ModelRefusal("not_prepared", f"{site.site_id} has no plan yet; `prepare` comes before this verb")
-            plan: JsonObject = json.loads(file.read_text())
-            allowlist.check_for_site(plan, site)
-            self._bench = self._set_up(site, plan)
         return self._bench
 
-    def _weights_of(self, site: Site, candidate: Candidate) -> Weights:
-        if candidate.weights is not None:
-            return candidate.weights
-        file = _local_weights(site)
-        if not file.is_file():
-            raise ModelRefusal("no_local_model", f"{candidate.name}: this worker has trained no local model")
-        weights: Weights = safetensors.numpy.load(file.read_bytes())
-        return weights
+
+def _set_up(site: Site, plan: JsonObject) -> _Bench:
+    """Folders of this plan. Cases preprocessed for the same plan are kept, for another one thrown away."""
+    preprocessed = site.scratch / "nnunet" / "preprocessed" / DATASET_NAME
+    stamp = preprocessed / "plan.sha256"
+    wanted = json_hash(plan)
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        shutil.rmtree(preprocessed, ignore_errors=True)
+        preprocessed.mkdir(parents=True)
+        write_whole(stamp, [wanted.encode()])
+    cases = preprocessed / f"{PLANS_NAME}_{CONFIGURATION}"
+    cases.mkdir(exist_ok=True)
+    return _Bench(plan=plan, dataset_json=dict(plan["dataset"]), preprocessed=cases)
+
+
+def _weights_of(bench: _Bench, candidate: Candidate) -> Weights:
+    weights = bench.local if candidate.weights is None else candidate.weights
+    if weights is None:
+        raise ModelRefusal("no_local_model", f"{candidate.name}: this worker has trained no local model")
+    return weights
 
 
 def _geometries(site: Site) -> Iterator[fingerprint.Geometry]:
@@ -321,10 +310,6 @@ def _geometries(site: Site) -> Iterator[fingerprint.Geometry]:
             shape=(cropped.shape[1], cropped.shape[2], cropped.shape[3]),
             share=float(np.prod(cropped.shape[1:]) / np.prod(images.shape[1:])),
         )
-
-
-def _local_weights(site: Site) -> Path:
-    return site.scratch / "streams" / "local" / "weights.safetensors"
 
 
 def _load(reader: Any, site: Site, case: str) -> int:
