@@ -21,10 +21,10 @@ from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.identity import User, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
-from msfl.policies.trust import TrustedFederationRoot, TrustedPolicy, TrustedRelease, trust_release
+from msfl.policies.trust import TrustedFederationRoot, TrustedPolicy, TrustedRelease
 from msfl.protos.messages import Offer
-from msfl.registry.interface import NotInRegistry, Registry
-from msfl.registry.publish import statements_of
+from msfl.registry.interface import Registry
+from msfl.registry.publish import publication
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -121,14 +121,10 @@ class Judge:
     def _release(self, job: JobSpec, root: TrustedFederationRoot, now: datetime) -> TrustedRelease | Refusal:
         if job.digest is None:
             return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
-        try:
-            statement, reviews = statements_of(self._registry, job.digest)
-        except NotInRegistry:
-            return refuse(Code.WRONG_PUBLISHER, f"The registry has no signed statement for {job.digest}.")
-        release = trust_release(statement, reviews, root, now)
+        release = publication(self._registry, job.digest, root, now)
         if isinstance(release, Refusal):
             return release
-        if (release.statement.ref, release.statement.digest) != (job.release, job.digest):
+        if release.statement.ref != job.release:
             what = f"The job names {job.release} with the digest of {release.statement.ref}."
             return refuse(Code.JOB_INCONSISTENT, what)
         return release

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import queue
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -184,6 +185,7 @@ class RunAtSite:
                 if self._process is not None:
                     self._process.stop()
                     self._process = None
+                self._tidy()
 
     def _aside(self, action: Callable[[TaskOrder], Event], order: TaskOrder) -> None:
         def act() -> None:
@@ -411,6 +413,19 @@ class RunAtSite:
         finally:
             copy.unlink(missing_ok=True)
         return sealed
+
+    def _tidy(self) -> None:
+        """Pictures stay, in a folder of the site; preprocessed patient data and keys of the run do not."""
+        figures = self._box / "figures"
+        if figures.is_dir():
+            kept = self._home.root / "figures" / self.run_id
+            kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for picture in figures.iterdir():
+                # Written by the worker: only plain files, and never through a link.
+                if picture.is_file() and not picture.is_symlink():
+                    shutil.move(picture, kept / picture.name)
+        shutil.rmtree(self._box, ignore_errors=True)
+        (self._folder / "run.secret").unlink(missing_ok=True)
 
     # ------------------------------------------------------------------- small
 

@@ -122,6 +122,35 @@ def check(
     raise typer.Exit(0 if report.ok else 1)
 
 
+@app.command()
+def record(
+    folder: Annotated[Path, typer.Argument(help="nnU-Net raw folder of one site.", exists=True, file_okay=False)],
+    site: Annotated[str, typer.Option(help="The site's id.")],
+    dataset: Annotated[str, typer.Option(help="The dataset's id, as policies will name it.")],
+    out: Annotated[Path, typer.Option(help="Where the record goes (JSON).")],
+    generated: Annotated[bool, typer.Option(help="The images were made, not taken.")] = False,
+    description: Annotated[str, typer.Option(help="A sentence for the report.")] = "",
+) -> None:
+    """Check a dataset and write its record, which `msfl gateway publish` shows to the federation."""
+    from msfl.imaging.record import NotADataset, make_record
+    from msfl.policies.encoding import encode
+
+    try:
+        made = make_record(
+            folder,
+            site=site,
+            dataset_id=dataset,
+            kind="generated" if generated else "user",
+            description=description,
+        )
+    except NotADataset as error:
+        for problem in error.report.problems:
+            _errors().print(problem.line(), style="red", markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(encode(made))
+
+
 def _errors() -> Console:
     return Console(stderr=True, soft_wrap=True)
 

@@ -235,7 +235,7 @@ class Engine:
 
     def _drive(self, run_id: str) -> None:
         aggregator: CentralProcess | None = None
-        config: JsonObject = {}
+        facts: JsonObject = {}
         version = -1
         try:
             while not self._stopping.is_set():
@@ -247,9 +247,9 @@ class Engine:
                 try:
                     # Its start takes seconds: begin while the sites start theirs.
                     if state.phase is Phase.RUNNING and aggregator is None:
-                        aggregator, config = self._start_aggregator(state, _wrapped(state))
+                        aggregator, facts = self._start_aggregator(state, _wrapped(state))
                     if step is not None and step.central and aggregator is not None:
-                        self._do_central(state, step, aggregator, config)
+                        self._do_central(state, step, aggregator, facts)
                         continue
                 except (ProcessGone, TaskFailed, Refused) as error:
                     log.error("the centre failed", run=run_id, step=step.task_id if step else "start", why=str(error))
@@ -261,13 +261,15 @@ class Engine:
             if aggregator is not None:
                 aggregator.stop()
 
-    def _do_central(self, state: RunState, step: Step, aggregator: CentralProcess, config: JsonObject) -> None:
+    def _do_central(self, state: RunState, step: Step, aggregator: CentralProcess, facts: JsonObject) -> None:
         began = time.monotonic()
         if step.verb == "open":  # The aggregator was opened when it was started.
-            self.post(state.run_id, CentralDone(at=self._clock(), task_id=step.task_id, document={}))
+            self.post(state.run_id, CentralDone(at=self._clock(), task_id=step.task_id, document=facts))
             return
         files = {site: self.artifacts.local(state.run_id, key) for site, key in central_inputs(state).items() if key}
-        result = aggregator.do(CentralTask(step.task_id, step.verb, step.round, config, dict(step.document), files))
+        result = aggregator.do(
+            CentralTask(step.task_id, step.verb, step.round, facts["config"], dict(step.document), files)
+        )
         keys = []
         for name, path in result.files.items():
             artifact, _, site = name.rpartition("/")

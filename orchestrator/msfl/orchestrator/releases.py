@@ -16,9 +16,9 @@ from msfl.orchestrator.engine import CentralProcess
 from msfl.orchestrator.runs.machine import RunState
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.resolve import resolve_config
-from msfl.policies.trust import TrustedFederationRoot, TrustedRelease, trust_release
-from msfl.registry.interface import NotInRegistry, Registry
-from msfl.registry.publish import list_releases, statements_of
+from msfl.policies.trust import TrustedFederationRoot, TrustedRelease
+from msfl.registry.interface import Registry
+from msfl.registry.publish import list_releases, publication
 from msfl.registry.pull import pull
 from msfl.runtime.interface import Runtime, StartOrder
 
@@ -53,11 +53,7 @@ class Releases:
         return rows
 
     def trusted(self, digest: str) -> TrustedRelease | Refusal:
-        try:
-            statement, reviews = statements_of(self._registry, digest)
-        except NotInRegistry:
-            return refuse(Code.WRONG_PUBLISHER, f"The registry has no signed statement for {digest}.")
-        return trust_release(statement, reviews, self._root, self._clock())
+        return publication(self._registry, digest, self._root, self._clock())
 
 
 class AggregatorStarter:
@@ -73,7 +69,10 @@ class AggregatorStarter:
         self._folder = folder
 
     def __call__(self, state: RunState, wrapped: Mapping[str, bytes]) -> tuple[CentralProcess, JsonObject]:
-        """Raises Refused, ProcessGone, TaskFailed."""
+        """The aggregator, and what the run's record keeps of it: `config` as resolved, the stock profile, who vouches.
+
+        Raises Refused, ProcessGone, TaskFailed.
+        """
         spec = state.spec
         if spec.digest is None:
             raise Refused(refuse(Code.JOB_INCONSISTENT, f"The job names {spec.release} without its digest."))
@@ -99,4 +98,10 @@ class AggregatorStarter:
         aggregator = Aggregator.start(
             self._runtime, order, run_id=state.run_id, config=config, wrapped=wrapped, keyring=self._keyring
         )
-        return aggregator, config
+        facts = {
+            "config": config,
+            "stock": dict(release.statement.profiles.get("full", {})),
+            "publisher": release.publisher,
+            "reviewers": list(release.reviewers),
+        }
+        return aggregator, facts

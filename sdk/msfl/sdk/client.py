@@ -1,0 +1,243 @@
+"""`connect`, `Client` and `run_federated`: from a few plain arguments to a signed job and a `Run`.
+
+arguments ─▶ JobSpec (strict) ─▶ canonical bytes ─▶ signed with the user's key ─▶ Submit ─▶ Run
+explain: the same, but every site only answers: allow, refuse or needs confirmation, and by which rule
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import grpc
+from pydantic import ValidationError
+
+from msfl.policies.documents import JobSpec, seconds
+from msfl.policies.encoding import encode
+from msfl.policies.identity import sign_job
+from msfl.protos.channel import dial
+from msfl.protos.messages import PROTOCOL
+from msfl.protos.v1 import federation_pb2 as wire
+from msfl.protos.v1.federation_pb2_grpc import PeopleStub
+from msfl.sdk.credentials import Credentials, NotConnected
+from msfl.sdk.run import Run
+
+JsonObject: TypeAlias = dict[str, Any]
+CALL_TIMEOUT_S = 30.0
+
+
+class RefusedByGovernance(Exception):
+    """Somebody who may refuse did. `code` is the reason's code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class BadJob(ValueError):
+    """The arguments do not make a job. The message names the argument."""
+
+
+class Client:
+    """One user at one federation."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._channel = dial(credentials.endpoint, credentials.ca.encode())
+        self._people = PeopleStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {credentials.token}"),)
+
+    @property
+    def user(self) -> str:
+        return self._credentials.user
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def datasets(self) -> list[JsonObject]:
+        """What the sites show: id, counts, channels, labels, whether the gateway is there now."""
+        return self._list("datasets")
+
+    def releases(self) -> list[JsonObject]:
+        """What the registry holds, with digest, publisher, reviewers, or why it may not be used."""
+        return self._list("releases")
+
+    def runs(self) -> list[JsonObject]:
+        return self._list("runs")
+
+    def run(self, run_id: str) -> Run:
+        """One of your runs, by its id."""
+        run = Run(run_id, self)
+        run.state()
+        return run
+
+    def submit(self, spec: JobSpec, *, dry_run: bool = False) -> Run:
+        """Sign a job and send it. Raises RefusedByGovernance, NotConnected."""
+        data = encode(spec)
+        job = wire.Job(protocol=PROTOCOL, spec=data, proof=sign_job(data, self._credentials.key_pair), dry_run=dry_run)
+        return Run(str(self._call(self._people.Submit, job).run_id), self)
+
+    def explain(self, spec: JobSpec) -> dict[str, JsonObject]:
+        """Site by site: would it allow, refuse or ask its custodian, and why. Nothing starts."""
+        state = self.submit(spec, dry_run=True).wait(raise_if_refused=False)
+        return {site: {"standing": m["standing"], **m["decision"]} for site, m in state["sites"].items()}
+
+    def job(
+        self,
+        *,
+        release: str,
+        datasets: Iterable[str],
+        evaluate_only: Iterable[str] = (),
+        rounds: int | None = None,
+        local_epochs: int | None = None,
+        profile: str = "full",
+        config: Mapping[str, Any] | None = None,
+        strategy: str = "fedavg",
+        personalise: None = None,
+        baseline: Literal["local"] | None = None,
+        min_sites: int | None = None,
+        start: Literal["all", "quorum"] = "all",
+        round_deadline: str = "2h",
+        keep: Literal["best", "last", "all"] = "best",
+        early_stopping: None = None,
+        seed: int = 1,
+        name: str = "run",
+    ) -> JobSpec:
+        """A job, with the release's digest and its profile's rounds filled in. Raises BadJob.
+
+        Args:
+            datasets: `site/dataset`, one per site; those under `evaluate_only` are tested on and never trained on.
+            config: settings of the release that differ from its profile.
+            min_sites: fewest training sites to begin and go on with; all of them when not given.
+            round_deadline: `90s`, `30m`, `2h`: how long a step waits for a site.
+        """
+        known = {row["release"]: row for row in self.releases()}
+        if release not in known:
+            raise BadJob(f"the registry has no release {release!r}; it has {', '.join(sorted(known)) or 'none'}")
+        row = known[release]
+        if row["status"] != "published":
+            raise RefusedByGovernance(row["status"], f"{release} may not be used: {row['status']}")
+        if profile not in row["profiles"]:
+            raise BadJob(f"{release} has no profile {profile!r}; it has {', '.join(sorted(row['profiles']))}")
+        evaluated = tuple(evaluate_only)
+        named = (*(d for d in datasets if d not in evaluated), *evaluated)
+        settings = dict(config or {})
+        if local_epochs is not None:
+            settings["local_epochs"] = local_epochs
+        try:
+            return JobSpec(
+                name=name,
+                release=release,
+                digest=row["digest"],
+                datasets=named,
+                evaluate_only=evaluated,
+                rounds=rounds if rounds is not None else row["profiles"][profile]["rounds"],
+                profile=profile,
+                config=settings,
+                strategy=strategy,
+                personalise=personalise,
+                baseline=baseline,
+                min_sites=min_sites if min_sites is not None else len(named) - len(evaluated),
+                start=start,
+                round_deadline_s=seconds(round_deadline),
+                keep=keep,
+                early_stopping=early_stopping,
+                seed=seed,
+                nonce=secrets.token_urlsafe(24),
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the job"
+            raise BadJob(f"{where}: {first['msg']}") from error
+
+    def run_federated(self, **arguments: Any) -> Run:
+        """Build, sign and submit a job; the arguments are those of `job`."""
+        return self.submit(self.job(**arguments))
+
+    # ------------------------------------------------------------ for Run
+
+    def show(self, run_id: str) -> JsonObject:
+        return self._json(self._call(self._people.Show, wire.RunName(run_id=run_id)))
+
+    def abort(self, run_id: str) -> JsonObject:
+        return self._json(self._call(self._people.Abort, wire.RunName(run_id=run_id)))
+
+    def watch(self, run_id: str, after: int = 0) -> Any:
+        """An iterator of (sequence, kind, document). Raises NotConnected when the line is cut."""
+        try:
+            for event in self._people.Watch(wire.WatchRun(run_id=run_id, after=after), metadata=self._metadata):
+                yield event.sequence, event.kind, json.loads(event.json)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+
+    def fetch(self, run_id: str, artifact: str, target: Path) -> Path:
+        """Download `model` or `weights` of a finished run; whole or not at all."""
+        temporary = target.with_name(f".{target.name}.part")
+        try:
+            with open(temporary, "wb") as file:
+                asked = wire.FetchArtifact(run_id=run_id, artifact=artifact)
+                for chunk in self._people.Fetch(asked, metadata=self._metadata):
+                    file.write(chunk.data)
+        except grpc.RpcError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._translated(error) from error
+        temporary.replace(target)
+        return target
+
+    # -------------------------------------------------------------- wire
+
+    def _list(self, what: str) -> list[JsonObject]:
+        rows = self._json(self._call(self._people.List, wire.ListWhat(what=what)))[what]
+        return list(rows)
+
+    def _call(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, metadata=self._metadata, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise self._translated(error) from error
+
+    @staticmethod
+    def _json(document: wire.Document) -> JsonObject:
+        return dict(json.loads(document.json))
+
+    def _translated(self, error: grpc.RpcError) -> Exception:
+        details = error.details() or error.code().name
+        match error.code():
+            case grpc.StatusCode.PERMISSION_DENIED:
+                code, _, message = details.partition(": ")
+                return RefusedByGovernance(code, message or details)
+            case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.NOT_FOUND:
+                return BadJob(details)
+            case grpc.StatusCode.UNAUTHENTICATED:
+                return NotConnected(f"the orchestrator does not know you: {details}")
+            case _:
+                where = self._credentials.endpoint
+                return NotConnected(f"the orchestrator at {where} does not answer: {details}")
+
+
+_connected: Client | None = None
+
+
+def connect(endpoint: str | None = None, credentials: Path | str | None = None) -> Client:
+    """The federation of your credentials. Raises NotConnected.
+
+    Args:
+        endpoint: `https://host[:port]`; the credentials' own when not given.
+        credentials: a credentials file; `MSFL_CREDENTIALS` or the user's own when not given.
+    """
+    global _connected
+    found = Credentials.read(Path(credentials) if credentials else None)
+    if endpoint is not None:
+        host = endpoint.removeprefix("https://").rstrip("/")
+        host = host if ":" in host else f"{host}:443"
+        found = Credentials(host, found.ca, found.token, found.key, found.user)
+    _connected = Client(found)
+    return _connected
+
+
+def run_federated(**arguments: Any) -> Run:
+    """Submit a job at the federation you are connected to; the arguments are those of `Client.job`."""
+    return (_connected or connect()).run_federated(**arguments)

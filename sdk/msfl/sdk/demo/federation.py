@@ -1,0 +1,292 @@
+"""Setting up a whole federation in one folder, by the same commands and calls as real people use.
+
+    runs/<name>/
+      keys/            publisher, two reviewers, keeper, issuer: in life, different people's
+      registry/        OCI image layout
+      centre/          orchestrator and keyring
+      sites/<site>/    data (where generated), custodian/ (the site's signing key), gateway/ (its home)
+      client/          credentials.json of the data scientist
+      logs/  audit/  figures/  report.html  report.json  model.zip
+
+Everything is kept, so that a reader can open every key and document. In life no two of these folders share a machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from msfl.policies.documents import (
+    DatasetRecord,
+    FederationRoot,
+    Isolation,
+    IssuerKeys,
+    Member,
+    ReleaseStatement,
+    Review,
+)
+from msfl.policies.encoding import encode, load_json, sha256_of
+from msfl.policies.envelope import ASSET_POLICY, FEDERATION_ROOT, RELEASE_STATEMENT, REVIEW, sign
+from msfl.policies.identity import mint_token
+from msfl.policies.keys import KeyPair, encode_public
+from msfl.policies.templates import policy_template
+from msfl.registry.build import build_release, find_recipe
+from msfl.registry.oci_layout import LayoutRegistry
+from msfl.registry.publish import add_review, push_release, submit_statement
+from msfl.sdk.credentials import Credentials
+from msfl.sdk.demo.processes import Processes, msfl
+
+JsonObject: TypeAlias = dict[str, Any]
+FEDERATION = "demo"
+USER, ORGANISATION = "ada@uni.example", "uni.example"
+PUBLISHER, REVIEWERS, KEEPER = "grace@centre.example", ("linus@clinic-a.example", "mary@clinic-b.example"), "operator"
+ISSUER, AUDIENCE = "https://demo.invalid/embedded-issuer", "msfl-demo"
+YEAR = timedelta(days=365)
+
+
+@dataclass(frozen=True)
+class DemoSite:
+    """`data` is the user's own folder, or None when the site generates its data itself."""
+
+    name: str
+    dataset: str
+    data: Path | None
+    description: str = ""
+    trains: bool = True
+
+
+@dataclass
+class Federation:
+    folder: Path
+    processes: Processes
+    sites: tuple[DemoSite, ...]
+    isolation: Isolation
+    rounds_max: int
+    statement: ReleaseStatement | None = None
+    port: int = 0
+    link_port: int = 0
+    records: dict[str, DatasetRecord] = field(default_factory=dict)
+
+    def key(self, person: str) -> KeyPair:
+        """A person's key; made at first use, kept in `keys/`, mode 0600."""
+        file = self.folder / "keys" / f"{person}.pem"
+        if not file.exists():
+            file.parent.mkdir(exist_ok=True, mode=0o700)
+            _write_private(file, KeyPair.generate().to_pem())
+        return KeyPair.from_pem(file.read_bytes())
+
+    def home(self, site: str) -> Path:
+        return self.folder / "sites" / site / "gateway"
+
+    def data_folder(self, site: DemoSite) -> Path:
+        return site.data or self.folder / "sites" / site.name / "data" / site.name
+
+    # ------------------------------------------------------------------ data
+
+    def make_data(self, seed: int) -> None:
+        """Each site makes its own data, in its own process."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda s: self._make_data(s, seed), [s for s in self.sites if s.data is None]))
+
+    def _make_data(self, site: DemoSite, seed: int) -> None:
+        target = self.folder / "sites" / site.name / "data"
+        self.processes.run(f"data-{site.name}", msfl("data", "synth", target, "--site", site.name, "--seed", str(seed)))
+
+    def check_data(self) -> None:
+        """Every site checks its data and writes its record. Raises CommandFailed with one line per problem."""
+        with ThreadPoolExecutor() as pool:
+            for site, record in zip(self.sites, pool.map(self._check_data, self.sites), strict=True):
+                self.records[site.name] = record
+
+    def _check_data(self, site: DemoSite) -> DatasetRecord:
+        out = self.folder / "sites" / site.name / "record.json"
+        options = ["--site", site.name, "--dataset", site.dataset, "--out", str(out)]
+        options += ["--description", site.description]
+        options += ["--generated"] if site.data is None else []
+        self.processes.run(f"data-{site.name}", msfl("data", "record", self.data_folder(site), *options))
+        return load_json(out.read_bytes(), DatasetRecord, out.name, max_bytes=64 << 20)
+
+    # --------------------------------------------------------------- release
+
+    def publish_release(self, recipe: str, now: datetime) -> None:
+        """Build, push, sign the statement, two reviews by different people."""
+        registry = LayoutRegistry.create(self.folder / "registry")
+        built = build_release(find_recipe(recipe), Path(sysconfig.get_paths()["purelib"]))
+        digest = push_release(registry, built)
+        statement = built.statement(publisher=PUBLISHER, commit="unknown", issued=now, expires=now + YEAR)
+        payload = encode(statement)
+        self._keep("release-statement.dsse", sign(payload, RELEASE_STATEMENT, [self.key(PUBLISHER)]))
+        submit_statement(registry, digest, (self.folder / "documents/release-statement.dsse").read_bytes())
+        for reviewer in REVIEWERS:
+            review = Review(
+                digest=digest,
+                statement_sha256=sha256_of(payload),
+                verdict="approve",
+                comment="Read the code, the declared outputs and the lock of the environment.",
+                reviewer=reviewer,
+                issued=now,
+                expires=now + YEAR,
+            )
+            envelope = sign(encode(review), REVIEW, [self.key(reviewer)])
+            self._keep(f"review-{reviewer}.dsse", envelope)
+            add_review(registry, digest, envelope)
+        self.statement = statement
+
+    def _keep(self, name: str, data: bytes) -> None:
+        file = self.folder / "documents" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data)
+
+    # ---------------------------------------------------------------- centre
+
+    def start_centre(self, now: datetime) -> None:
+        issuer = IssuerKeys(issuer=ISSUER, audience=AUDIENCE, keys=(encode_public(self.key("issuer").public),))
+        root = FederationRoot(
+            federation=FEDERATION,
+            version=1,
+            keepers=self._members(KEEPER),
+            publishers=self._members(PUBLISHER),
+            reviewers=self._members(*REVIEWERS),
+            reviews_needed=2,
+            issuers=(issuer,),
+            expires=now + YEAR,
+        )
+        self._keep("federation-root.dsse", sign(encode(root), FEDERATION_ROOT, [self.key(KEEPER)]))
+        centre = self.folder / "centre"
+        self.port, self.link_port = _free_ports(2)
+        (self.folder / "registry").mkdir(exist_ok=True)
+        self.processes.run(
+            "orchestrator-init",
+            msfl(
+                "orchestrator", "init", "--home", centre, "--federation", FEDERATION,
+                "--root", self.folder / "documents/federation-root.dsse", "--registry", self.folder / "registry",
+                "--port", str(self.port), "--link-port", str(self.link_port),
+            ),
+        )  # fmt: skip
+        self.processes.start("keyring", msfl("orchestrator", "keyring", "--home", centre))
+
+    def serve_centre(self) -> None:
+        """Once the registry holds the release."""
+        self.processes.start("orchestrator", msfl("orchestrator", "serve", "--home", self.folder / "centre"))
+
+    def _members(self, *people: str) -> tuple[Member, ...]:
+        pairs = [(person, self.key(person)) for person in people]
+        return tuple(Member(person=p, key_id=k.id, public_key=encode_public(k.public)) for p, k in pairs)
+
+    # ----------------------------------------------------------------- sites
+
+    def join_sites(self, now: datetime) -> None:
+        """Token, enrolment, dataset, signed policy; then the gateway goes on the line."""
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda site: self._join(site, now), self.sites))
+
+    def _join(self, site: DemoSite, now: datetime) -> None:
+        mine, centre = self.folder / "sites" / site.name, self.folder / "centre"
+        token = self.processes.run(
+            f"token-{site.name}", msfl("orchestrator", "token", "--home", centre, "--site", site.name)
+        )
+        custodian = f"custodian@{site.name}.example"
+        pem = mine / "custodian" / f"{custodian}.pem"
+        pem.parent.mkdir(parents=True, mode=0o700)
+        key = KeyPair.generate()
+        _write_private(pem, key.to_pem())
+        _write_private(mine / "registration-token", token.encode())
+        home = self.home(site.name)
+        self.processes.run(
+            f"join-{site.name}",
+            msfl(
+                "gateway", "enrol", "--home", home, "--token-file", mine / "registration-token",
+                "--custodian", custodian, "--custodian-key", pem,
+            ),
+            msfl(
+                "gateway", "publish", "--home", home, "--record", mine / "record.json",
+                "--data", self.data_folder(site),
+            ),
+        )  # fmt: skip
+        text = self.policy(site, now)
+        (home / "policies" / "lesion-segmentation.yaml").write_text(text)
+        (home / "policies" / "lesion-segmentation.dsse").write_bytes(sign(text.encode(), ASSET_POLICY, [key]))
+        self.processes.start(f"gateway:{site.name}", msfl("gateway", "serve", "--home", home))
+
+    def policy(self, site: DemoSite, now: datetime) -> str:
+        """The policy that the demo's custodian signs: unattended, local model may leave, small sites may report."""
+        assert self.statement is not None, "the release is published before policies name it"
+        return policy_template(
+            self.statement,
+            self.records[site.name],
+            (USER,),
+            now,
+            purpose="Show a whole federation on one machine",
+            valid_for=timedelta(days=30),
+            rounds_max=self.rounds_max,
+            reviewers=2,
+            local_model=True,
+            min_cases_train=4,
+            # A hospital would keep 3 or more; the demo's sites are small, and its patients published or made up.
+            min_cases_metrics=2,
+            min_sites=2,
+            isolation=self.isolation,
+            mode="auto",
+            max_runs=10,
+            max_rounds=10 * self.rounds_max,
+        )
+
+    # ---------------------------------------------------------------- client
+
+    def write_credentials(self, now: datetime) -> Path:
+        """What `msfl login` gives a user, from the embedded issuer, which is for one machine only."""
+        key = KeyPair.generate()
+        token = mint_token(self.key("issuer"), ISSUER, AUDIENCE, "ada", USER, ORGANISATION, key.thumbprint, now)
+        ca = (self.folder / "centre/tls/ca.pem").read_text()
+        file = self.folder / "client" / "credentials.json"
+        Credentials(f"127.0.0.1:{self.port}", ca, token, key.to_pem().decode(), USER).write(file)
+        return file
+
+
+def user_sites(data: Path) -> tuple[DemoSite, ...]:
+    """One site per sub-folder with a dataset.json; without `imagesTr` it only evaluates. Raises ValueError."""
+    sites = []
+    for folder in sorted(p.parent for p in data.glob("*/dataset.json")):
+        try:
+            description = json.loads((folder / "dataset.json").read_text())
+        except ValueError:
+            description = {}  # The check of the dataset names what is wrong with it.
+        told = ". ".join(str(description[k]) for k in ("description", "licence", "reference") if k in description)
+        trains = (folder / "imagesTr").is_dir()
+        sites.append(DemoSite(_slug(folder.name), "lesions", folder.resolve(), told[:2000], trains))
+    if not any(site.trains for site in sites):
+        raise ValueError(
+            f"{data} holds no site to train on: it needs one folder per site, each with imagesTr, labelsTr, imagesTs, "
+            "labelsTs and dataset.json (nnU-Net raw layout)"
+        )
+    return tuple(sites)
+
+
+def _slug(name: str) -> str:
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in name.lower())
+    return "-".join(part for part in kept.split("-") if part) or "site"
+
+
+def _free_ports(n: int) -> list[int]:
+    """Ports that are free now; held all at once, so that they differ."""
+    sockets = [socket.socket() for _ in range(n)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [int(s.getsockname()[1]) for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def _write_private(file: Path, data: bytes) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as target:
+        target.write(data)
