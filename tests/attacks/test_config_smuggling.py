@@ -12,7 +12,7 @@ from msfl.policies.decide import Verdict
 from msfl.policies.documents import Bound, JobSpec
 from msfl.policies.encoding import Malformed, encode, load_json
 from msfl.policies.refusals import Code, Refusal
-from msfl.policies.resolve import resolve_config
+from msfl.policies.resolve import profile_flaws, resolve_config
 
 
 def job_with(config: dict[str, Any]) -> JobSpec:
@@ -111,7 +111,7 @@ def test_a_list_is_bounded_element_by_element() -> None:
     )
     good = resolve_config(job_with({"patch": (8, 64, 32)}), statement)
     assert not isinstance(good, Refusal)
-    assert good["patch"] == (8, 64, 32)
+    assert good["patch"] == [8, 64, 32]
     for patch in ((8, 65, 8), (8, True, 8), (8, 8.0, 8), ("8",)):
         assert isinstance(resolve_config(job_with({"patch": patch}), statement), Refusal)
 
@@ -119,6 +119,8 @@ def test_a_list_is_bounded_element_by_element() -> None:
 def test_a_profile_that_leaves_a_key_unset_is_refused() -> None:
     world = World()
     statement = world.statement.model_copy(update={"profiles": {"full": {"initial_lr": 0.01}}})
+    assert [flaw.code for flaw in profile_flaws(statement)] == [Code.CONFIG_VALUE_INVALID]
+    assert profile_flaws(world.statement) == ()
     refusal = resolve_config(world.job, statement)
     assert isinstance(refusal, Refusal)
     assert refusal.code is Code.CONFIG_VALUE_INVALID

@@ -18,7 +18,7 @@ it is resolved here again, so that what a caller passes cannot differ from what 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
@@ -34,7 +34,7 @@ from msfl.policies.documents import (
     format_utc,
 )
 from msfl.policies.identity import User
-from msfl.policies.refusals import ADVICE, Code, JsonObject, Refusal
+from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 from msfl.policies.resolve import resolve_config, violation
 from msfl.policies.trust import TrustedPolicy, TrustedRelease
 
@@ -85,7 +85,7 @@ class Request:
 
     `user` and `release` are verified; `proof_given` says that `verify_job` passed with a proof. `runs_so_far` and
     `rounds_so_far` count per policy id, from the site's ledger; an id that is absent counts 0. `participants` is the
-    number of sites that the job names or that accepted so far, whichever the gateway knows.
+    number of training sites that the job names, or that accepted so far, whichever the gateway knows.
     """
 
     site: str
@@ -132,21 +132,21 @@ def decide(
 ) -> Decision:
     """`now` is in UTC. `untrusted` says why policies of the site were not trusted; it explains a missing policy."""
     _utc(now)
-    ref = request.dataset.ref
-    if not policies:
-        if untrusted:
-            return _without_policy(untrusted[0].code, untrusted[0].message)
-        return _without_policy(Code.NO_POLICY, f"{request.site} has no asset policy in force for anything")
     naming = [p for p in policies if request.dataset.id in p.document.datasets]
     if not naming:
-        return _without_policy(Code.DATASET_NOT_NAMED, f"none of {len(policies)} policies names {ref}")
+        return _no_policy(request, policies, untrusted)
     if inconsistent := _inconsistent(request):
-        return _without_policy(*inconsistent)
+        return refused(inconsistent, "request_consistent")
     judged = [(policy, _judge(policy.document, request, now)) for policy in naming]
     verdicts = [(policy, rules, _verdict(policy.document, request, rules)) for policy, rules in judged]
     # Allow before confirm before refuse; among equals the one that passes most rules, then the smaller id.
     policy, rules, verdict = min(verdicts, key=_nearest)
     return Decision(verdict, policy.document.id, policy.sha256, rules, _refusal(policy, rules, request))
+
+
+def refused(refusal: Refusal, rule: str) -> Decision:
+    """A decision that no policy was needed for: release, user or proof were refused before one was asked."""
+    return Decision(Verdict.REFUSE, None, None, (RuleOutcome(rule, False, refusal.message, refusal.code),), refusal)
 
 
 def recheck(policy: TrustedPolicy, round: int, now: datetime, rounds_so_far: int) -> Refusal | None:
@@ -403,35 +403,36 @@ def _refusal(policy: TrustedPolicy, rules: tuple[RuleOutcome, ...], request: Req
 
 
 def _because(code: Code, detail: str, where: str, fields: Mapping[str, str]) -> Refusal:
-    return Refusal(code, f"{where}: {detail}. {ADVICE[code]}", fields)
+    return refuse(code, f"{where}: {detail}.", **fields)
 
 
-def _without_policy(code: Code, why: str) -> Decision:
-    rule = {Code.NO_POLICY: "policy_present", Code.DATASET_NOT_NAMED: "dataset_named"}.get(code)
-    if rule is None:
-        rule = "request_consistent" if code in _INCONSISTENT else "policy_trusted"
-    message = why if rule == "policy_trusted" else f"{why}. {ADVICE[code]}"
-    outcome = RuleOutcome(rule, False, why, code)
-    return Decision(Verdict.REFUSE, None, None, (outcome,), Refusal(code, message, {"rule": rule}))
+def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted: tuple[Refusal, ...]) -> Decision:
+    distrust = tuple(RuleOutcome("policy_trusted", False, refusal.message, refusal.code) for refusal in untrusted)
+    if not policies and untrusted:
+        return Decision(Verdict.REFUSE, None, None, distrust, untrusted[0])
+    ref = request.dataset.ref
+    if policies:
+        refusal = refuse(Code.DATASET_NOT_NAMED, f"{ref}: none of {len(policies)} policies names it.", dataset=ref)
+        decision = refused(refusal, "dataset_named")
+    else:
+        refusal = refuse(Code.NO_POLICY, f"{ref}: {request.site} has no asset policy.", dataset=ref)
+        decision = refused(refusal, "policy_present")
+    return replace(decision, rules=decision.rules + distrust)
 
 
-_INCONSISTENT = frozenset(
-    (Code.JOB_INCONSISTENT, Code.PROFILE_UNKNOWN, Code.CONFIG_KEY_UNKNOWN, Code.CONFIG_VALUE_INVALID)
-)
-
-
-def _inconsistent(request: Request) -> tuple[Code, str] | None:
+def _inconsistent(request: Request) -> Refusal | None:
     """Release, digest, dataset and config must be those of the job, whatever the centre offered them with."""
     job, statement = request.job, request.release.statement
     if job.release != statement.ref or job.digest not in (None, statement.digest):
-        return Code.JOB_INCONSISTENT, f"the job names {job.release}, the release is {statement.ref} {statement.digest}"
+        what = f"The job names {job.release} {job.digest or ''}, the release is {statement.ref} {statement.digest}."
+        return refuse(Code.JOB_INCONSISTENT, what)
     if request.dataset.ref not in job.datasets or request.dataset.site != request.site:
-        return Code.JOB_INCONSISTENT, f"the job does not name {request.dataset.ref} of {request.site}"
+        return refuse(Code.JOB_INCONSISTENT, f"The job does not name {request.dataset.ref} of {request.site}.")
     resolved = resolve_config(job, statement)
     if isinstance(resolved, Refusal):
-        return resolved.code, resolved.message.removesuffix(ADVICE[resolved.code]).rstrip(" .")
+        return resolved
     if resolved != request.resolved:
-        return Code.JOB_INCONSISTENT, "the config at hand is not the one that job and release give"
+        return refuse(Code.JOB_INCONSISTENT, "The config at hand is not the one that job and release give.")
     return None
 
 

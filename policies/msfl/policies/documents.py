@@ -190,6 +190,9 @@ class FederationRoot(Document):
         _refuse_unreachable(self.reviews_needed, self.reviewers)
         if len({issuer.issuer for issuer in self.issuers}) != len(self.issuers):
             raise ValueError("an issuer is listed twice")
+        keys = [key for issuer in self.issuers for key in issuer.keys]
+        if len(set(keys)) != len(keys):
+            raise ValueError("an issuer's key is listed twice")
         return self
 
 
@@ -409,7 +412,10 @@ class DatasetRecord(Document):
 
 
 class JobSpec(Document):
-    """The request. `evaluate_only` names those of `datasets` that are not trained on. One dataset per site."""
+    """The request. `evaluate_only` names those of `datasets` that are not trained on. One dataset per site.
+
+    `min_sites` counts *training* sites: the run neither starts nor closes a round with fewer.
+    """
 
     api_version: Literal["msfl/v1"] = "msfl/v1"
     kind: Literal["JobSpec"] = "JobSpec"
@@ -439,10 +445,8 @@ class JobSpec(Document):
             raise ValueError("a job names one dataset per site")
         if unknown := set(self.evaluate_only) - set(self.datasets):
             raise ValueError(f"evaluate_only names {', '.join(sorted(unknown))}, which is not under datasets")
-        if len(self.datasets) == len(set(self.evaluate_only)):
-            raise ValueError("at least one dataset must be trained on")
-        if self.min_sites > len(self.datasets):
-            raise ValueError(f"min_sites is {self.min_sites}, but the job names {len(self.datasets)} sites")
+        if self.min_sites > (training := len(self.datasets) - len(set(self.evaluate_only))):
+            raise ValueError(f"min_sites is {self.min_sites}, but the job trains at {training} sites")
         return self
 
     def trains_on(self, ref: str) -> bool:

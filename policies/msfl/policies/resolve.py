@@ -43,7 +43,16 @@ def resolve_config(spec: JobSpec, statement: ReleaseStatement) -> JsonObject | R
         "seed": spec.seed,
         "strategy": spec.strategy,
     }
-    asked = {**defaults, **spec.config, **run}
+    return _checked({**defaults, **spec.config, **run}, statement, spec.profile)
+
+
+def profile_flaws(statement: ReleaseStatement) -> tuple[Refusal, ...]:
+    """What is wrong with the release's own profiles; a publisher looks before signing."""
+    checked = (_checked(values, statement, name) for name, values in sorted(statement.profiles.items()))
+    return tuple(result for result in checked if isinstance(result, Refusal))
+
+
+def _checked(asked: Mapping[str, ConfigValue], statement: ReleaseStatement, profile: str) -> JsonObject | Refusal:
     resolved: JsonObject = {}
     for key in sorted(asked):
         bound = statement.config.get(key) or RUN_KEYS.get(key)
@@ -55,9 +64,10 @@ def resolve_config(spec: JobSpec, statement: ReleaseStatement) -> JsonObject | R
         if why is not None:
             what = f"config.{key} = {asked[key]!r} {why} in {statement.ref}."
             return refuse(Code.CONFIG_VALUE_INVALID, what, key=key, value=repr(asked[key]))
-        resolved[key] = value
-    if missing := sorted(set(statement.config) - set(resolved)):
-        what = f"The profile {spec.profile!r} of {statement.ref} leaves {', '.join(missing)} unset."
+        # Lists, as JSON has them, so that a config is equal to itself after a journey through a file.
+        resolved[key] = list(value) if isinstance(value, tuple) else value
+    if missing := sorted(set(statement.config) - set(resolved) - set(RUN_KEYS)):
+        what = f"The profile {profile!r} of {statement.ref} leaves {', '.join(missing)} unset."
         return refuse(Code.CONFIG_VALUE_INVALID, what, key=missing[0])
     return resolved
 

@@ -103,6 +103,7 @@ def test_documents_survive_their_own_encoding() -> None:
         ({"datasets": ["site-a/x", "site-a/y"]}, "one dataset per site"),
         ({"evaluate_only": ["site-z/x"]}, "not under datasets"),
         ({"min_sites": 9}, "min_sites"),
+        ({"evaluate_only": ["site-b/ms-cohort", "site-c/ms-clinic"]}, "trains at 1 sites"),
         ({"datasets": ["site-a/../../etc"]}, "wrong form"),
         ({"personalise": "ditto"}, "personalise"),
         ({"nonce": "short"}, "wrong form"),
