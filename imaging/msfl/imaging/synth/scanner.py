@@ -71,12 +71,12 @@ DEMO_SITES: Final[tuple[SiteStyle, ...]] = (
         blur_mm=1.6, shading=0.03, noise=0.035, gamma=1.0, units=600, outline=0.50, smallest_ml=0.02,
     ),
     SiteStyle(
-        name="site-b", load_ml=18, load_sigma=0.4, lesion_flair=1.42, lesion_t1=0.70,
+        name="site-b", load_ml=18, load_sigma=0.4, lesion_flair=1.40, lesion_t1=0.70,
         flair_grey=1.12, flair_fluid=0.38, t1_grey=0.76, t1_fluid=0.30, mimics=1.0,
         blur_mm=2.0, shading=0.05, noise=0.03, gamma=0.85, units=950, outline=0.36, smallest_ml=0.0,
     ),
     SiteStyle(
-        name="site-c", load_ml=14, load_sigma=0.3, lesion_flair=1.42, lesion_t1=0.68,
+        name="site-c", load_ml=14, load_sigma=0.3, lesion_flair=1.39, lesion_t1=0.68,
         flair_grey=1.16, flair_fluid=0.26, t1_grey=0.66, t1_fluid=0.25, mimics=1.0,
         blur_mm=2.4, shading=0.06, noise=0.045, gamma=1.15, units=310, outline=0.64, smallest_ml=0.05,
     ),
@@ -167,7 +167,7 @@ def _mimics(
     insula = np.exp(-(np.square((np.abs(x) - 38) / 6) + np.square((y - 2) / 18) + np.square((z - 2) / 14)))
     cingulate = np.exp(-(np.square(x / 7) + np.square((y - 5) / 38) + np.square((z - 30) / 13)))
     patch = np.clip(wide - 0.9, 0, 1.5) * (person.depth_mm < 14)
-    flair = flair + k * person.gm * (0.17 * insula + 0.17 * cingulate + 0.13 * patch)
+    flair = flair + k * person.gm * (0.17 * insula + 0.17 * cingulate + 0.16 * patch)
 
     # vessels: sparse spots in the subarachnoid space
     spots = np.clip(smooth_noise(rng, size, 1.0 / mm) - 2.1, 0, 1.2) * (person.depth_mm < 9) * (person.csf > 0.25)
