@@ -35,7 +35,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Case:
-    """`images` is (channel, x, y, z) in multiples of each image's median, `labels` (x, y, z), `spacing` in mm along x, y, z."""
+    """`images` is (channel, x, y, z), in multiples of each image's median; `labels` (x, y, z); `spacing` in mm."""
 
     images: NDArray[np.float32]
     labels: NDArray[np.int16]

@@ -155,7 +155,7 @@ class VoxelLogistic:
         models = {c.name: _parameters(self._weights_of(c), prepared.plan) for c in candidates}
         names = site.test_cases if split == "test" else site.val_cases
         measured: dict[str, list[CaseMetrics]] = {name: [] for name in models}
-        shown = 0
+        shown: tuple[int, Case, NDArray[np.bool_], dict[str, NDArray[np.bool_]]] | None = None
         for done, name in enumerate(names):
             progress(done, len(names))
             case = read_case(site, name)
@@ -164,9 +164,10 @@ class VoxelLogistic:
             marked = {m: _predicted(case, features, *models[m], prepared.plan) > 0 for m in models}
             for model, mask in marked.items():
                 measured[model].append(case_metrics(truth, mask))
-            if split == "test" and int(truth.sum()) > shown:
-                shown = int(truth.sum())
-                _draw_overlay(site, case, truth, marked)
+            if shown is None or int(truth.sum()) > shown[0]:
+                shown = (int(truth.sum()), case, truth, marked)
+        if split == "test" and shown is not None:
+            _draw_overlay(site, *shown[1:])
         summaries = {model: summarise_cases(cases) for model, cases in measured.items()}
         if split == "validation":
             y = _one_hot(prepared.validation.labels, prepared.plan)
@@ -262,4 +263,4 @@ def _draw_overlay(site: Site, case: Case, truth: NDArray[np.bool_], marked: Mapp
         site.site_id,
         (site.channel_names[0], site.channel_names[second]),
     )
-    figure.savefig(site.figures / "overlay.png", dpi=80)
+    figure.savefig(site.figures / "overlay.png", dpi=60)
