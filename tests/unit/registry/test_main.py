@@ -100,13 +100,16 @@ def test_a_rejection_stands(desk: Path) -> None:
     assert (code, refused["refused"]["code"]) == (3, "release_rejected")
 
 
+HERE = ["--registry", "{desk}/registry"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
         (["build", "nowhere"], "neither a folder"),
         (["list", "--registry", "{desk}/release"], "not an OCI image layout"),
-        ("review tiny:1.0.0 --registry {desk}/registry --key {desk}/bob.pem --reviewer bob".split(), "list"),
-        ("push {desk}/release --registry {desk}/registry --key {desk}/root.json --publisher ada".split(), "key"),
+        (["review", "tiny:1.0.0", *HERE, "--key", "{desk}/bob.pem", "--reviewer", "bob"], "msfl registry list"),
+        (["push", "{desk}/release", *HERE, "--key", "{desk}/root.json", "--publisher", "ada"], "key"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(desk: Path, arguments: list[str], why: str) -> None:
