@@ -149,6 +149,7 @@ def merge(layers: Iterable[Iterator[tuple[str, bytes]]], limits: LayerLimits) ->
     """The files of all layers, each name once, no name inside another file. Raises BadLayer."""
     files: set[str] = set()
     folders: set[str] = set()
+    total = 0
     for layer in layers:
         for name, data in layer:
             parts = name.split("/")
@@ -157,6 +158,7 @@ def merge(layers: Iterable[Iterator[tuple[str, bytes]]], limits: LayerLimits) ->
                 raise BadLayer(f"{name} is there twice, or both a file and a folder")
             files.add(name)
             folders |= above
-            if len(files) > limits.files:
-                raise BadLayer(f"the image holds more than {limits.files} files")
+            total += len(data)
+            if len(files) > limits.files or total > limits.total_bytes:
+                raise BadLayer(f"the image holds more than {limits.files} files or {limits.total_bytes} bytes")
             yield name, data

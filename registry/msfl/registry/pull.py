@@ -17,7 +17,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -168,20 +169,17 @@ def _unpack(
     folder: Path,
 ) -> dict[str, str]:
     """Write every file below `folder`, which is new and ours alone; name → hex sha256."""
-
-    def read() -> Iterator[Iterator[tuple[str, bytes]]]:
-        for part, diff_id in zip(layers, diff_ids, strict=True):
-            with _verified_blob(registry, part, cache, limits.blob_bytes) as file:
-                yield read_layer(file, diff_id, limits.unpacked)
-
     written: dict[str, str] = {}
-    for name, data in merge(read(), limits.unpacked):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        written[name] = hashlib.sha256(data).hexdigest()
+    with ExitStack() as stack:
+        verified = [stack.enter_context(_verified_blob(registry, part, cache, limits.blob_bytes)) for part in layers]
+        opened = [read_layer(file, diff_id, limits.unpacked) for file, diff_id in zip(verified, diff_ids, strict=True)]
+        for name, data in merge(opened, limits.unpacked):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
+            with os.fdopen(descriptor, "wb") as target:
+                target.write(data)
+            written[name] = hashlib.sha256(data).hexdigest()
     return written
 
 
