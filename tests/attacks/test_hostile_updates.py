@@ -118,6 +118,7 @@ DOCUMENT_TRICKS: dict[str, tuple[str, dict[str, Any]]] = {
     "a missing field": ("update_fields", {"n_train": 4}),
     "a loss of text": ("update_fields", {**GOOD, "train_loss": "A_001"}),
     "an extra field inside": ("update_fields", {**GOOD, "incoming": {"per_case": [0.5]}}),
+    "a number that nobody can print": ("update_fields", {**GOOD, "seconds": 10**4000}),
     "a list instead of numbers": ("update_fields", {**GOOD, "incoming": [1, 2]}),
 }
 
@@ -165,16 +166,44 @@ def test_a_flipped_bit_and_a_cut_stream(host: Host, sites: SealedSites) -> None:
         assert answer.code in codes
 
 
-def test_numbers_that_json_does_not_know(host: Host, sites: SealedSites, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("loss", ["NaN", "Infinity", "[" * 100_000, "9" * 5000, '"\\ud800'])
+def test_documents_that_are_no_plain_json(
+    host: Host, sites: SealedSites, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
     def pack_anything(document: dict[str, Any], tensors: Any) -> Iterator[bytes]:
-        body = json.dumps(document).encode()  # writes NaN
+        body = f'{{"n_train": 4, "seconds": 1, "train_loss": {loss}}}'.encode()
         yield struct.pack(">Q", len(body)) + body
         yield tensors.read()
 
-    monkeypatch.setattr("fakes.sites.pack", pack_anything)
-    evil = sites.up(sites.header("mallory", "train/1", 1), {**GOOD, "train_loss": float("nan")}, zeros())
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("fakes.sites.pack", pack_anything)
+        evil = sites.up(sites.header("mallory", "train/1", 1), GOOD, zeros())
     assert_refused(host, sites, evil, "update_malformed")
+
+
+SUMMARY = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [0, 1]}
+SUMMARY_TRICKS: dict[str, Any] = {
+    "a script for the report": {"<script>": {"n": 1}},
+    "text as a number": {"federated": {"n": "A_001"}},
+    "text as a reason": {"federated": {"n": None, "withheld": "<b>Jane Doe</b>"}},
+    "values of single cases": {"federated": {"n": 3, "dice": {**SUMMARY, "cases": [0.1, 0.2]}}},
+    "a list of cases": {"federated": {"n": 3, "dice": [0.1, 0.2]}},
+    "an endless histogram": {"federated": {"n": 3, "dice": {**SUMMARY, "histogram": [0] * 100_000}}},
+    "no number of cases": {"federated": {"dice": SUMMARY}},
+    "more models than there are": {f"local:site-{i}": {"n": 1} for i in range(1000)},
+    "no table": [1, 2],
+}
+
+
+@pytest.mark.parametrize("trick", SUMMARY_TRICKS)
+def test_summaries(host: Host, sites: SealedSites, trick: str) -> None:
+    header = sites.header("mallory", "evaluate/test", 1)
+    evil = sites.up(header, {"summaries": SUMMARY_TRICKS[trick]})
+    answer = host.do("collect", {"task_id": "evaluate/test"}, {"mallory": evil}, round=1)
+    assert isinstance(answer, Failed)
+    assert answer.code == "update_fields"
+    honest = sites.up(header, {"summaries": {"federated": {"n": 3, "dice": SUMMARY}}})
+    assert isinstance(host.do("collect", {"task_id": "evaluate/test"}, {"mallory": honest}, round=1), Result)
 
 
 def test_tensors_where_a_document_was_asked_for(host: Host, sites: SealedSites) -> None:

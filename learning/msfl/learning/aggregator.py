@@ -27,6 +27,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import shutil
 import tempfile
 import zipfile
@@ -54,6 +55,10 @@ SALT_BYTES = 32
 _TRAIN_FIELDS = {"n_train", "train_loss", "seconds"}
 _INCOMING_FIELDS = {"n_val", "val_loss", "val_dice"}
 _OPTIONAL_FIELDS = {"peak_rss_mib"}
+_SUMMARY_FIELDS = {"mean", "sd", "median", "histogram"}
+_MODEL_NAME = re.compile(r"federated|local:[a-z0-9][a-z0-9._-]{0,63}")
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_SUMMARIES = 256  # models of one site, and entries of one summary
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment a zip can hold
 
 
@@ -280,7 +285,7 @@ class Aggregator:
             canonical_json(document)  # Raises ValueError for NaN, which Python's JSON reader lets in.
         except SealBroken as error:
             raise TaskRefusal(f"seal_{error.code}", f"{task_id} of {site}: {error}") from error
-        except ValueError as error:  # BadParcel is one, too.
+        except (ValueError, RecursionError) as error:  # BadParcel; or JSON nested thousands of levels deep
             raise TaskRefusal("update_malformed", f"{task_id} of {site}: {error}") from error
         plain.unlink()
         return _Opened(site, document, tensors if n_bytes else None)
@@ -346,19 +351,50 @@ def _training_document(parcel: _Opened) -> JsonObject:
     known = set(document) == _TRAIN_FIELDS and isinstance(incoming, dict) and set(incoming) <= _INCOMING_FIELDS
     numbers = (document.get("train_loss"), document.get("seconds"), *(incoming.values() if known else ()))
     n_train = document.get("n_train")
-    if not known or not all(v is None or type(v) in (int, float) for v in numbers):
+    if not known or not all(v is None or _is_number(v) for v in numbers):
         raise TaskRefusal("update_fields", f"the document of {parcel.site} has other fields than an update's")
     if type(n_train) is not int or not 1 <= n_train <= MAX_CASES:
-        raise TaskRefusal("update_cases", f"{parcel.site} claims {n_train!r} training cases")
+        raise TaskRefusal("update_cases", f"{parcel.site} claims {n_train!r:.40} training cases")
     return {**document, "incoming": incoming}
 
 
 def _summaries_document(parcel: _Opened) -> JsonObject:
+    """`{"summaries": {model: summary}}`, and nothing in it that is neither a number nor one of a few words."""
     _without_tensors(parcel)
     document = {k: v for k, v in parcel.document.items() if k not in _OPTIONAL_FIELDS}
-    if set(document) != {"summaries"} or not isinstance(document["summaries"], dict):
+    summaries = document.get("summaries")
+    if set(document) != {"summaries"} or not isinstance(summaries, dict) or len(summaries) > MAX_SUMMARIES:
         raise TaskRefusal("update_fields", f"the document of {parcel.site} holds no summaries")
+    for model, summary in summaries.items():
+        if not _MODEL_NAME.fullmatch(model) or not _is_summary(summary):
+            raise TaskRefusal("update_fields", f"a summary of {parcel.site} holds more than numbers")
     return document
+
+
+def _is_summary(summary: object) -> bool:
+    if not isinstance(summary, dict) or "n" not in summary or len(summary) > MAX_SUMMARIES:
+        return False
+    for name, value in summary.items():
+        match value:
+            case str():  # why the site withholds the numbers, a code
+                good = name == "withheld" and _WORD.fullmatch(value) is not None
+            case dict():
+                good = _WORD.fullmatch(name) is not None and set(value) == _SUMMARY_FIELDS
+                good = good and all(_is_number(value[key]) for key in _SUMMARY_FIELDS - {"histogram"})
+                good = good and _is_histogram(value["histogram"])
+            case _:
+                good = _WORD.fullmatch(name) is not None and (value is None or _is_number(value))
+        if not good:
+            return False
+    return True
+
+
+def _is_histogram(value: object) -> bool:
+    return isinstance(value, list) and len(value) <= 1000 and all(type(n) is int and 0 <= n <= MAX_CASES for n in value)
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= 1e12  # type: ignore[arg-type]  # mypy cannot read type(…) in
 
 
 def zip_folder(folder: Path, archive: Path) -> None:

@@ -140,7 +140,8 @@ def test_candidates_and_export(host: Host, sites: SealedSites, tmp_path: Path) -
 
 
 def test_collect_hands_on_summaries(host: Host, sites: SealedSites) -> None:
-    summaries = {"federated": {"n": 2, "dice": {"mean": 0.5}}, "local:site-b": {"n": None, "withheld": "too_few"}}
+    dice = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [0, 2]}
+    summaries = {"federated": {"n": 2, "dice": dice, "loss": None}, "local:site-b": {"n": None, "withheld": "too_few"}}
     files = {"site-a": sites.up(sites.header("site-a", "evaluate/test", 4), {"summaries": summaries})}
     answer = host.do("collect", {"task_id": "evaluate/test"}, files, round=4)
     assert document(answer) == {"sites": {"site-a": {"summaries": summaries}}}
