@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ class KeyringDown(Exception):
 
 
 class KeyringClient:
-    def __init__(self, socket_file: Path) -> None:
+    """`patience_s`: how long to wait for a keyring that is just being started."""
+
+    def __init__(self, socket_file: Path, *, patience_s: float = 15.0) -> None:
         self._socket_file = socket_file
+        self._patience_s = patience_s
 
     def enrol(
         self, *, token_id: str, csr_pem: bytes, nonce: bytes, proof: bytes, peer_ip: str
@@ -64,7 +68,7 @@ class KeyringClient:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(30)
             try:
-                connection.connect(str(self._socket_file))
+                self._connect(connection)
                 connection.sendall(json.dumps(request).encode() + b"\n")
                 with connection.makefile("rb") as answers:
                     line = answers.readline()
@@ -73,6 +77,16 @@ class KeyringClient:
         if not line:
             raise KeyringDown(f"the keyring would not do {request['do']}; its log says why")
         return dict(json.loads(line))
+
+    def _connect(self, connection: socket.socket) -> None:
+        give_up = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return connection.connect(str(self._socket_file))
+            except (FileNotFoundError, ConnectionRefusedError):
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(0.1)
 
 
 def _text(data: bytes) -> str:

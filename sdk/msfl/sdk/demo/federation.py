@@ -190,7 +190,7 @@ class Federation:
     def _join(self, site: DemoSite, now: datetime) -> None:
         mine, centre = self.folder / "sites" / site.name, self.folder / "centre"
         token = self.processes.run(
-            f"token-{site.name}", msfl("orchestrator", "token", "--home", centre, "--site", site.name)
+            f"token-{site.name}", msfl("orchestrator", "token", "--home", centre, "--site", site.name), secret=True
         )
         custodian = f"custodian@{site.name}.example"
         pem = mine / "custodian" / f"{custodian}.pem"

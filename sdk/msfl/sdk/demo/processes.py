@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -43,45 +44,47 @@ class Processes:
         self._logs = logs
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._peaks: dict[str, float] = {}
+        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._stop = threading.Event()
         self._meter = threading.Thread(target=self._measure, name="memory", daemon=True)
         self._meter.start()
 
     def start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with open(self._logs / f"{name}.log", "ab") as log:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-                env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"},
-            )
-        self._children[name] = child
-        return child
+            return self._spawn(name, command, log.fileno(), log.fileno())
 
-    def run(self, name: str, *commands: list[str]) -> str:
-        """Run commands one after the other to their ends; the last one's output. Raises CommandFailed."""
+    def run(self, name: str, *commands: list[str], secret: bool = False) -> str:
+        """Run commands one after the other to their ends; the last one's output. Raises CommandFailed.
+
+        `secret`: what they print stays out of the logs.
+        """
         output = b""
         for command in commands:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-                env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"},
-            )
-            self._children[f"{name} {child.pid}"] = child
+            child = self._spawn(f"{name} {len(self._children)}", command, subprocess.PIPE, subprocess.PIPE)
             output, errors = child.communicate()
             with open(self._logs / f"{name}.log", "ab") as log:
-                log.write(output + errors)
+                log.write(errors if secret else output + errors)
             if child.returncode != 0:
                 said = (errors or output).decode(errors="replace").strip()
                 raise CommandFailed(said or f"{name} ended with status {child.returncode}")
         return output.decode()
+
+    def _spawn(self, name: str, command: list[str], out: int, errors: int) -> subprocess.Popen[bytes]:
+        def spawn() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=errors,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+                env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"},
+            )
+
+        # The kernel ends a child when the *thread* that made it ends, so one thread that stays makes them all.
+        child = self._spawner.submit(spawn).result()
+        self._children[name] = child
+        return child
 
     def ended(self) -> str | None:
         """The name of a long-running part that is not running any more."""
