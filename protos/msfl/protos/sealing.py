@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 CHUNK = 1 << 20
 TAG = 16
+KEY = 32
 SALT = 32
 MAX_HEADER = 4096
 _LENGTH = struct.Struct(">I")
@@ -37,7 +38,14 @@ _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 class SealBroken(ValueError):
-    """`code`: header_differs, header_unreadable, truncated, tag, too_long, box."""
+    """What is wrong with a stream or a box, by `code`.
+
+    header_differs      another run, task, round, site, attempt, direction or artifact
+    header_unreadable   no header of ours
+    truncated, too_long cut, or something was put behind it
+    tag                 a chunk was changed or moved, or the key is another one
+    box                 not for this key, or not for this purpose
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -61,73 +69,115 @@ class StreamHeader:
 
 
 def seal(key: bytes, header: StreamHeader, plaintext: Iterable[bytes], out: BinaryIO, *, salt: bytes) -> int:
-    """Write a sealed stream; the number of bytes written. `salt`: 32 fresh random bytes."""
+    """Write a sealed stream; the number of bytes written. `salt`: 32 fresh random bytes.
+
+    Memory is two chunks, whatever the length. Raises ValueError for a key, salt or header of the wrong size.
+    """
     head = header.encode()
+    if len(head) > MAX_HEADER:
+        raise ValueError(f"a header of {len(head)} bytes is over the limit of {MAX_HEADER}")
     cipher = _cipher(key, salt, head)
     out.write(_LENGTH.pack(len(head)) + head + salt)
     written = _LENGTH.size + len(head) + SALT
+    sealed = memoryview(bytearray(CHUNK + TAG))
     for i, (chunk, last) in enumerate(_chunks(plaintext)):
-        out.write(cipher.encrypt(_nonce(i, last), chunk, head))
-        written += len(chunk) + TAG
+        size = cipher.encrypt_into(_nonce(i, last), chunk, head, sealed[: len(chunk) + TAG])
+        out.write(sealed[:size])
+        written += size
     return written
 
 
 def open_sealed(key: bytes, expected: StreamHeader, source: BinaryIO, out: BinaryIO) -> int:
     """Write the plaintext to `out` and return its length. Raises SealBroken; then `out` must be thrown away."""
     head = expected.encode()
-    announced = source.read(_LENGTH.size)
+    announced = _read(source, _LENGTH.size)
     if len(announced) != _LENGTH.size:
         raise SealBroken("truncated", "the stream is shorter than a header")
     (length,) = _LENGTH.unpack(announced)
     if length > MAX_HEADER:
         raise SealBroken("header_unreadable", f"a header of {length} bytes")
-    if source.read(length) != head:
+    if _read(source, length) != head:
         raise SealBroken("header_differs", f"this is not the stream {head.decode()}")
-    salt = source.read(SALT)
+    salt = _read(source, SALT)
     if len(salt) != SALT:
         raise SealBroken("truncated", "the stream ends inside its salt")
     cipher = _cipher(key, salt, head)
+    plain = memoryview(bytearray(CHUNK))
     written = i = 0
-    chunk = source.read(CHUNK + TAG)
+    chunk = _read(source, CHUNK + TAG)
     while True:
-        following = source.read(CHUNK + TAG)
+        if len(chunk) < TAG:
+            raise SealBroken("truncated", f"the stream ends before or inside chunk {i}")
+        following = _read(source, CHUNK + TAG)
         last = not following
+        size = len(chunk) - TAG
         try:
-            plain = cipher.decrypt(_nonce(i, last), chunk, head)
-        except (InvalidTag, ValueError) as error:
-            code = "truncated" if last else "tag"
-            raise SealBroken(code, f"chunk {i} is not what was sealed, or it is not where it was") from error
-        written += out.write(plain)
+            cipher.decrypt_into(_nonce(i, last), chunk, head, plain[:size])
+        except InvalidTag as error:
+            raise _why_broken(cipher, chunk, i, last, head) from error
+        out.write(plain[:size])
+        written += size
         if last:
             return written
         chunk = following
         i += 1
 
 
+def _why_broken(cipher: AESGCM, chunk: bytes, i: int, last: bool, head: bytes) -> SealBroken:
+    """A chunk that opens with the other mark is whole; then it is the stream's end that was moved."""
+    try:
+        cipher.decrypt(_nonce(i, not last), chunk, head)
+    except InvalidTag:
+        return SealBroken("tag", f"chunk {i} is not what was sealed, or it is not where it was")
+    if last:
+        return SealBroken("truncated", f"the stream ends after chunk {i}, and more was sealed")
+    return SealBroken("too_long", f"something follows chunk {i}, the last that was sealed")
+
+
 def _cipher(key: bytes, salt: bytes, head: bytes) -> AESGCM:
+    if len(salt) != SALT:
+        raise ValueError(f"a salt has {SALT} bytes, not {len(salt)}")
     info = b"msfl/stream/v1|" + hashlib.sha256(head).digest()
-    return AESGCM(HKDF(SHA256(), 32, salt=salt, info=info).derive(key))
+    return AESGCM(HKDF(SHA256(), KEY, salt=salt, info=info).derive(_full(key)))
+
+
+def _full(key: bytes) -> bytes:
+    """HKDF takes any key, even an empty one; we do not."""
+    if len(key) != KEY:
+        raise ValueError(f"a key has {KEY} bytes, not {len(key)}")
+    return key
 
 
 def _nonce(i: int, last: bool) -> bytes:
     return b"\0" * 7 + _LENGTH.pack(i) + (b"\1" if last else b"\0")
 
 
-def _chunks(plaintext: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
-    """Regroup into chunks of exactly CHUNK bytes; the last one, possibly empty, is marked."""
-    held = bytearray()
+def _read(source: BinaryIO, size: int) -> bytes:
+    """`size` bytes, or fewer at the end only: unbuffered files and pipes may give less than was asked."""
+    data = source.read(size)
+    while data and len(data) < size and (more := source.read(size - len(data))):
+        data += more
+    return data
+
+
+def _chunks(plaintext: Iterable[bytes]) -> Iterator[tuple[memoryview, bool]]:
+    """Regroup into chunks of exactly CHUNK bytes; the last one, possibly empty, is marked.
+
+    Each is a view of one buffer, valid until the next is asked for.
+    """
+    buffer = memoryview(bytearray(CHUNK))
+    held = 0
     for piece in plaintext:
-        if not held and len(piece) == CHUNK:
-            held += piece
-            continue
-        held += piece
-        while len(held) > CHUNK:
-            yield bytes(held[:CHUNK]), False
-            del held[:CHUNK]
-    while len(held) > CHUNK:
-        yield bytes(held[:CHUNK]), False
-        del held[:CHUNK]
-    yield bytes(held), True
+        rest = memoryview(piece)
+        while rest:
+            if held == CHUNK:
+                yield buffer, False
+                held = 0
+            n = min(CHUNK - held, len(rest))
+            buffer[held : held + n] = rest[:n]
+            held += n
+            rest = rest[n:]
+    yield buffer[:held], True
 
 
 # ------------------------------------------------------------------------ keys
@@ -135,7 +185,8 @@ def _chunks(plaintext: Iterable[bytes]) -> Iterator[tuple[bytes, bool]]:
 
 def run_key(run_secret: bytes, site_key: bytes, run_id: str, site: str) -> bytes:
     """The key of one run at one site: from what only that gateway made, and what only site and keyring share."""
-    return HKDF(SHA256(), 32, salt=site_key, info=_about(b"msfl/run-key/v1", run_id, site)).derive(run_secret)
+    info = _about(b"msfl/run-key/v1", run_id, site)
+    return HKDF(SHA256(), KEY, salt=_full(site_key), info=info).derive(_full(run_secret))
 
 
 def wrap_run_secret(centre_public: bytes, run_secret: bytes, run_id: str, site: str) -> bytes:
