@@ -38,13 +38,8 @@ CELL = CHUNK + TAG
 @cache
 def sealed(n: int = 2 * CHUNK + 500, header: StreamHeader = HEADER, key: bytes = KEY, salt: int = 1) -> bytes:
     out = io.BytesIO()
-    seal(
-        key,
-        header,
-        [bytes([i % 251]) * min(CHUNK, n - i * CHUNK) for i in range(-(-n // CHUNK))],
-        out,
-        salt=_salt(salt),
-    )
+    pieces = [bytes([i]) * min(CHUNK, n - i * CHUNK) for i in range(-(-n // CHUNK))]
+    seal(key, header, pieces, out, salt=bytes([salt]) * SALT)
     return out.getvalue()
 
 
