@@ -11,17 +11,18 @@ catches a broken copy-and-paste, no attack. Whoever holds the token can join as 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import json
 import zlib
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from ipaddress import ip_network
 from typing import Any
 
 PREFIX = "msfl1"
-_BYTES = frozenset({"secret", "site_key", "centre_public_key"})
+KEY_BYTES = 32
+MAX_CHARS = 1 << 16
 
 
 class BadToken(ValueError):
@@ -66,20 +67,22 @@ class RegistrationToken:
     @classmethod
     def decode(cls, text: str) -> RegistrationToken:
         """Raises BadToken."""
-        parts = "".join(text.split()).split(".")
-        if len(parts) != 3 or parts[0] != PREFIX:
+        # A mail program may have wrapped the line.
+        parts = "".join(text.split()).split(".") if len(text) <= MAX_CHARS else []
+        if len(parts) != 3 or parts[0] != PREFIX or not parts[1].isascii():
             raise BadToken("not_a_token", f"a registration token begins with {PREFIX}. and has three parts")
         if f"{zlib.crc32(parts[1].encode()):08x}" != parts[2]:
             raise BadToken("checksum", "the token is damaged: copy it again, whole")
         try:
             raw = json.loads(_bytes(parts[1]))
-        except ValueError as error:
-            raise BadToken("not_a_token", "the token does not hold what a token holds") from error
-        if not isinstance(raw, dict) or set(raw) != {f.name for f in fields(cls)}:
-            raise BadToken("not_a_token", "the token was made by another version of msfl")
-        raw = {k: _bytes(v) if k in _BYTES else v for k, v in raw.items()}
-        raw["allowed_cidrs"] = tuple(raw["allowed_cidrs"])
-        return cls(**raw)
+            token = cls(**{f.name: _field(f.type, raw[f.name]) for f in fields(cls)})
+            _check_values(token)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BadToken("not_a_token", "the token does not hold what a token of this version holds") from error
+        # One token, one spelling: no unknown or repeated field, nothing that base64 would overlook.
+        if token.encode() != ".".join(parts):
+            raise BadToken("not_a_token", "the token was not written by this version of msfl")
+        return token
 
     def check(self, now: datetime) -> None:
         """Raises BadToken when it is too late to use it."""
@@ -94,12 +97,34 @@ def proof(secret: bytes, csr_pem: bytes, ca_sha256: str, nonce: bytes) -> bytes:
     return hmac.new(secret, about, hashlib.sha256).digest()
 
 
+def _field(annotation: object, value: object) -> Any:
+    """Raises ValueError when a JSON value is not what the field's type, by name, is written as."""
+    match annotation, value:
+        case ("str", str()) | ("int", int()) if not isinstance(value, bool):
+            return value
+        case "bytes", str() if len(data := _bytes(value)) == KEY_BYTES:
+            return data
+        case "tuple[str, ...]", list() if all(isinstance(v, str) for v in value):
+            return tuple(value)
+        case _:
+            raise ValueError("a field has the wrong type")
+
+
+def _check_values(token: RegistrationToken) -> None:
+    """Raises ValueError."""
+    if not 0 < token.expires < 1 << 33:
+        raise ValueError("a Unix time, in seconds")
+    for endpoint in (token.endpoint, token.link_endpoint):
+        host, _, port = endpoint.rpartition(":")
+        if not host or not 0 < int(port) < 65536:
+            raise ValueError("an endpoint is host:port")
+    for cidr in token.allowed_cidrs:
+        ip_network(cidr)
+
+
 def _text(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def _bytes(text: str) -> bytes:
-    try:
-        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except (binascii.Error, TypeError) as error:
-        raise BadToken("not_a_token", "the token is not base64") from error
+    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
