@@ -46,7 +46,6 @@ def serve_keyring(home: CentreHome) -> None:
     log.info("the keyring serves", socket=str(home.keyring_socket))
     server.serve_forever(poll_interval=0.2)
     server.server_close()
-    home.keyring_socket.unlink(missing_ok=True)
 
 
 def serve_orchestrator(home: CentreHome) -> None:

@@ -13,6 +13,7 @@ import ipaddress
 from datetime import datetime, timedelta
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -69,11 +70,13 @@ def sign_site(ca_key: bytes, ca_pem: bytes, csr_pem: bytes, site: str, now: date
     """The site's client certificate, PEM. Only the request's public key is used. Raises BadRequest."""
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
-    except ValueError as error:
+        public = csr.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
         raise BadRequest("the certificate request cannot be read") from error
-    public = csr.public_key()
-    if not csr.is_signature_valid or not isinstance(public, ec.EllipticCurvePublicKey):
-        raise BadRequest("the certificate request is not signed by its own elliptic-curve key")
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1):
+        raise BadRequest("the certificate request is for a key that is neither P-256 nor P-384")
+    if not csr.is_signature_valid:
+        raise BadRequest("the certificate request is not signed by its own key")
     uri = x509.UniformResourceIdentifier(f"{SITE_URI}{site}")
     return _issue(ca_key, ca_pem, site, public, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, now, SITE_LIFE)
 

@@ -2,7 +2,7 @@
 
     folder (0700)   ca.key, ca.pem            the CA
                     centre.key                X25519, HPKE: run secrets are wrapped to it
-                    tokens/<id>.json          verifier, site, expiry, addresses; `used_at` once it is consumed
+                    tokens/<id>.json          secrets until it is used, site, expiry, addresses; then `used_at`
                     sites/<site>.json         the site's symmetric key, how often it was enrolled
 
 A token is consumed, durably, before its certificate is returned: of two racing redemptions exactly one wins, and a
@@ -20,6 +20,7 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import secrets
 import threading
 from collections.abc import Mapping
@@ -29,12 +30,17 @@ from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from pydantic import TypeAdapter
 
 from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, sign_site
+from msfl.policies.documents import Slug
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import run_key, seal_to, unwrap_run_secret
 
 MAX_TOKEN_LIFE = timedelta(hours=72)
+# A site's name becomes a file's name and a certificate's; whoever asks for another one gets neither.
+_SITE: TypeAdapter[str] = TypeAdapter(Slug)
+_SAFE_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class Keyring:
         cidrs: tuple[str, ...],
         now: datetime,
     ) -> RegistrationToken:
-        """Raises ValueError for a life over 72 h or an address range that is none."""
+        """Raises ValueError for a life over 72 h, or a site name or an address range that is none."""
+        _SITE.validate_python(site)
         if not timedelta(0) < life <= MAX_TOKEN_LIFE:
             raise ValueError(f"a registration token lives at most {MAX_TOKEN_LIFE}")
         for cidr in cidrs:
@@ -155,9 +162,9 @@ class Keyring:
                 certificate = sign_site(key, self.ca_pem, csr_pem, kept["site"], now)
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
-            kept |= {"used_at": int(now.timestamp()), "secret": ""}
-            self._put("tokens", token_id, kept)
-            self._put("sites", kept["site"], {"site_key": kept["site_key"], "enrolled_at": int(now.timestamp())})
+            at = int(now.timestamp())
+            self._put("tokens", token_id, kept | {"used_at": at, "secret": "", "site_key": ""})
+            self._put("sites", kept["site"], {"site_key": kept["site_key"], "enrolled_at": at})
             return Enrolled(certificate)
 
     # -------------------------------------------------------------------- runs
@@ -182,8 +189,11 @@ class Keyring:
         return X25519PrivateKey.from_private_bytes((self._folder / "centre.key").read_bytes())
 
     def _get(self, kind: str, name: str) -> dict[str, Any] | None:
+        # Names come from the network.
+        if len(name) > 64 or not _SAFE_NAME.fullmatch(name):
+            return None
         file = self._folder / kind / f"{name}.json"
-        if "/" in name or not file.exists():
+        if not file.exists():
             return None
         return dict(json.loads(file.read_text()))
 
@@ -192,9 +202,10 @@ class Keyring:
 
 
 def _allowed(peer_ip: str, cidrs: list[str]) -> bool:
-    if not peer_ip:
+    try:
+        address = ipaddress.ip_address(peer_ip)
+    except ValueError:
         return False
-    address = ipaddress.ip_address(peer_ip)
     return any(address in ipaddress.ip_network(cidr) for cidr in cidrs)
 
 

@@ -4,13 +4,16 @@
     {"do": "hand_over", …} ▸ {"sealed"}
     {"do": "token", …} ▸ {"token"}
 
-The table `_DO` is closed. A request that does not fit ends the connection without an answer.
+The table `_DO` is closed. A request that does not fit ends the connection without an answer. One process serves a
+folder at a time, under a file lock: the keyring's own lock, which makes a token single use, holds within one process.
 """
 
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
+import os
 import socketserver
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -83,13 +86,30 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 class KeyringServer(socketserver.ThreadingUnixStreamServer):
+    """Raises PermissionError when others may enter the folder, RuntimeError when another keyring serves it."""
+
     daemon_threads = True
 
     def __init__(self, socket_file: Path, keyring: Keyring) -> None:
+        folder = socket_file.parent
+        if folder.stat().st_mode & 0o077:
+            raise PermissionError(f"others may enter {folder}, where the federation's keys lie: chmod 700 it")
+        self._lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise RuntimeError(f"another keyring serves {folder}: stop that one first") from error
         socket_file.unlink(missing_ok=True)
         self.keyring = keyring
         super().__init__(str(socket_file), _Handler)
         socket_file.chmod(0o600)
+
+    def server_close(self) -> None:
+        super().server_close()
+        # Before the lock: afterwards the name may be a successor's.
+        Path(str(self.server_address)).unlink(missing_ok=True)
+        os.close(self._lock)
 
 
 def _bytes(text: str) -> bytes:
