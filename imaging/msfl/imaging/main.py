@@ -5,6 +5,8 @@ command     does                                                           exit 
 ==========  =============================================================  ==========================
 ``synth``   writes the demo's synthetic sites as nnU-Net raw folders       1 when a folder is taken
 ``check``   says what a dataset holds and, line by line, what is wrong     1 when anything is wrong
+``import``  checks a dataset and writes its record                         1 when anything is wrong
+``publish`` shows a dataset to the federation through the site's gateway   1 when the record is unreadable
 ==========  =============================================================  ==========================
 
 Exit code 2 is a usage error. With ``--json`` the answer goes to standard output as one JSON object; progress always
@@ -122,22 +124,22 @@ def check(
     raise typer.Exit(0 if report.ok else 1)
 
 
-@app.command()
-def record(
-    folder: Annotated[Path, typer.Argument(help="nnU-Net raw folder of one site.", exists=True, file_okay=False)],
+@app.command(name="import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="nnU-Net raw folder of one site.", exists=True, file_okay=False)],
     site: Annotated[str, typer.Option(help="The site's id.")],
     dataset: Annotated[str, typer.Option(help="The dataset's id, as policies will name it.")],
     out: Annotated[Path, typer.Option(help="Where the record goes (JSON).")],
     generated: Annotated[bool, typer.Option(help="The images were made, not taken.")] = False,
     description: Annotated[str, typer.Option(help="A sentence for the report.")] = "",
 ) -> None:
-    """Check a dataset and write its record, which `msfl gateway publish` shows to the federation."""
-    from msfl.imaging.record import NotADataset, make_record
+    """Check a dataset and write its record: what `msfl data publish` shows. The images stay where they are."""
+    from msfl.imaging.record import NotADataset, make_record, write_whole
     from msfl.policies.encoding import encode
 
     try:
         made = make_record(
-            folder,
+            source,
             site=site,
             dataset_id=dataset,
             kind="generated" if generated else "user",
@@ -147,8 +149,22 @@ def record(
         for problem in error.report.problems:
             _errors().print(problem.line(), style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(encode(made))
+    write_whole(out, encode(made))
+
+
+@app.command()
+def publish(
+    record: Annotated[Path, typer.Option(help="The dataset's record (`msfl data import`).", exists=True)],
+    data: Annotated[Path, typer.Option(help="Where the data lie; they are only ever read.", exists=True)],
+    home: Annotated[Path, typer.Option(help="The gateway's folder.", exists=True)],
+) -> None:
+    """Show a checked dataset to the federation. What may run on it, policies say."""
+    from msfl.imaging.record import publish_record
+
+    published = publish_record(record, data, home)
+    Console(soft_wrap=True, highlight=False).print(
+        f"{published.ref} is published: {published.n_train} training, {published.n_test} test cases"
+    )
 
 
 def _errors() -> Console:

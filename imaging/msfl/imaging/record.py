@@ -6,11 +6,15 @@ is another version of the dataset.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from msfl.imaging.datasets import DatasetReport, check_dataset, dataset_files, dataset_version
 from msfl.policies.documents import DatasetRecord
+from msfl.policies.encoding import encode, load_json
+
+MAX_RECORD_BYTES = 64 << 20
 
 
 class NotADataset(Exception):
@@ -42,3 +46,24 @@ def make_record(
         kind=kind,
         description=description,
     )
+
+
+def publish_record(record: Path, data: Path, home: Path) -> DatasetRecord:
+    """Put a record, and where its data lie, into the catalogue of a gateway's home. Raises Malformed."""
+    published = load_json(record.read_bytes(), DatasetRecord, record.name, max_bytes=MAX_RECORD_BYTES)
+    catalogue = home / "datasets"
+    # The place first: a record that the gateway can see always has one.
+    write_whole(catalogue / f"{published.id}.path", str(data.resolve()).encode())
+    write_whole(catalogue / f"{published.id}.json", encode(published))
+    return published
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """Whole or not at all: a torn file never takes a good one's place."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.new")
+    with temporary.open("wb") as target:
+        target.write(data)
+        target.flush()
+        os.fsync(target.fileno())
+    temporary.replace(file)

@@ -31,20 +31,20 @@ class Place(Enum):
 
 
 _MEDIAN_ML: Final[Mapping[Place, float]] = {
-    Place.PERIVENTRICULAR: 0.75,
-    Place.DEEP: 0.4,
-    Place.JUXTACORTICAL: 0.35,
-    Place.INFRATENTORIAL: 0.25,
+    Place.PERIVENTRICULAR: 1.0,
+    Place.DEEP: 0.55,
+    Place.JUXTACORTICAL: 0.5,
+    Place.INFRATENTORIAL: 0.3,
 }
 _SIGMA_LOG: Final = 0.85
-_SMALLEST_ML: Final = 0.06
+_SMALLEST_ML: Final = 0.08
 _LARGEST_ML: Final = 6.0
 _MOST_LESIONS: Final = 250
 
 
 @dataclass(frozen=True)
 class Lesions:
-    """All lesions of a person. ``extent`` is 0 to 1; ``severity`` (0.5 to 1.3) scales the signal change."""
+    """All lesions of a person. ``extent`` is 0 to 1; ``severity`` (0.6 to 1.3) scales the signal change."""
 
     extent: Volume
     severity: Volume
@@ -77,7 +77,7 @@ def draw_lesions(rng: Generator, person: Person, load_ml: float) -> Lesions:
         before = extent[box]
         reached += voxel_ml * float(np.count_nonzero((local > 0.5) & (before <= 0.5)))
         # Larger lesions are older and more destructive.
-        strength = np.float32(np.clip(rng.normal(0.92 + 0.08 * np.log(volume / 0.4), 0.13), 0.55, 1.3))
+        strength = np.float32(np.clip(rng.normal(0.92 + 0.07 * np.log(volume / 0.4), 0.11), 0.6, 1.3))
         severity[box] = np.where(local > before, strength, severity[box])
         extent[box] = np.maximum(before, local)
     return Lesions(extent=extent, severity=severity)

@@ -66,19 +66,19 @@ class SiteStyle:
 
 DEMO_SITES: Final[tuple[SiteStyle, ...]] = (
     SiteStyle(
-        name="site-a", load_ml=25, load_sigma=0.35, lesion_flair=1.40, lesion_t1=0.66,
+        name="site-a", load_ml=25, load_sigma=0.35, lesion_flair=1.40, lesion_t1=0.63,
         flair_grey=1.17, flair_fluid=0.22, t1_grey=0.70, t1_fluid=0.22, mimics=1.0,
-        blur_mm=1.6, shading=0.03, noise=0.035, gamma=1.0, units=600, outline=0.50, smallest_ml=0.02,
+        blur_mm=1.6, shading=0.03, noise=0.033, gamma=1.0, units=600, outline=0.50, smallest_ml=0.02,
     ),
     SiteStyle(
-        name="site-b", load_ml=18, load_sigma=0.4, lesion_flair=1.40, lesion_t1=0.70,
+        name="site-b", load_ml=18, load_sigma=0.4, lesion_flair=1.40, lesion_t1=0.60,
         flair_grey=1.12, flair_fluid=0.38, t1_grey=0.76, t1_fluid=0.30, mimics=1.0,
-        blur_mm=2.0, shading=0.05, noise=0.03, gamma=0.85, units=950, outline=0.36, smallest_ml=0.0,
+        blur_mm=2.0, shading=0.05, noise=0.03, gamma=0.85, units=950, outline=0.40, smallest_ml=0.0,
     ),
     SiteStyle(
-        name="site-c", load_ml=14, load_sigma=0.3, lesion_flair=1.39, lesion_t1=0.68,
+        name="site-c", load_ml=16, load_sigma=0.3, lesion_flair=1.39, lesion_t1=0.62,
         flair_grey=1.16, flair_fluid=0.26, t1_grey=0.66, t1_fluid=0.25, mimics=1.0,
-        blur_mm=2.4, shading=0.06, noise=0.045, gamma=1.15, units=310, outline=0.64, smallest_ml=0.05,
+        blur_mm=2.4, shading=0.06, noise=0.04, gamma=1.15, units=310, outline=0.60, smallest_ml=0.05,
     ),
 )  # fmt: skip
 """Three sites of the demo: A the well equipped trial centre, B with flat contrast and a generous annotator, C small,
