@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from msfl.policies.documents import DatasetRecord
-from msfl.policies.encoding import Malformed, encode, load_json
+from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import (
     TrustedFederationRoot,
@@ -116,10 +116,6 @@ class Home:
     def datasets(self) -> list[DatasetRecord]:
         records = [self.dataset(file.stem) for file in sorted((self.root / "datasets").glob("*.json"))]
         return [r for r in records if isinstance(r, DatasetRecord)]
-
-    def publish_dataset(self, record: DatasetRecord, folder: Path) -> None:
-        write(self.root / "datasets" / f"{record.id}.path", str(folder.resolve()).encode())
-        write(self.root / "datasets" / f"{record.id}.json", encode(record))
 
     # ------------------------------------------------------------ confirmation
 

@@ -15,8 +15,6 @@ from rich.table import Table
 
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
-from msfl.policies.documents import DatasetRecord
-from msfl.policies.encoding import load_json
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 console = Console()
@@ -44,18 +42,6 @@ def enrol(
         console.print(f"[red]not enrolled[/red]: {error}")
         raise typer.Exit(1) from error
     console.print(f"{token.site} has joined {token.federation}; its home is {home}")
-
-
-@app.command()
-def publish(
-    home: HomeOption,
-    record: Annotated[Path, typer.Option(help="The dataset's record (`msfl data import`).")],
-    data: Annotated[Path, typer.Option(help="Where the data lie; they are only ever read.")],
-) -> None:
-    """Show a checked dataset to the federation. What may run on it, policies say."""
-    published = load_json(record.read_bytes(), DatasetRecord, record.name, max_bytes=64 << 20)
-    Home(home).publish_dataset(published, data)
-    console.print(f"{published.ref} is published: {published.n_train} training, {published.n_test} test cases")
 
 
 @app.command()

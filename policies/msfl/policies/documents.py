@@ -434,7 +434,7 @@ class JobSpec(Document):
     start: Literal["all", "quorum"] = "all"
     round_deadline_s: Positive
     keep: Literal["best", "last", "all"] = "best"
-    early_stopping: Positive | None = None
+    early_stopping: None = None
     seed: Seed
     nonce: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{16,128}$")]
 

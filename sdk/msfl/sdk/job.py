@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from msfl.policies.encoding import read_yaml
 from msfl.policies.identity import mint_token
 from msfl.policies.keys import KeyPair
-from msfl.sdk.client import connect
+from msfl.sdk.client import BadJob, connect
 from msfl.sdk.credentials import Credentials
 
 app = typer.Typer(help="Look at your runs, and end them.", no_args_is_help=True)
@@ -33,6 +34,24 @@ def list_(as_json: AsJson = False) -> None:
     for row in rows:
         table.add_row(row["run_id"], row["name"], row["phase"], str(row["rounds"]))
     console.print(table)
+
+
+@app.command()
+def submit(
+    job: Annotated[Path, typer.Argument(help="YAML or JSON with the arguments of `run_federated`.", exists=True)],
+    explain: Annotated[bool, typer.Option(help="Only ask the sites; start nothing.")] = False,
+) -> None:
+    """Submit a job, or have every site say what it would answer."""
+    arguments, _ = read_yaml(job.read_bytes(), job.name)
+    if not isinstance(arguments, dict):
+        raise BadJob(f"{job} must hold the arguments of run_federated, as `name: value`")
+    client = connect()
+    if not explain:
+        console.print(client.run_federated(**arguments).run_id)
+        return
+    for site, answer in client.explain(client.job(**arguments)).items():
+        refusal = answer.get("refusal") or {}
+        console.print(f"{site}: {answer['standing']} {refusal.get('code', '')} {refusal.get('message', '')}".rstrip())
 
 
 @app.command()

@@ -110,7 +110,7 @@ class Federation:
         options = ["--site", site.name, "--dataset", site.dataset, "--out", str(out)]
         options += ["--description", site.description]
         options += ["--generated"] if site.data is None else []
-        self.processes.run(f"data-{site.name}", msfl("data", "record", self.data_folder(site), *options))
+        self.processes.run(f"data-{site.name}", msfl("data", "import", self.data_folder(site), *options))
         return load_json(out.read_bytes(), DatasetRecord, out.name, max_bytes=64 << 20)
 
     # --------------------------------------------------------------- release
@@ -206,7 +206,7 @@ class Federation:
                 "--custodian", custodian, "--custodian-key", pem,
             ),
             msfl(
-                "gateway", "publish", "--home", home, "--record", mine / "record.json",
+                "data", "publish", "--home", home, "--record", mine / "record.json",
                 "--data", self.data_folder(site),
             ),
         )  # fmt: skip
@@ -231,7 +231,8 @@ class Federation:
             min_cases_train=4,
             # A hospital would keep 3 or more; the demo's sites are small, and its patients published or made up.
             min_cases_metrics=2,
-            min_sites=2,
+            min_sites=min(2, sum(s.trains for s in self.sites)),
+            memory_gib=22,
             isolation=self.isolation,
             mode="auto",
             max_runs=10,
