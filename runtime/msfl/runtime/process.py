@@ -11,7 +11,7 @@ Both: the environment is verified against the image's lock before every start; t
 no `.pth` file, no user site; limits on memory, open files and file size; no core dumps; a log of mode 0600.
 
 The kernel ties "dies with the parent" to the *thread* that started the child. Starts therefore happen in one thread
-that lives as long as the runtime, whatever thread `start` is called from.
+that lives as long as the host process, whatever thread `start` is called from.
 
 What runs is written down beside F (`<F>.process.json`: pid, start time, boot), where the process cannot reach it, so
 that after a restart `recover` finds exactly that process and never another one that got its number.
@@ -46,6 +46,7 @@ _LAUNCHER = Path(__file__).with_name("launcher.py")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _INSIDE = Path("/msfl")
 _UNPRIVILEGED = 10001
+_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="msfl-spawner")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class ProcessRuntime:
         self._site_packages = site_packages or Path(sysconfig.get_paths()["purelib"])
         self._python = Path(os.path.realpath(sys.executable))
         self._bwrap, self._why_none = _probe(self._python) if sandbox == "auto" else (None, "it was not asked for")
-        self._spawner = ThreadPoolExecutor(1, thread_name_prefix="msfl-spawner")
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._first_inside: dict[int, list[_Process]] = {}
         self._ended: dict[Handle, Exit] = {}
         self._lock = threading.Lock()
 
@@ -111,10 +112,10 @@ class ProcessRuntime:
         if refusal := order.image.check_environment(self._site_packages):
             raise Refused(refusal)
         view = self._view(order)
-        command = [*self._sandbox(order, view), *self._command(order, view, module)]
-        with _log(order.log) as log:
+        with _log(order.log) as log, _Told() as told:
+            command = [*self._sandbox(order, view, told.descriptor), *self._command(order, view, module)]
             # Not `with`: this Popen is kept, and reaped by poll or stop.
-            child = self._spawner.submit(
+            child = _SPAWNER.submit(
                 subprocess.Popen,
                 command,
                 stdin=subprocess.DEVNULL,
@@ -123,13 +124,16 @@ class ProcessRuntime:
                 cwd=order.folder,
                 env=_environment(order.limits, view),
                 start_new_session=True,
+                pass_fds=(told.descriptor,) if self._bwrap else (),
             ).result()
-        started = _read(child.pid)
-        assert started is not None, "a child that nobody has reaped has its line in /proc"
-        handle = Handle(order.run_id, order.role, order.folder, child.pid, started.started)
+            started = _read(child.pid)
+            assert started is not None, "a child that nobody has reaped has its line in /proc"
+            handle = Handle(order.run_id, order.role, order.folder, child.pid, started.started)
+            _note(handle)
+            first_inside = told.first_inside()
         with self._lock:
             self._children[child.pid] = child
-        _note(handle)
+            self._first_inside[child.pid] = first_inside
         return handle
 
     def poll(self, handle: Handle) -> Exit | None:
@@ -148,6 +152,8 @@ class ProcessRuntime:
                 if os.waitid(os.P_PID, handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     return None
                 _kill_session(handle.pid)
+                # bubblewrap ends a moment before the kernel has emptied the sandbox.
+                _wait_for_end(self._first_inside.pop(handle.pid))
                 status = child.wait()
                 ended = Exit(status, None) if status >= 0 else Exit(None, -status)
                 del self._children[handle.pid]
@@ -216,12 +222,13 @@ class ProcessRuntime:
             command += ["--site", order.site]
         return command
 
-    def _sandbox(self, order: StartOrder, view: _View) -> list[str]:
+    def _sandbox(self, order: StartOrder, view: _View, told: int) -> list[str]:
         if self._bwrap is None:
             return []
         size = str(order.limits.tmp_bytes)
         command = [
             *_walls(self._bwrap, self._python),
+            *("--info-fd", str(told)),
             *("--size", size, "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
             *("--size", size, "--tmpfs", "/dev/shm"),  # noqa: S108 - the sandbox's own
             *("--ro-bind", str(_LAUNCHER), str(view.launcher)),
@@ -334,6 +341,33 @@ def _probe(python: Path) -> tuple[str | None, str]:
 
 
 # ------------------------------------------------------------------ files beside F
+
+
+class _Told:
+    """A pipe through which bubblewrap says which process is the first one inside: the kernel calls it dead only once
+    all others in there are."""
+
+    def __enter__(self) -> _Told:
+        self._reader, self.descriptor = os.pipe()
+        return self
+
+    def first_inside(self) -> list[_Process]:
+        """Waits until bubblewrap has said it, or has ended; without bubblewrap there is nobody.
+
+        It is heard out to the end: closing the pipe before would end bubblewrap in the middle of its sentence.
+        """
+        os.close(self.descriptor)
+        self.descriptor = -1
+        said = b""
+        while more := os.read(self._reader, 4096):
+            said += more
+        found = _read(json.loads(said)["child-pid"]) if said.rstrip().endswith(b"}") else None
+        return [found] if found is not None else []
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._reader)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 class _log:

@@ -345,6 +345,7 @@ def test_the_walls_of_the_sandbox(sandboxed: ProcessRuntime, tmp_path: Path) -> 
                     root=sorted(os.listdir("/")), run=sorted(os.listdir("/msfl")),
                     pids=sorted(int(p) for p in os.listdir("/proc") if p.isdigit()), me=os.getpid(),
                     host=os.uname().nodename, uid=os.getuid(),
+                    open=sorted(int(f) for f in os.listdir("/proc/self/fd")),
                     status=[l for l in open("/proc/self/status") if l.startswith(("CapEff", "CapBnd", "NoNewPrivs"))],
                     kill=attempt(lambda: os.kill({os.getpid()}, 0)),
                     mount=ctypes.CDLL(None).mount(b"none", b"/tmp", b"tmpfs", 0, None),
@@ -363,6 +364,7 @@ def test_the_walls_of_the_sandbox(sandboxed: ProcessRuntime, tmp_path: Path) -> 
     assert facts["run"] == ["data", "image", "launcher.py", "run", "site-packages"]
     assert facts["pids"] == [1, 2]
     assert facts["me"] == 2
+    assert facts["open"] == [0, 1, 2, 3], "more than standard streams, and the folder it lists"
     assert facts["host"] == "worker"
     assert facts["uid"] == 10001
     assert [line.split()[1].strip("0") for line in facts["status"]] == ["", "", "1"]
