@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable
@@ -214,8 +215,6 @@ def _forged() -> bytes:
     """A request for somebody else's public key: the signature is not its own."""
     victim = x509.load_pem_x509_csr(make_csr("site-a")[1]).public_bytes(Encoding.DER)
     forged = victim[:-4] + bytes(b ^ 0xFF for b in victim[-4:])
-    import base64
-
     return b"-----BEGIN CERTIFICATE REQUEST-----\n%s-----END CERTIFICATE REQUEST-----\n" % base64.encodebytes(forged)
 
 

@@ -57,7 +57,7 @@ def dial(
 def peer_site(context: grpc.ServicerContext) -> str | None:
     """The site that the verified client certificate names; None when it names none or several."""
     names = _uris(context)
-    return names[0].removeprefix(SITE_URI) if len(names) == 1 else None
+    return (names[0].removeprefix(SITE_URI) or None) if len(names) == 1 else None
 
 
 def _uris(context: grpc.ServicerContext) -> list[str]:
