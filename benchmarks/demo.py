@@ -13,9 +13,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from runs import dice, matrix, mean, run_demo, summary
 
 from msfl.imaging.oracle import oracle_threshold_dice
+from runs import dice, matrix, mean, run_demo, summary
 
 
 def main() -> None:

@@ -143,7 +143,9 @@ def run(data: Path, config: dict, local: bool, validate_every: int, scratch: Pat
     t = time.monotonic()
     matrix: dict[str, dict[str, dict]] = defaultdict(dict)
     for name, site in sites.items():
-        candidates = [Candidate("federated", best_weights), Candidate("last", weights)]
+        candidates = [Candidate("federated", best_weights)]
+        if best_weights is not weights:
+            candidates.append(Candidate("last", weights))
         candidates += [Candidate(f"local:{o}", None if o == name else w) for o, w in local_weights.items()]
         for model, summary in (
             models[name].evaluate(site, tuple(candidates), "test", config, nothing).summaries.items()

@@ -1,6 +1,6 @@
 """The aggregator as the orchestrator holds it: a contained process of the same release, given sealed files and keys.
 
-The orchestrator never opens what sites send. It links the sealed files into the aggregator's inbox, asks for one verb
+The orchestrator never opens what sites send. It copies the sealed files into the aggregator's inbox, asks for one verb
 at a time, and takes sealed files out of the outbox. The keys to them come from the keyring, sealed to a key which the
 aggregator made at its start, so the orchestrator only carries a box that it cannot open.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,8 +79,8 @@ class Aggregator:
         for name, path in task.files.items():
             files[name] = f"{next(self._names):06d}.sealed"
             target = inbox / files[name]
-            target.unlink(missing_ok=True)
-            _link_or_copy(path, target)
+            # A copy, never a link: the contained process may write to its inbox, and what is stored must stay as it came.
+            shutil.copyfile(path, target)
         try:
             result = self._process.call(
                 Task(task.task_id, task.verb, task.round, task.config, task.document, files), _ignore
@@ -106,10 +105,3 @@ class Aggregator:
 
 def _ignore(progress: Progress) -> None:
     del progress  # Central steps take moments; what people watch are the sites.
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # Another file system: a copy does the same.
-        shutil.copyfile(source, target)

@@ -63,8 +63,7 @@ class HostedProcess:
         for name in ("inbox", "outbox", "scratch", "figures"):
             (order.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            # A socket's path is limited to about 100 bytes: bind by a short name from inside the folder's own fd.
-            listener.bind(_short(door))
+            _bind(listener, door)
             listener.listen(1)
             handle = runtime.start(order)
             try:
@@ -116,14 +115,21 @@ class HostedProcess:
         """Ask it to end, then make sure. Safe to call twice and from another thread than `call`."""
         with contextlib.suppress(OSError):  # Gone already: the runtime cleans up behind it.
             self._link.send(Stop())
-        self._runtime.stop(self.handle, grace_s)
+        give_up = time.monotonic() + grace_s
+        while self._runtime.poll(self.handle) is None and time.monotonic() < give_up:
+            time.sleep(0.02)
+        self._runtime.stop(self.handle, 1.0)
         self._link.close()
 
 
-def _short(path: Path) -> str:
-    """A path to the same place that fits into a socket address."""
+def _bind(listener: socket.socket, path: Path) -> None:
+    """Bind, also where the path is longer than the 107 bytes that a socket address holds."""
     text = str(path)
     if len(text.encode()) < 100:
-        return text
+        listener.bind(text)
+        return
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    return f"/proc/self/fd/{folder}/{path.name}"
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
