@@ -56,7 +56,7 @@ def init(
 @app.command()
 def keyring(home: HomeOption) -> None:
     """Serve the keyring, the only holder of the centre's keys, on a unix socket."""
-    from msfl.orchestrator.serve import serve_keyring
+    from msfl.orchestrator.keyring.process import serve_keyring
 
     serve_keyring(CentreHome(home))
 

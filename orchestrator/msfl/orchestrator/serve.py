@@ -1,10 +1,9 @@
-"""The two long-running processes of the centre, until SIGTERM or SIGINT: the keyring and the orchestrator."""
+"""The orchestrator as a process, until SIGTERM or SIGINT. The keyring is another: `keyring/process.py`."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,8 +17,6 @@ from msfl.orchestrator.doors.people import PeopleDoor
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
 from msfl.orchestrator.keyring.client import KeyringClient
-from msfl.orchestrator.keyring.keyring import Keyring
-from msfl.orchestrator.keyring.service import KeyringServer
 from msfl.orchestrator.releases import AggregatorStarter, Releases
 from msfl.orchestrator.store.folder import FolderArtifacts
 from msfl.orchestrator.store.sqlite import SqliteRunStore
@@ -38,14 +35,6 @@ from msfl.runtime.process import ProcessRuntime
 # Every attending gateway and every watcher holds one thread for as long as it stays.
 THREADS = 256
 log = structlog.get_logger()
-
-
-def serve_keyring(home: CentreHome) -> None:
-    server = KeyringServer(home.keyring_socket, Keyring(home.keyring))
-    _on_signal(lambda: threading.Thread(target=server.shutdown).start())
-    log.info("the keyring serves", socket=str(home.keyring_socket))
-    server.serve_forever(poll_interval=0.2)
-    server.server_close()
 
 
 def serve_orchestrator(home: CentreHome) -> None:
@@ -74,7 +63,8 @@ def serve_orchestrator(home: CentreHome) -> None:
     link.add_secure_port(f"{settings.host}:{settings.link_port}", mutual_server_credentials(key, certificate, ca))
 
     stop = threading.Event()
-    _on_signal(stop.set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     engine.start()
     people.start()
     link.start()
@@ -83,8 +73,3 @@ def serve_orchestrator(home: CentreHome) -> None:
     engine.stop()
     people.stop(1.0).wait()
     link.stop(1.0).wait()
-
-
-def _on_signal(action: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: action())
