@@ -1,4 +1,4 @@
-"""`ArtifactStore` in a folder: `<root>/<run>/<key with / as folders>`; parts grow in `<file>.part`."""
+"""`ArtifactStore` in a folder: `<root>/<run>/<key with / as folders>`; what grows is `.<file>.part`, which no key names."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FolderArtifacts:
 
 
 def _part(file: Path) -> Path:
-    return file.with_name(file.name + ".part")
+    return file.with_name(f".{file.name}.part")
 
 
 def _make_durable(source: Path, target: Path) -> None:

@@ -1,0 +1,1 @@
+"""A run as data: events in, state out. Pure; the engine obeys."""
