@@ -1,4 +1,4 @@
-"""`ArtifactStore` in a folder: `<root>/<run>/<key with / as folders>`; what grows is `.<file>.part`, which no key names."""
+"""`ArtifactStore` in a folder: `<root>/<run>/<key with / as folders>`; `.<file>.part` grows, and no key can name it."""
 
 from __future__ import annotations
 
