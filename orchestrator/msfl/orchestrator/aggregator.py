@@ -79,7 +79,7 @@ class Aggregator:
         for name, path in task.files.items():
             files[name] = f"{next(self._names):06d}.sealed"
             target = inbox / files[name]
-            # A copy, never a link: the contained process may write to its inbox, and what is stored must stay as it came.
+            # A copy, never a link: what is stored stays as it came, whatever the contained process does.
             shutil.copyfile(path, target)
         try:
             result = self._process.call(

@@ -49,6 +49,10 @@ _UNPRIVILEGED = 10001
 _SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="msfl-spawner")
 
 
+# The parts of F that a contained process writes; everything else in it is the host's.
+_WRITABLE = ("outbox", "scratch", "figures")
+
+
 @dataclass(frozen=True)
 class _View:
     """Where the process finds things: the host's paths, or those of the sandbox."""
@@ -101,7 +105,7 @@ class ProcessRuntime:
             Isolation.SANDBOX,
             (
                 "bubblewrap: no network, own process and user ids, no capabilities, no new privileges.",
-                "Code, data and Python are read-only; the only writable folder is the run's own.",
+                "Code, data, inputs and Python are read-only; writable are the run's own outbox, scratch and figures.",
                 "No system-call filter and no limit on processor time.",
                 *always,
             ),
@@ -234,8 +238,13 @@ class ProcessRuntime:
             *("--ro-bind", str(_LAUNCHER), str(view.launcher)),
             *("--ro-bind", str(order.image.root), str(view.root)),
             *("--ro-bind", str(self._site_packages), str(view.site_packages)),
-            *("--bind", str(order.folder), str(view.folder)),
+            # The folder itself cannot be written: what the host makes in it, the inbox above all, the process can
+            # neither change nor swap for a link to somewhere else.
+            *("--ro-bind", str(order.folder), str(view.folder)),
         ]
+        for part in _WRITABLE:
+            (order.folder / part).mkdir(mode=0o700, exist_ok=True)
+            command += ["--bind", str(order.folder / part), str(view.folder / part)]
         if order.data is not None:
             command += ["--ro-bind", str(order.data), str(view.data)]
         if order.limits.gpus > 0:
