@@ -160,6 +160,29 @@ def test_the_local_stream_is_the_federated_one_without_the_others(data: Path, tm
     assert same(federated, local)  # a federation of one
 
 
+def test_no_transform_chooses_its_arithmetic_by_the_clock(data: Path, tmp_path: Path) -> None:
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+
+    from msfl.learning.nnunet.model import NnUNet
+    from msfl.learning.nnunet.settings import Settings
+    from msfl.learning.nnunet.trainer import RoundTrainer
+
+    settings = config()
+    plan, _ = planned(data, tmp_path, settings)
+    here = site(data, "site-a", tmp_path)
+    NnUNet().prepare(here, plan, settings, nothing)
+    trainer = RoundTrainer.create(
+        plan, plan["dataset"], here.train_cases, Settings.from_config(settings), tmp_path / "state"
+    )
+    blurs, todo = [], [trainer.dataloader_train.data_loader.transforms]
+    while todo:
+        transform = todo.pop()
+        if isinstance(transform, GaussianBlurTransform):
+            blurs.append(transform)
+        todo += [*getattr(transform, "transforms", []), *filter(None, [getattr(transform, "transform", None)])]
+    assert [blur.benchmark for blur in blurs] == [False]
+
+
 def test_weights_are_the_named_parameters_each_once(data: Path, tmp_path: Path) -> None:
     from msfl.learning.nnunet.inference import build_network
 
@@ -178,13 +201,14 @@ def test_weights_of_another_network_are_refused_before_they_are_used(data: Path,
     plan, initial = planned(data, tmp_path, config())
     network = build_network(plan, deep_supervision=True)
     name = next(iter(initial))
-    for bad in (
+    wrong: list[dict[str, Any]] = [
         {key: value for key, value in initial.items() if key != name},
         {**initial, "extra": initial[name]},
         {**initial, name: initial[name][:1]},
         {**initial, name: initial[name].astype(np.float64)},
         {**initial, name: np.full_like(initial[name], np.nan)},
-    ):
+    ]
+    for bad in wrong:
         before = read_weights(network)
         with pytest.raises(ModelRefusal, match="weights_not_of_this_plan"):
             write_weights(network, bad)
@@ -289,7 +313,7 @@ def test_the_exported_model_predicts_the_same_in_stock_nnunet(data: Path, tmp_pa
     images, properties = reader.read_images(files)
     expected = stock.predict_single_npy_array(images, dict(properties))
     data_in_plan_space, kept = ours.preprocess(images, properties)
-    got = ours.to_image_space(ours.logits(data_in_plan_space), kept)
+    got = ours.to_image_space(ours.logits(data_in_plan_space, mirror=True), kept)
     assert got.shape == expected.shape == images.shape[1:]
     assert expected.sum() > 50
     # Stock sums in float16, so that a voxel on the very edge may fall to the other side.

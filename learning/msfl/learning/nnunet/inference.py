@@ -78,7 +78,6 @@ class WholeCasePredictor:
         self._threads = settings.threads
         self._tile = tile_size(plan, settings)
         self._step = settings.inference_step
-        self._mirror = settings.inference_mirroring
         self._device = torch_device(settings)
         self._network = build_network(plan, deep_supervision=False).to(self._device).eval()
         self._loss = DC_and_CE_loss(
@@ -94,8 +93,8 @@ class WholeCasePredictor:
         write_weights(self._network, weights)
 
     @torch.inference_mode()
-    def logits(self, image: NDArray[np.float32]) -> torch.Tensor:
-        """Image (c, z, y, x) in plan space → logits (label, z, y, x), float32 on the CPU."""
+    def logits(self, image: NDArray[np.float32], *, mirror: bool) -> torch.Tensor:
+        """Image (c, z, y, x) in plan space → logits (label, z, y, x), float32 on the CPU; `mirror`: mean of 8 flips."""
         whole, inner = pad_nd_image(torch.from_numpy(image), self._tile, "constant", {"value": 0}, True, None)
         total = torch.zeros((self._labels.num_segmentation_heads, *whole.shape[1:]), device=self._device)
         weight = torch.zeros(whole.shape[1:], device=self._device)
@@ -108,7 +107,7 @@ class WholeCasePredictor:
                 batch = batch.repeat(2, 1, 1, 1, 1)
             # Mixed precision on CUDA as in stock; on CPU it would be slower.
             with torch.autocast(self._device.type, enabled=self._device.type == "cuda"):
-                predicted = self._predict(batch).float()
+                predicted = (self._mirrored(batch) if mirror else self._network(batch)).float()
             for window, logits in zip(windows, predicted, strict=False):
                 total[(slice(None), *window)] += logits * gaussian
                 weight[window] += gaussian
@@ -116,11 +115,8 @@ class WholeCasePredictor:
         result: torch.Tensor = total[(slice(None), *inner[1:])].cpu()
         return result
 
-    def _predict(self, batch: torch.Tensor) -> torch.Tensor:
-        """Logits of a batch; with mirroring the mean over all eight flips."""
+    def _mirrored(self, batch: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self._network(batch)
-        if not self._mirror:
-            return logits
         flips = [axes for count in (1, 2, 3) for axes in itertools.combinations((2, 3, 4), count)]
         for axes in flips:
             logits = logits + torch.flip(self._network(torch.flip(batch, axes)), axes)

@@ -207,7 +207,8 @@ class NnUNet:
         if not cases:
             return Evaluated({name: {"n": 0} for name in weights})
         if split == "test":
-            return Evaluated(self._evaluate_test(site, bench.predictor, weights, progress))
+            mirror = settings.inference_mirroring
+            return Evaluated(self._evaluate_test(site, bench.predictor, weights, mirror, progress))
         return Evaluated(self._evaluate_validation(site, bench, bench.predictor, weights, progress))
 
     def _evaluate_validation(
@@ -228,7 +229,8 @@ class NnUNet:
                 data, seg, _, _ = dataset.load_case(case)
                 image = np.ascontiguousarray(data[:], dtype=np.float32)
                 truth = np.asarray(seg[:])[0].astype(np.int16)
-                logits = predictor.logits(image)
+                # Every round: without the flips, which cost eight times as much and change little.
+                logits = predictor.logits(image, mirror=False)
                 losses.append(predictor.loss_of(logits, truth))
                 dice.append(case_metrics(truth > 0, logits.argmax(0).numpy() > 0).dice)
                 progress(number * len(dataset.identifiers) + done, len(weights) * len(dataset.identifiers))
@@ -244,9 +246,11 @@ class NnUNet:
         site: Site,
         predictor: WholeCasePredictor,
         weights: Mapping[str, Weights],
+        mirror: bool,
         progress: ReportProgress,
     ) -> dict[str, JsonObject]:
-        """Each test case on its own grid: Dice, sensitivity, precision of the foreground. Draws the overlay."""
+        """Each test case on its own grid: Dice, sensitivity, precision of all foreground labels together, and the
+        overlay of the case with the median lesion load."""
         reader = SimpleITKIO()
         metrics: dict[str, list[CaseMetrics]] = {name: [] for name in weights}
         loads = {case: _load(reader, site, case) for case in site.test_cases}
@@ -260,7 +264,8 @@ class NnUNet:
             predictions: dict[str, NDArray[np.bool_]] = {}
             for name, candidate in weights.items():
                 predictor.use(candidate)
-                predictions[name] = predictor.to_image_space(predictor.logits(data), prepared_properties) > 0
+                logits = predictor.logits(data, mirror=mirror)
+                predictions[name] = predictor.to_image_space(logits, prepared_properties) > 0
                 metrics[name].append(case_metrics(truth, predictions[name]))
             if case == shown:
                 own = ("federated", f"local:{site.site_id}")
