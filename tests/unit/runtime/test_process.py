@@ -396,3 +396,24 @@ def test_without_bubblewrap_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, 
 def _nothing_left(tmp_path: Path) -> Iterator[None]:
     yield
     until(lambda: not alive(str(tmp_path)))
+
+
+def test_the_inbox_can_neither_be_written_nor_swapped_for_a_link(sandboxed: ProcessRuntime, tmp_path: Path) -> None:
+    """A link planted where the host will write next would make the host write for the contained process."""
+    what = order(
+        tmp_path,
+        """
+        tell(
+            plant=attempt(lambda: os.symlink("/etc/passwd", F / "inbox" / "000.sealed")),
+            swap=attempt(lambda: (F / "inbox").rename(F / "old")),
+            door=attempt(lambda: (F / "link.sock").unlink()),
+            outbox=attempt(lambda: (F / "outbox").rename(F / "scratch" / "o")),
+            still=attempt(lambda: (F / "inbox" / "given").read_text()),
+        )
+        """,
+    )
+    (tmp_path / "F" / "inbox").mkdir()
+    (tmp_path / "F" / "inbox" / "given").write_text("sealed")
+    (tmp_path / "F" / "link.sock").touch()
+    _, facts = run(sandboxed, what)
+    assert facts == {"plant": "OSError", "swap": "OSError", "door": "OSError", "outbox": "OSError", "still": "'sealed'"}
