@@ -1,0 +1,255 @@
+"""The egress gate: what passes, what is taken out, and what stops the task. The schemas are a real release's own."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from msfl.gateway.egress import CheckedTensors, check_document, template_of
+from msfl.policies.decide import OutputRules
+from msfl.policies.encoding import load_yaml
+from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.protos.parcel import pack, unpack
+from msfl.protos.tensors import BadTensors, TensorTable, read_table
+from msfl.registry.build import Recipe, find_recipe
+
+RULES = OutputRules(
+    weights_max_bytes=1 << 20,
+    local_model=True,
+    metrics=frozenset({"dice", "sensitivity", "precision", "loss"}),
+    per_case_metrics=False,
+    min_cases_metrics=3,
+    min_cases_train=5,
+)
+TRAINED = {
+    "n_train": 8,
+    "train_loss": 0.7,
+    "seconds": 1.5,
+    "incoming": {"n_val": 4, "val_loss": 0.6, "val_dice": 0.5},
+}
+SUMMARY = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [0] * 20}
+FIGURES = {"n": 4, "loss": 0.4, "dice": SUMMARY, "sensitivity": SUMMARY, "precision": SUMMARY}
+
+
+@pytest.fixture(scope="module")
+def declared() -> Mapping[str, Any]:
+    recipe = find_recipe("logistic")
+    return load_yaml(recipe.read_bytes(), Recipe, recipe.name).outputs
+
+
+def passes(answer: dict[str, Any] | Refusal) -> dict[str, Any]:
+    assert not isinstance(answer, Refusal), answer
+    return answer
+
+
+def blocked(answer: dict[str, Any] | Refusal) -> str:
+    assert isinstance(answer, Refusal), answer
+    assert answer.code is Code.OUTPUT_BLOCKED
+    return f"{answer.message} {dict(answer.fields)}"
+
+
+# ------------------------------------------------------------------------------------------------------ documents
+
+
+def test_what_the_release_declared_and_the_policy_allows_leaves_as_it_is(declared: Mapping[str, Any]) -> None:
+    assert check_document("train", TRAINED, declared, RULES) == TRAINED
+    tested = {"summaries": {"federated": FIGURES, "local:site-b": FIGURES}}
+    assert check_document("evaluate", tested, declared, RULES) == tested
+    assert check_document("prepare", {"n_train": 4, "n_val": 1, "n_test": 2}, declared, RULES)
+
+
+@pytest.mark.parametrize(
+    "smuggled",
+    [
+        {**TRAINED, "note": "Doe^John 1970-01-01"},
+        {**TRAINED, "n_train": "Doe^John 1970-01-01"},
+        {**TRAINED, "incoming": {**TRAINED["incoming"], "Doe^John 1970-01-01": 1}},  # type: ignore[dict-item]  # a dict
+        {**TRAINED, "incoming": ["Doe^John 1970-01-01"]},
+    ],
+)
+def test_what_was_not_declared_is_blocked_and_never_quoted(
+    declared: Mapping[str, Any], smuggled: dict[str, Any]
+) -> None:
+    assert "Doe" not in blocked(check_document("train", smuggled, declared, RULES))
+
+
+def test_a_summary_cannot_carry_a_value_for_each_case(declared: Mapping[str, Any]) -> None:
+    figures = {**FIGURES, "dice": {**SUMMARY, "cases": [0.1, 0.9, 0.4, 0.6]}}
+    assert "0.9" not in blocked(check_document("evaluate", {"summaries": {"federated": figures}}, declared, RULES))
+
+
+def test_a_summary_cannot_carry_a_text_in_its_name(declared: Mapping[str, Any]) -> None:
+    blocked(check_document("evaluate", {"summaries": {"patient Doe": FIGURES}}, declared, RULES))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_blocked_at_any_depth(declared: Mapping[str, Any], value: float) -> None:
+    blocked(check_document("train", {**TRAINED, "train_loss": value}, declared, RULES))
+    deep = {**FIGURES, "dice": {**SUMMARY, "sd": value}}
+    blocked(check_document("evaluate", {"summaries": {"federated": deep}}, declared, RULES))
+
+
+@pytest.mark.parametrize("verb", ["export", "plan", ""])
+def test_a_verb_without_declared_output_returns_nothing(declared: Mapping[str, Any], verb: str) -> None:
+    blocked(check_document(verb, {}, declared, RULES))
+
+
+def test_a_missing_field_is_blocked(declared: Mapping[str, Any]) -> None:
+    blocked(check_document("train", {"train_loss": 0.1}, declared, RULES))
+    blocked(check_document("evaluate", {}, declared, RULES))
+
+
+def test_a_metric_the_policy_does_not_name_is_taken_out_and_the_run_goes_on(declared: Mapping[str, Any]) -> None:
+    only_dice = replace(RULES, metrics=frozenset({"dice"}))
+    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice))
+    assert left == {"summaries": {"federated": {"n": 4, "dice": SUMMARY}}}
+    assert passes(check_document("train", TRAINED, declared, only_dice)) == {
+        "n_train": 8,
+        "train_loss": None,
+        "seconds": 1.5,
+        "incoming": {"n_val": 4, "val_loss": None, "val_dice": 0.5},
+    }
+
+
+def test_of_too_few_validation_cases_only_their_number_leaves(declared: Mapping[str, Any]) -> None:
+    few = {**TRAINED, "incoming": {"n_val": 2, "val_loss": 0.6, "val_dice": 0.5}}
+    left = passes(check_document("train", few, declared, RULES))
+    assert left["incoming"] == {"n_val": 2, "val_loss": None, "val_dice": None}
+
+
+def test_of_too_few_test_cases_not_even_their_number_leaves(declared: Mapping[str, Any]) -> None:
+    few = {"summaries": {"federated": {**FIGURES, "n": 2}, "local:site-a": FIGURES}}
+    left = passes(check_document("evaluate", few, declared, RULES))["summaries"]
+    assert left["federated"] == {"n": None, "withheld": "too_few_test_cases"}
+    assert left["local:site-a"] == FIGURES
+
+
+def test_the_gate_does_not_change_what_it_was_given(declared: Mapping[str, Any]) -> None:
+    before = json.dumps(TRAINED)
+    check_document("train", TRAINED, declared, replace(RULES, metrics=frozenset()))
+    assert json.dumps(TRAINED) == before
+
+
+# -------------------------------------------------------------------------------------------------------- tensors
+
+
+def tensors_file(*shapes: tuple[int, ...], dtype: str = "F32", pad: int = 0) -> bytes:
+    """A safetensors file of tensors t0, t1, …; the header is `pad` spaces longer than it must be."""
+    header, at = {}, 0
+    for i, shape in enumerate(shapes):
+        size = 4 * math.prod(shape)
+        header[f"t{i}"] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode() + b" " * pad
+    values = np.random.default_rng(0).normal(size=at // 4).astype("<f4")
+    return struct.pack("<Q", len(text)) + text + values.tobytes()
+
+
+TWO = ((3, 5), (7,))
+GOOD = tensors_file(*TWO)
+
+
+def table(data: bytes) -> TensorTable:
+    return read_table(io.BytesIO(data))
+
+
+def gate(data: bytes, template: bytes = GOOD, max_bytes: int = 1 << 20) -> CheckedTensors:
+    return CheckedTensors(io.BytesIO(data), table(template), max_bytes)
+
+
+def read_all(data: bytes, max_bytes: int, step: int) -> bytes:
+    checked = gate(data, max_bytes=max_bytes)
+    return b"".join(iter(lambda: checked.read(step), b""))
+
+
+def refused(data: bytes, max_bytes: int = 1 << 20, step: int = 64) -> str:
+    with pytest.raises(Refused) as error:
+        read_all(data, max_bytes, step)
+    assert error.value.refusal.code is Code.OUTPUT_BLOCKED
+    return error.value.refusal.message
+
+
+@pytest.mark.parametrize("pad", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 64, 1 << 20])
+def test_weights_pass_to_the_byte_whatever_the_sizes_of_the_reads(step: int, pad: int) -> None:
+    data = tensors_file(*TWO, pad=pad)
+    assert read_all(data, len(data), step) == data
+
+
+@pytest.mark.parametrize("step", [1, 3, 64, 1 << 20])
+@pytest.mark.parametrize("bits", [b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f", b"\x00\x00\x80\xff", b"\x01\x00\x80\x7f"])
+@pytest.mark.parametrize("at", [-4, -48, -88])
+def test_one_number_that_is_not_finite_anywhere_blocks_the_weights(step: int, bits: bytes, at: int) -> None:
+    """NaN, both infinities and a signalling NaN; in the last float, across the tensors' border, in the first."""
+    data = bytearray(GOOD)
+    data[len(data) + at : len(data) + at + 4] = bits
+    assert "not finite" in refused(bytes(data), step=step)
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (tensors_file((3, 5), (8,)), "shape"),
+        (tensors_file((5, 3), (7,)), "shape"),
+        (tensors_file((3, 5)), "differ"),
+        (tensors_file((3, 5), (7,), (1,)), "differ"),
+        (tensors_file(), "differ"),
+        (tensors_file(*TWO, dtype="I32"), "F32"),
+        (GOOD + b"\0", "more than its tensors"),
+        (GOOD + b"patient data" * 100, "more than its tensors"),
+        (GOOD[:-1], "more than its tensors"),
+        (GOOD[:20], "header"),
+        (b"", "header"),
+        (struct.pack("<Q", 1 << 62), "header"),
+        (b"\x80\x04\x95 a pickle of some sort", "header"),
+    ],
+)
+def test_what_is_not_exactly_the_model_is_blocked(data: bytes, why: str) -> None:
+    assert why in refused(data)
+
+
+def test_free_text_in_the_header_is_blocked() -> None:
+    (length,) = struct.unpack("<Q", GOOD[:8])
+    header = json.loads(GOOD[8 : 8 + length]) | {"__metadata__": {"note": "Doe^John"}}
+    text = json.dumps(header).encode()
+    assert "Doe" not in refused(struct.pack("<Q", len(text)) + text + GOOD[8 + length :])
+
+
+def test_weights_beyond_the_policys_size_are_blocked() -> None:
+    gate(GOOD, max_bytes=len(GOOD))
+    assert "policy allows" in refused(GOOD, max_bytes=len(GOOD) - 1)
+
+
+def test_where_no_weights_may_leave_none_do() -> None:
+    refused(GOOD, max_bytes=0)
+
+
+def test_checked_weights_travel_in_a_parcel_and_come_out_the_same() -> None:
+    parcel = b"".join(pack({"n_train": 4}, gate(GOOD)))
+    out = io.BytesIO()
+    assert unpack(io.BytesIO(parcel), out) == ({"n_train": 4}, len(GOOD))
+    assert out.getvalue() == GOOD
+
+
+def test_a_parcel_of_broken_weights_is_never_whole() -> None:
+    parts: list[bytes] = []
+    with pytest.raises(Refused):
+        parts.extend(pack({}, gate(GOOD[:-4] + b"\x00\x00\xc0\x7f")))
+    assert len(b"".join(parts)) < len(GOOD)
+
+
+def test_the_template_is_read_from_what_this_site_was_sent(tmp_path: Path) -> None:
+    (tmp_path / "sent").write_bytes(GOOD)
+    assert template_of(tmp_path / "sent").shapes == {"t0": (3, 5), "t1": (7,)}
+    (tmp_path / "sent").write_bytes(b"broken")
+    with pytest.raises(BadTensors):
+        template_of(tmp_path / "sent")
