@@ -13,9 +13,10 @@ from datetime import datetime
 from pathlib import Path
 
 from msfl.policies.audit import Entry, append, from_line, verify
+from msfl.policies.refusals import CannotProceed
 
 
-class AuditBroken(Exception):
+class AuditBroken(CannotProceed):
     """The log was changed behind our back. The gateway stops; staff compare it with their copies."""
 
 

@@ -20,7 +20,7 @@ from msfl.policies.documents import Member, SiteRoot
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import SITE_ROOT, sign
 from msfl.policies.keys import KeyPair, encode_public
-from msfl.policies.refusals import Refusal, Refused
+from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import trust_federation_root
 from msfl.protos.channel import dial, make_csr
 from msfl.protos.messages import PROTOCOL
@@ -31,7 +31,7 @@ from msfl.protos.v1.federation_pb2_grpc import EnrolmentStub
 SITE_ROOT_LIFE = timedelta(days=730)
 
 
-class EnrolmentFailed(Exception):
+class EnrolmentFailed(CannotProceed):
     """What happened, where, and what to do."""
 
 

@@ -73,6 +73,8 @@ class Judge:
         proof = verify_job(offer.spec, offer.proof, user, proof_required=False)
         if isinstance(proof, Refusal):
             return _refused(proof, job, user)
+        if not offer.dry_run and not self._ledger.claim(job.nonce, offer.run_id):
+            return _refused(refuse(Code.JOB_REPLAYED, f"The job {job.name} was used for another run."), job, user)
         release = self._release(job, root, now)
         if isinstance(release, Refusal):
             return _refused(release, job, user)

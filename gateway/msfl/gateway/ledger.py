@@ -1,4 +1,5 @@
-"""What policies have been used for: runs begun and rounds trained, per policy id, durable before they happen.
+"""What policies have been used for: runs begun and rounds trained, per policy id, durable before they happen; and
+which signed jobs have been used, so that none can be used twice.
 
 Budgets (`approval.max_runs`, `max_rounds`) are compared with these counts, so a count that is lost would be a budget
 that is not kept: SQLite with `synchronous=FULL`, one row per run and per round, repeated entries count once.
@@ -15,6 +16,7 @@ CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, policy_id TEXT NOT NUL
 CREATE TABLE IF NOT EXISTS rounds (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, policy_id TEXT NOT NULL, PRIMARY KEY (run_id, round)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS jobs (nonce TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT;
 """
 
 
@@ -31,6 +33,13 @@ class Ledger:
 
     def begin_round(self, run_id: str, round: int, policy_id: str) -> None:
         self._do("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?)", run_id, round, policy_id)
+
+    def claim(self, nonce: str, run_id: str) -> bool:
+        """False when this signed job was used for another run before: somebody plays it again."""
+        self._do("INSERT OR IGNORE INTO jobs VALUES (?, ?)", nonce, run_id)
+        with self._lock:
+            (kept,) = self._connection.execute("SELECT run_id FROM jobs WHERE nonce = ?", (nonce,)).fetchone()
+        return bool(kept == run_id)
 
     def runs(self, policy_id: str) -> int:
         return self._count("SELECT count(*) FROM runs WHERE policy_id = ?", policy_id)

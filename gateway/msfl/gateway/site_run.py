@@ -27,6 +27,7 @@ import psutil
 import structlog
 
 from msfl.gateway.audit_log import AuditLog
+from msfl.gateway.datasets import changed_file
 from msfl.gateway.egress import CheckedTensors, check_document, template_of
 from msfl.gateway.home import Home, write
 from msfl.gateway.judge import Accepted, Judge, Judgement
@@ -251,7 +252,13 @@ class RunAtSite:
 
     def _start_worker(self, order: TaskOrder) -> Event:
         accepted = self._accepted()
-        self._beat(SiteProgress(self.run_id, order.task_id, "pull and verify", 0, 3))
+        self._beat(SiteProgress(self.run_id, order.task_id, "verify data and image", 0, 3))
+        dataset = self._home.dataset(accepted.dataset_id)
+        if isinstance(dataset, Refusal):
+            return self._broken(order, dataset.code.value, dataset.message)
+        if changed := changed_file(dataset, self._home.dataset_folder(dataset.id)):
+            why = f"{changed} of {dataset.id} is not what was published"
+            return self._broken(order, Code.DATASET_CHANGED.value, why)
         try:
             image = pull(self._around.registry, accepted.release.statement.digest, self._home.root / "images")
         except Refused as refused:

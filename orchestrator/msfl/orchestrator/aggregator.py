@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
 from msfl.protos.tasklink import Progress, Result, Task
 from msfl.runtime.collect import collect
 from msfl.runtime.hosted import HostedProcess
@@ -68,7 +69,11 @@ class Aggregator:
         """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
         order.folder.mkdir(parents=True, exist_ok=True)
         aggregator = cls(HostedProcess.start(runtime, order), order.folder)
-        sealed = keyring.hand_over(run_id, wrapped, base64.b64decode(aggregator._process.hello.public_key))
+        try:
+            sealed = keyring.hand_over(run_id, wrapped, base64.b64decode(aggregator._process.hello.public_key))
+        except (BadRunSecret, KeyringDown):
+            aggregator.stop()
+            raise
         document = {"run_id": run_id, "sealed_keys": base64.b64encode(sealed).decode()}
         aggregator.do(CentralTask("open", "open", 0, config, document, {}))
         return aggregator

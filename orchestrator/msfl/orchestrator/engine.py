@@ -23,11 +23,13 @@ from typing import Any, Protocol, TypeAlias
 import structlog
 
 from msfl.orchestrator.aggregator import CentralResult, CentralTask
+from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
 from msfl.orchestrator.runs.events import (
     CentralDone,
     CentreFailed,
     DeadlinePassed,
     Event,
+    SiteFailed,
     SiteSilent,
     Submitted,
     from_json,
@@ -251,6 +253,15 @@ class Engine:
                     if step is not None and step.central and aggregator is not None:
                         self._do_central(state, step, aggregator, facts)
                         continue
+                except BadRunSecret as error:
+                    # One site's mistake, or its malice, is that site's alone: go on without it.
+                    log.error("a run secret does not open", run=run_id, site=error.site)
+                    self.post(run_id, SiteFailed(self._clock(), error.site, "open", "bad_run_secret"))
+                    continue
+                except KeyringDown as error:
+                    log.error("the keyring does not answer", run=run_id, why=str(error))
+                    self.post(run_id, CentreFailed(at=self._clock(), code="keyring_down"))
+                    return
                 except (ProcessGone, TaskFailed, Refused) as error:
                     log.error("the centre failed", run=run_id, step=step.task_id if step else "start", why=str(error))
                     code = error.refusal.code.value if isinstance(error, Refused) else error.code

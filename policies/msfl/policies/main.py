@@ -1,7 +1,7 @@
 """`msfl policy new|check|explain|sign|keys`: what a custodian does at a terminal. The one module here that reads files.
 
     keys ──▶ NAME.key.pem (mode 0600) + NAME.public.json         new ──▶ policy.yaml ──(editor)──▶ check, explain
-    sign policy.yaml --key NAME.key.pem ──▶ policy.dsse.json      sign policy.dsse.json --key … adds one signature
+    sign policy.yaml --key NAME.key.pem ──▶ policy.dsse           sign policy.dsse --key … adds one signature
 
 Exit codes: 0 done, 1 the file is not what it should be, 2 wrong usage. Nothing is overwritten; files are written whole
 or not at all.
@@ -76,7 +76,7 @@ def new(
     days: Annotated[int, typer.Option(min=1, help="Days in force, from now.")] = 180,
     rounds: Annotated[int, typer.Option(min=1, help="The most rounds of one run.")] = 100,
     reviewers: Annotated[int, typer.Option(min=1, help="Reviewers the release must have.")] = 1,
-    isolation: Annotated[Isolation, typer.Option(help="The least isolation accepted.")] = Isolation.CONTAINER,
+    isolation: Annotated[Isolation, typer.Option(help="The least isolation accepted.")] = Isolation.SANDBOX,
     auto: Annotated[bool, typer.Option(help="Start runs without asking the custodian.")] = False,
     local_model: Annotated[bool, typer.Option(help="Let this site's own model leave.")] = False,
     as_json: AsJson = False,
@@ -134,7 +134,7 @@ def explain(file: PolicyFile, as_json: AsJson = False) -> None:
 def sign_(
     file: PolicyFile,
     key: Annotated[Path, typer.Option(help="The custodian's private key (PEM).")],
-    out: Annotated[Path | None, typer.Option(help="The envelope to write. Default: FILE with .dsse.json")] = None,
+    out: Annotated[Path | None, typer.Option(help="The envelope to write. Default: FILE with .dsse")] = None,
     passphrase: Annotated[bool, typer.Option(help="Ask for the key's passphrase.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -151,7 +151,7 @@ def sign_(
         _fail(str(error), 1)
     except BadKey as error:
         _fail(f"{key}: {error}", 1)
-    target = out or (file.with_suffix(f".{pair.id[:8]}.json") if _is_envelope(file) else file.with_suffix(".dsse.json"))
+    target = out or (file.with_suffix(f".{pair.id[:8]}.json") if _is_envelope(file) else file.with_suffix(".dsse"))
     _write(target, envelope)
     facts = {"envelope": str(target), "policy": policy.id, "sha256": sha256_of(payload), "key_id": pair.id}
     _say(as_json, facts, [f"Signed {policy.id} version {policy.version} with key {pair.id[:16]}…: {target}"])

@@ -173,6 +173,11 @@ def refuse(code: Code, what: str, **fields: str) -> Refusal:
     return Refusal(code, f"{what} {ADVICE[code]}", fields)
 
 
+class CannotProceed(Exception):
+    """An error of use or of the surroundings, not a bug: its message tells people what happened, where, why, and what
+    to do. The command line prints it as one line and ends with exit code 1."""
+
+
 class Refused(Exception):
     """A refusal on its way up through code that returns something else, to whoever reports it. Data, not a bug."""
 

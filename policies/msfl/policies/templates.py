@@ -42,7 +42,7 @@ def policy_template(
     gpus: int | None = None,
     memory_gib: int = 16,
     wall_time: str = "72h",
-    isolation: Isolation = Isolation.CONTAINER,
+    isolation: Isolation = Isolation.SANDBOX,
     proof: Literal["required", "optional"] = "required",
     mode: Literal["auto", "confirm"] = "confirm",
     auto_for: Iterable[str] = (),

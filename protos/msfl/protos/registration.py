@@ -20,12 +20,14 @@ from datetime import UTC, datetime
 from ipaddress import ip_network
 from typing import Any
 
+from msfl.policies.refusals import CannotProceed
+
 PREFIX = "msfl1"
 KEY_BYTES = 32
 MAX_CHARS = 1 << 16
 
 
-class BadToken(ValueError):
+class BadToken(CannotProceed, ValueError):
     """`code`: not_a_token, checksum, expired."""
 
     def __init__(self, code: str, message: str) -> None:

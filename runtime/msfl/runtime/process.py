@@ -4,7 +4,7 @@
     no network, not even the host's loopback         the host's network
     own process ids, own users, no capabilities      the host's
     /msfl/image, data, site-packages read-only       read-only by agreement
-    /msfl/run = F, the only writable folder          whatever this user may write
+    /msfl/run = F: outbox, scratch, figures writable   whatever this user may write
     dies with the host process, and all its children the process itself dies with the host process
 
 Both: the environment is verified against the image's lock before every start; the process gets a cleaned environment,

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from msfl.policies.documents import JobSpec, seconds
 from msfl.policies.encoding import encode
 from msfl.policies.identity import sign_job
+from msfl.policies.refusals import CannotProceed
 from msfl.protos.channel import dial
 from msfl.protos.messages import PROTOCOL
 from msfl.protos.v1 import federation_pb2 as wire
@@ -37,7 +38,7 @@ class RefusedByGovernance(Exception):
         self.code = code
 
 
-class BadJob(ValueError):
+class BadJob(CannotProceed, ValueError):
     """The arguments do not make a job. The message names the argument."""
 
 

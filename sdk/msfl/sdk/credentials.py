@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msfl.policies.keys import KeyPair
+from msfl.policies.refusals import CannotProceed
 
 
-class NotConnected(Exception):
+class NotConnected(CannotProceed):
     """No usable credentials, or the orchestrator does not answer. The message says what to do."""
 
 

@@ -16,10 +16,9 @@ import structlog
 import typer
 from rich.console import Console
 
-from msfl.policies.refusals import Refused
-from msfl.sdk.client import BadJob, RefusedByGovernance
-from msfl.sdk.credentials import NotConnected
-from msfl.sdk.run import RunEnded, SiteRefusal
+from msfl.policies.refusals import CannotProceed, Refused
+from msfl.sdk.client import RefusedByGovernance
+from msfl.sdk.run import SiteRefusal
 
 GROUP = "msfl.commands"
 DONE, FAILED, REFUSED = 0, 1, 3
@@ -45,7 +44,7 @@ def main() -> None:
         what = refused.refusal.message if isinstance(refused, Refused) else str(refused)
         errors.print(f"[red]refused[/red]: {what}", soft_wrap=True, highlight=False)
         sys.exit(REFUSED)
-    except (NotConnected, RunEnded, BadJob) as error:
+    except CannotProceed as error:
         errors.print(f"[red]failed[/red]: {error}", soft_wrap=True, highlight=False)
         sys.exit(FAILED)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from msfl.policies.refusals import CannotProceed
 from msfl.sdk.credentials import NotConnected
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class SiteRefusal(Exception):
         self.refusals = refusals
 
 
-class RunEnded(Exception):
+class RunEnded(CannotProceed):
     """The run ended without a result: failed or aborted."""
 
 

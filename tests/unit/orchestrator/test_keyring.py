@@ -24,12 +24,12 @@ from cryptography.x509.verification import PolicyBuilder, Store
 
 from fakes.keyrings import NONCE, NOW, Applicant, make_keyring, make_token
 from msfl.orchestrator.keyring.authority import SITE_LIFE
-from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
-from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring
+from msfl.orchestrator.keyring.client import BadRunSecret, KeyringClient, KeyringDown
+from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable
 from msfl.orchestrator.keyring.service import KeyringServer
 from msfl.protos.channel import make_csr
 from msfl.protos.registration import RegistrationToken, proof
-from msfl.protos.sealing import SealBroken, open_with, run_key, wrap_run_secret
+from msfl.protos.sealing import open_with, run_key, wrap_run_secret
 
 SECRET = bytes([9]) * 32
 
@@ -141,9 +141,9 @@ def test_a_secret_wrapped_for_another_run_or_site_is_not_handed_over(keyring: Ke
     enrolled(keyring, "site-b")
     public = X25519PrivateKey.generate().public_key().public_bytes_raw()
     box = wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a")
-    with pytest.raises(SealBroken):
+    with pytest.raises(SecretUnusable, match="site-a"):
         keyring.hand_over("run-8", {"site-a": box}, public)
-    with pytest.raises(SealBroken):
+    with pytest.raises(SecretUnusable, match="site-b"):
         keyring.hand_over("run-7", {"site-b": box}, public)
 
 
@@ -151,7 +151,7 @@ def test_a_site_that_never_joined_has_no_keys(keyring: Keyring) -> None:
     token = make_token(keyring)  # issued, not used
     public = X25519PrivateKey.generate().public_key().public_bytes_raw()
     box = wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a")
-    with pytest.raises(KeyError, match="never enrolled"):
+    with pytest.raises(SecretUnusable, match="never enrolled"):
         keyring.hand_over("run-7", {"site-a": box}, public)
 
 
@@ -218,7 +218,7 @@ def test_a_request_that_does_not_fit_gets_no_answer_and_does_no_harm(
         connection.connect(str(server.server_address))
         connection.sendall(line)
         assert connection.recv(1) == b""
-    with pytest.raises(KeyringDown, match="would not do hand_over"):
+    with pytest.raises(BadRunSecret, match="site-a"):  # it still answers
         client.hand_over("run-7", {"site-a": b"x"}, bytes(32))
 
 
@@ -230,7 +230,7 @@ def test_two_keyrings_do_not_serve_one_folder(server: KeyringServer, client: Key
     # Each would hold a lock of its own, and a token could be used at both.
     with pytest.raises(RuntimeError, match="another keyring serves"):
         KeyringServer(tmp_path / "keyring" / "keyring.sock", Keyring(tmp_path / "keyring"))
-    with pytest.raises(KeyringDown, match="would not do"):  # the first one still answers
+    with pytest.raises(BadRunSecret):  # the first one still answers
         client.hand_over("run-7", {"site-a": b"x"}, bytes(32))
 
 

@@ -293,7 +293,8 @@ def test_a_site_that_needs_confirmation_holds_the_start_until_its_custodian_answ
     walk.answer("c", "confirm")
     assert walk.state.phase is Phase.OFFERED
     assert walk.state.members["c"].standing is Standing.PARKED
-    assert order_for(walk.state, "c") is None
+    # Its gateway may be restarted while the custodian thinks: the offer stays on.
+    assert isinstance(order_for(walk.state, "c"), Offer)
     assert not is_news(walk.state, Answered(9.0, "c", "confirm"))
     assert walk.answer("c").phase is Phase.RUNNING
     assert walk.waiting == {"a", "b", "c"}

@@ -72,7 +72,7 @@ def test_check_names_file_line_and_key(folder: Path) -> None:
     found = json.loads(run("check", broken, "--json", code=1))
     assert {p["key"] for p in found["problems"]} == {"privacy.min_site", "privacy.min_sites"}
     run("sign", broken, "--key", folder / "cleo.pem", code=1)
-    assert not (folder / "broken.dsse.json").exists()
+    assert not (folder / "broken.dsse").exists()
 
 
 def test_check_and_explain_a_good_policy(folder: Path) -> None:

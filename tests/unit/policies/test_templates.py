@@ -29,7 +29,7 @@ def test_the_template_allows_the_job_it_was_written_for() -> None:
 
 def test_the_cautious_defaults() -> None:
     policy = load_yaml(template().encode(), AssetPolicy)
-    assert (policy.isolation, policy.proof, policy.approval.mode) == (Isolation.CONTAINER, "required", "confirm")
+    assert (policy.isolation, policy.proof, policy.approval.mode) == (Isolation.SANDBOX, "required", "confirm")
     assert (policy.outputs.local_model, policy.outputs.per_case_metrics) == (False, False)
     assert warnings(policy, NOW) == ()
 

@@ -11,10 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal
+from msfl.policies.refusals import CannotProceed
 
 
-class KeyringDown(Exception):
+class KeyringDown(CannotProceed):
     """The keyring does not answer: is its process running?"""
+
+
+class BadRunSecret(Exception):
+    """A site's run secret does not open, or the site was never enrolled: `site` cannot take part in this run."""
+
+    def __init__(self, site: str) -> None:
+        super().__init__(f"the run secret of {site} does not open")
+        self.site = site
 
 
 class KeyringClient:
@@ -35,8 +44,11 @@ class KeyringClient:
         return Enrolled(base64.b64decode(answer["certificate"]))
 
     def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
+        """Raises BadRunSecret, KeyringDown."""
         boxes = {site: _text(box) for site, box in wrapped.items()}
         answer = self._ask(do="hand_over", run_id=run_id, wrapped=boxes, public=_text(aggregator_public))
+        if "bad_secret" in answer:
+            raise BadRunSecret(answer["bad_secret"])
         return base64.b64decode(answer["sealed"])
 
     def token(

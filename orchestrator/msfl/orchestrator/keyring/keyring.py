@@ -35,7 +35,7 @@ from pydantic import TypeAdapter
 from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, sign_site
 from msfl.policies.documents import Slug
 from msfl.protos.registration import RegistrationToken, proof
-from msfl.protos.sealing import run_key, seal_to, unwrap_run_secret
+from msfl.protos.sealing import SealBroken, run_key, seal_to, unwrap_run_secret
 
 MAX_TOKEN_LIFE = timedelta(hours=72)
 # A site's name becomes a file's name and a certificate's; whoever asks for another one gets neither.
@@ -54,6 +54,14 @@ class EnrolmentRefusal:
 
     code: str
     message: str
+
+
+class SecretUnusable(Exception):
+    """What a site sent as its run secret cannot be used; `site` names it."""
+
+    def __init__(self, site: str, why: str) -> None:
+        super().__init__(f"{site}: {why}")
+        self.site = site
 
 
 class Keyring:
@@ -170,15 +178,18 @@ class Keyring:
     # -------------------------------------------------------------------- runs
 
     def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
-        """The run's site keys in a box for the aggregator. Raises SealBroken, KeyError for a site never enrolled."""
+        """The run's site keys in a box for the aggregator. Raises SecretUnusable for the first site whose secret is."""
         keys = {}
         with self._lock:
             private = self._centre().private_bytes_raw()
             for site, box in wrapped.items():
-                secret = unwrap_run_secret(private, box, run_id, site)
                 kept = self._get("sites", site)
                 if kept is None:
-                    raise KeyError(f"{site} was never enrolled")
+                    raise SecretUnusable(site, "the site was never enrolled")
+                try:
+                    secret = unwrap_run_secret(private, box, run_id, site)
+                except SealBroken as error:
+                    raise SecretUnusable(site, str(error)) from error
                 keys[site] = _text(run_key(secret, base64.b64decode(kept["site_key"]), run_id, site))
         info = b"msfl/aggregator-keys/v1|" + run_id.encode()
         return seal_to(aggregator_public, json.dumps(keys).encode(), info)

@@ -1,7 +1,7 @@
 """The keyring's door: a unix socket (0600) in a folder (0700), one JSON line in, one JSON line out per connection.
 
     {"do": "enrol", …} ▸ {"certificate"} | {"refused", "message"}
-    {"do": "hand_over", …} ▸ {"sealed"}
+    {"do": "hand_over", …} ▸ {"sealed"} | {"bad_secret"}
     {"do": "token", …} ▸ {"token"}
 
 The table `_DO` is closed. A request that does not fit ends the connection without an answer. One process serves a
@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring
+from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring, SecretUnusable
 
 JsonObject: TypeAlias = dict[str, Any]
 MAX_LINE = 4 << 20
@@ -46,7 +46,11 @@ def _enrol(keyring: Keyring, asked: JsonObject) -> JsonObject:
 
 def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
     wrapped = {site: _bytes(box) for site, box in asked["wrapped"].items()}
-    return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, _bytes(asked["public"])))}
+    try:
+        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, _bytes(asked["public"])))}
+    except SecretUnusable as error:
+        log.warning("run secret unusable", run=asked["run_id"], why=str(error))
+        return {"bad_secret": error.site}
 
 
 def _token(keyring: Keyring, asked: JsonObject) -> JsonObject:

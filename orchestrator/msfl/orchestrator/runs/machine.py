@@ -9,7 +9,7 @@ task at the aggregator. When all participants are in, `_following` names the nex
 
     start ▸ [open] ▸ fingerprint ▸ [plan] ▸ prepare
           ▸ ( train/r ▸ [aggregate/r] ) for r = 1 … rounds
-          ▸ validate/R ▸ [collect/validate] ▸ baseline ▸ [candidates/b] ▸ evaluate/test ▸ [collect/test] ▸ [export]
+          ▸ validate ▸ [collect/validate] ▸ baseline ▸ [candidates/b] ▸ evaluate/test ▸ [collect/test] ▸ [export]
 
 `[x]` runs at the aggregator. The rules that keep a run alive:
 
@@ -20,7 +20,7 @@ task at the aggregator. When all participants are in, `_following` names the nex
 * An event about a step that is not the current one changes nothing: late and repeated messages are harmless, and an
   update of an old round is never mixed in.
 
-The orders for a site (`orders_for`) and the work of the aggregator (`state.step`) are derived from the state, never
+The orders for a site (`order_for`) and the work of the aggregator (`state.step`) are derived from the state, never
 remembered on the side, so a restart needs nothing but the events.
 """
 
@@ -521,7 +521,8 @@ def order_for(state: RunState, site: str) -> Order | None:
     if state.ended or member.standing is Standing.OUT:
         return StopOrder(state.run_id, reason=state.phase.value if state.ended else member.code)
     if state.phase is Phase.OFFERED:
-        if member.standing is not Standing.ASKED:
+        # A parked site hears it again on every new stream: its gateway may have been restarted since.
+        if member.standing not in (Standing.ASKED, Standing.PARKED):
             return None
         return Offer(state.run_id, state.spec_text.encode(), state.proof, state.token, state.dry_run)
     step = state.step

@@ -233,6 +233,7 @@ class Federation:
             min_cases_metrics=2,
             min_sites=min(2, sum(s.trains for s in self.sites)),
             memory_gib=22,
+            gpus=len(list(Path("/dev").glob("nvidia[0-9]*"))),
             isolation=self.isolation,
             mode="auto",
             max_runs=10,
