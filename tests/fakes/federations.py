@@ -1,0 +1,177 @@
+"""`LiveFederation`: a whole federation of real processes on tiny made-up data, for system tests.
+
+Three sites, the small release, everything as in `msfl demo`: TLS, enrolment, signed policies, gateways as processes of
+their own, bubblewrap where the machine has it. One federation serves many stories: a gateway reads its policies afresh
+for every decision, so a story swaps a site's policy, runs, and puts the old one back.
+
+    with LiveFederation.up(folder) as live:
+        live.sign_policy("site-b", edit(live.policy("site-b"), "mode: auto", "mode: confirm"))
+        run = live.client.submit(live.job(min_sites=3))
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fakes.tiny_data import tiny_dataset
+from msfl.policies.audit import verify
+from msfl.policies.documents import JobSpec
+from msfl.policies.envelope import ASSET_POLICY, sign
+from msfl.policies.keys import KeyPair
+from msfl.runtime.process import ProcessRuntime
+from msfl.sdk.client import Client
+from msfl.sdk.credentials import Credentials
+from msfl.sdk.demo.federation import DemoSite, Federation
+from msfl.sdk.demo.processes import Processes, msfl
+
+SITES = ("site-a", "site-b", "site-c")
+DATASET = "lesions"
+PATIENCE_S = 60.0
+
+
+def tiny_sites(folder: Path) -> tuple[DemoSite, ...]:
+    """Three sites that differ in scanner gain and in cases."""
+    return tuple(
+        DemoSite(name, DATASET, tiny_dataset(folder / name, n_train=5 + i, n_test=2, seed=i, gain=1.0 + 0.2 * i))
+        for i, name in enumerate(SITES)
+    )
+
+
+def until(true: Callable[[], Any], what: str) -> Any:
+    """Wait for another process; what it was that became true. Raises AssertionError after a minute."""
+    give_up = time.monotonic() + PATIENCE_S
+    while not (found := true()):
+        assert time.monotonic() < give_up, f"waited in vain: {what}"
+        time.sleep(0.05)
+    return found
+
+
+@dataclass
+class LiveFederation:
+    federation: Federation
+    processes: Processes
+    client: Client
+
+    @classmethod
+    @contextmanager
+    def up(cls, folder: Path) -> Iterator[LiveFederation]:
+        now = datetime.now(UTC).replace(microsecond=0)
+        processes = Processes(folder / "logs")
+        try:
+            sites = tiny_sites(folder / "data")
+            isolation = ProcessRuntime().protections().isolation
+            federation = Federation(folder, processes, sites, isolation, rounds_max=20)
+            federation.publish_release("logistic", now)
+            federation.start_centre(now)
+            federation.check_data()
+            federation.serve_centre()
+            federation.join_sites(now)
+            client = Client(Credentials.read(federation.write_credentials(now)))
+            live = cls(federation, processes, client)
+            live._raise_budgets()
+            until(live.all_present, "the gateways to come on the line")
+            yield live
+            client.close()
+        finally:
+            processes.close()
+
+    # ------------------------------------------------------------------------------------------------- the job
+
+    def job(self, **changes: Any) -> JobSpec:
+        """All three sites, one round of two batches, no baseline; all must take part unless `min_sites` says less."""
+        assert self.federation.statement is not None
+        given: dict[str, Any] = {
+            "release": self.federation.statement.ref,
+            "datasets": [f"{site}/{DATASET}" for site in SITES],
+            "rounds": 1,
+            "profile": "demo",
+            "config": {"batches_per_epoch": 2},
+            "name": "story",
+        }
+        return self.client.job(**(given | changes))
+
+    def all_present(self) -> bool:
+        return sum(bool(row["present"]) for row in self.client.datasets()) == len(SITES)
+
+    # ------------------------------------------------------------------------------------------------ policies
+
+    def home(self, site: str) -> Path:
+        return self.federation.home(site)
+
+    def policy(self, site: str) -> str:
+        """The text of the policy that the site's custodian has signed."""
+        return (self.home(site) / "policies/lesion-segmentation.yaml").read_text()
+
+    def custodian_key(self, site: str) -> KeyPair:
+        (file,) = (self.federation.folder / "sites" / site / "custodian").glob("*.pem")
+        return KeyPair.from_pem(file.read_bytes())
+
+    def sign_policy(self, site: str, text: str, key: KeyPair | None = None) -> None:
+        """`key`: the custodian's own when not given."""
+        envelope = sign(text.encode(), ASSET_POLICY, [key or self.custodian_key(site)])
+        self._signed(site).write_bytes(envelope)
+
+    def _raise_budgets(self) -> None:
+        """A policy of the demo allows ten runs; this federation serves more stories than that."""
+        for site in SITES:
+            text = (
+                self.policy(site).replace("max_runs: 10,", "max_runs: 1000,").replace("max_rounds: ", "max_rounds: 9")
+            )
+            (self.home(site) / "policies/lesion-segmentation.yaml").write_text(text)
+            self.sign_policy(site, text)
+
+    def remove_policy(self, site: str) -> None:
+        self._signed(site).unlink()
+
+    def _signed(self, site: str) -> Path:
+        return self.home(site) / "policies/lesion-segmentation.dsse"
+
+    @contextmanager
+    def policies_put_back(self) -> Iterator[None]:
+        before = {site: self._signed(site).read_bytes() for site in SITES}
+        try:
+            yield
+        finally:
+            for site, envelope in before.items():
+                self._signed(site).write_bytes(envelope)
+
+    # --------------------------------------------------------------------------------------- what can be seen
+
+    def audit(self, site: str, run_id: str = "") -> list[dict[str, Any]]:
+        """The site's audit entries, of one run when named. The chain is whole, or this raises AssertionError."""
+        lines = (self.home(site) / "audit/log.jsonl").read_bytes().splitlines(keepends=True)
+        broken = verify(lines)
+        assert broken is None, broken
+        return [entry for entry in map(json.loads, lines) if not run_id or entry["object"] == run_id]
+
+    def actions(self, site: str, run_id: str) -> list[str]:
+        return [entry["action"] for entry in self.audit(site, run_id)]
+
+    def process(self, name: str) -> psutil.Process:
+        """A long-running part: `orchestrator`, `keyring`, `gateway:site-a`."""
+        return psutil.Process(self.processes._children[name].pid)
+
+    def workers(self, site: str) -> list[psutil.Process]:
+        """The contained processes that the site's gateway has started, sandbox launcher included."""
+        return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "worker" in _command(p)]
+
+    def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """`msfl …` as staff would type it."""
+        return subprocess.run(msfl(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

@@ -1,0 +1,173 @@
+"""A run from `run_federated` to the report, over real processes, and what may be seen of it from outside."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fakes.federations import SITES, LiveFederation, until
+from msfl.evaluation.report import check_report
+from msfl.policies.documents import JobSpec
+from msfl.sdk.reporting import report_document
+from msfl.sdk.run import Run
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+
+def spec(live: LiveFederation, **changes: Any) -> JobSpec:
+    return live.job(**({"rounds": 2, "baseline": "local", "seed": 7} | changes))
+
+
+@pytest.fixture(scope="module")
+def finished(live: LiveFederation) -> Run:
+    run = live.client.submit(spec(live))
+    assert run.wait()["phase"] == "finished"
+    return run
+
+
+@pytest.fixture(scope="module")
+def report(finished: Run) -> dict[str, Any]:
+    return report_document(finished.state())
+
+
+def test_the_report_follows_its_schema_and_is_written_whole(finished: Run, tmp_path: Path) -> None:
+    written = finished.report(tmp_path)
+    check_report(written.document)
+    assert {p.name for p in tmp_path.iterdir()} >= {"report.html", "report.json", "figures"}
+    assert written.document["status"] == "finished"
+    assert set(written.document["policy_hashes"]) == set(SITES)
+    assert set(written.document["isolation"]) == set(SITES)
+
+
+def test_every_site_tests_every_model(report: dict[str, Any]) -> None:
+    assert set(report["evaluation"]) == {"federated", *(f"local:{site}" for site in SITES)}
+    for model, by_site in report["evaluation"].items():
+        assert set(by_site) == set(SITES), model
+        for summary in by_site.values():
+            assert summary["n"] == 2
+            assert 0 <= summary["dice"]["mean"] <= 1
+
+
+def test_every_round_has_every_site_and_its_validation(report: dict[str, Any]) -> None:
+    assert [r["round"] for r in report["rounds"]] == [1, 2]
+    for r in report["rounds"]:
+        assert set(r["sites"]) == set(SITES)
+        assert r["late"] == []
+        assert r["bytes_up"] > 0
+        assert r["bytes_down"] > 0
+        for values in r["sites"].values():
+            assert values["n_train"] >= 4
+            assert values["train_loss"] > 0
+
+
+def test_the_same_job_on_the_same_data_gives_the_same_bits(
+    live: LiveFederation, finished: Run, report: dict[str, Any]
+) -> None:
+    again = live.client.submit(spec(live))
+    again.wait()
+    second = report_document(again.state())
+    assert again.run_id != finished.run_id
+    assert second["final_weights_sha256"] == report["final_weights_sha256"]
+    assert [r["weights_sha256"] for r in second["rounds"]] == [r["weights_sha256"] for r in report["rounds"]]
+    assert second["evaluation"] == report["evaluation"]
+    other = live.client.submit(spec(live, seed=8, baseline=None))
+    other.wait()
+    assert report_document(other.state())["final_weights_sha256"] != report["final_weights_sha256"]
+
+
+def test_the_audit_says_what_was_done_before_it_was_done(live: LiveFederation, finished: Run) -> None:
+    for site in SITES:
+        actions = live.actions(site, finished.run_id)
+        assert actions[:2] == ["run decided", "worker starts"]
+        assert actions[-1] == "run stopped"
+        tasks = [e["fields"]["task"] for e in live.audit(site, finished.run_id) if e["action"] == "task begins"]
+        assert tasks == ["fingerprint", "prepare", "train/1", "train/2", "validate", "baseline", "evaluate/test"]
+        left = [e["fields"]["task"] for e in live.audit(site, finished.run_id) if e["action"] == "result leaves"]
+        assert left == tasks
+        shown = live.command("gateway", "audit", "--home", live.home(site))
+        assert shown.returncode == 0
+        assert "is whole" in shown.stdout
+
+
+def test_the_centre_keeps_no_weights_that_it_can_read(live: LiveFederation, finished: Run) -> None:
+    """A safetensors file names its tensors in plain text; only the exported model, which is meant to be read, does."""
+    artifacts = live.federation.folder / "centre/artifacts" / finished.run_id
+    files = [f for f in artifacts.rglob("*") if f.is_file()]
+    exported = {f for f in files if f.relative_to(artifacts).parts[0] == "export"}
+    assert any(b"data_offsets" in f.read_bytes() for f in exported)
+    sealed = set(files) - exported
+    assert len(sealed) > len(SITES)
+    for file in sealed:
+        data = file.read_bytes()
+        assert b"data_offsets" not in data, file
+        assert b"spacing" not in data, file
+
+
+def test_a_finished_run_leaves_no_patient_data_and_no_key_in_the_gateways_folder(
+    live: LiveFederation, finished: Run
+) -> None:
+    for site in SITES:
+        folder = live.home(site) / "runs" / finished.run_id
+        until(lambda f=folder: not (f / "run.secret").exists(), "the gateway to tidy")  # type: ignore[misc]  # bound at once
+        assert {f.name for f in folder.iterdir()} <= {"worker.log"}
+        pictures = live.home(site) / "figures" / finished.run_id
+        assert (pictures / "overlay.png").exists()
+
+
+def test_gateways_listen_on_no_port_and_the_centre_on_two_of_this_machine(live: LiveFederation) -> None:
+    def listening(process: psutil.Process) -> set[tuple[str, int]]:
+        family = [process, *process.children(recursive=True)]
+        found = [c for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        return {(c.laddr.ip.removeprefix("::ffff:"), c.laddr.port) for c in found}
+
+    for site in SITES:
+        assert listening(live.process(f"gateway:{site}")) == set()
+    assert listening(live.process("keyring")) == set()
+    ports = {live.federation.port, live.federation.link_port}
+    assert listening(live.process("orchestrator")) == {("127.0.0.1", port) for port in ports}
+
+
+def test_when_a_worker_is_killed_its_site_is_out_and_the_run_goes_on(live: LiveFederation) -> None:
+    run = live.client.submit(spec(live, rounds=20, baseline=None, min_sites=2))
+    until(lambda: run.state()["rounds"], "the first round")
+    for worker in live.workers("site-b"):
+        worker.send_signal(signal.SIGKILL)
+    state = run.wait()
+    assert state["phase"] == "finished"
+    assert state["sites"]["site-b"]["standing"] == "out"
+    assert state["sites"]["site-b"]["code"] in ("process_ended", "process_link_broken")
+    assert set(state["rounds"][-1]["sites"]) == {"site-a", "site-c"}
+    failed = [e for e in live.audit("site-b", run.run_id) if e["action"] == "task failed"]
+    assert failed[0]["fields"]["code"] == state["sites"]["site-b"]["code"]
+    until(lambda: live.actions("site-b", run.run_id)[-1] == "run stopped", "the gateway to clean up")
+
+
+def test_an_abort_stops_every_worker(live: LiveFederation) -> None:
+    run = live.client.submit(spec(live, rounds=20))
+    until(lambda: run.state()["rounds"], "the first round")
+    run.abort()
+    assert run.state()["phase"] == "aborted"
+    until(lambda: not any(live.workers(site) for site in SITES), "the workers to end")
+    until(lambda: not _aggregators(live), "the aggregator to end")
+
+
+def _aggregators(live: LiveFederation) -> list[psutil.Process]:
+    children = live.process("orchestrator").children(recursive=True)
+    return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_nothing_is_left_running_after_the_federation_is_closed(tmp_path: Path) -> None:
+    """In the middle of a run, which is when most is running."""
+    me = psutil.Process()
+    before = set(me.children(recursive=True))
+    with LiveFederation.up(tmp_path / "federation") as short:
+        run = short.client.submit(short.job(rounds=20))
+        until(lambda: run.state()["rounds"], "the first round")
+        family = set(me.children(recursive=True)) - before
+        assert any(short.workers(site) for site in SITES)
+    alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert alive == []
