@@ -163,7 +163,7 @@ class LiveFederation:
 
     def workers(self, site: str) -> list[psutil.Process]:
         """The contained processes that the site's gateway has started, sandbox launcher included."""
-        return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "worker" in _command(p)]
+        return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "--role" in _command(p)]
 
     def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """`msfl …` as staff would type it."""

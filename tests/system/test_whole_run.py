@@ -158,16 +158,3 @@ def test_an_abort_stops_every_worker(live: LiveFederation) -> None:
 def _aggregators(live: LiveFederation) -> list[psutil.Process]:
     children = live.process("orchestrator").children(recursive=True)
     return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def test_nothing_is_left_running_after_the_federation_is_closed(tmp_path: Path) -> None:
-    """In the middle of a run, which is when most is running."""
-    me = psutil.Process()
-    before = set(me.children(recursive=True))
-    with LiveFederation.up(tmp_path / "federation") as short:
-        run = short.client.submit(short.job(rounds=20))
-        until(lambda: run.state()["rounds"], "the first round")
-        family = set(me.children(recursive=True)) - before
-        assert any(short.workers(site) for site in SITES)
-    alive = [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert alive == []

@@ -41,7 +41,7 @@ from msfl.registry.build import build_release, find_recipe
 from msfl.registry.oci_layout import LayoutRegistry
 from msfl.registry.publish import add_review, push_release, submit_statement
 from msfl.sdk.credentials import Credentials
-from msfl.sdk.demo.processes import Processes, msfl
+from msfl.sdk.demo.processes import CommandFailed, Processes, msfl
 
 JsonObject: TypeAlias = dict[str, Any]
 FEDERATION = "demo"
@@ -110,7 +110,11 @@ class Federation:
         options = ["--site", site.name, "--dataset", site.dataset, "--out", str(out)]
         options += ["--description", site.description]
         options += ["--generated"] if site.data is None else []
-        self.processes.run(f"data-{site.name}", msfl("data", "import", self.data_folder(site), *options))
+        try:
+            self.processes.run(f"data-{site.name}", msfl("data", "import", self.data_folder(site), *options))
+        except CommandFailed as failed:
+            problems = "\n".join(f"{site.name}: {line}" for line in str(failed).splitlines())
+            raise CommandFailed(problems) from failed
         return load_json(out.read_bytes(), DatasetRecord, out.name, max_bytes=64 << 20)
 
     # --------------------------------------------------------------- release
