@@ -60,10 +60,6 @@ class Agent:
                     self._dispatch(order)
             except LineDown as down:
                 log.info("the line to the orchestrator is down", why=str(down), again_in_s=wait)
-            except ValueError:
-                # grpc's answer to a call on a channel that `stop` has closed.
-                if not self._stopping.is_set():
-                    raise
             self._stopping.wait(wait)
             wait = min(wait * 2, 5.0)
 
@@ -93,11 +89,7 @@ class Agent:
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:
         while not self._stopping.wait(seconds):
-            try:
-                action()
-            except ValueError:  # As in `_attend`: the channel was closed under us.
-                if not self._stopping.is_set():
-                    raise
+            action()
 
 
 def _shown(record: DatasetRecord) -> JsonObject:

@@ -57,8 +57,11 @@ class Link:
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._stub = LinkStub(channel)
+        self._closed = False
 
     def close(self) -> None:
+        """Ends every call that is under way; later ones find the line down."""
+        self._closed = True
         self._channel.close()
 
     def attend(self, arrival: Arrival) -> Iterator[Order]:
@@ -66,8 +69,8 @@ class Link:
         try:
             for message in self._stub.Attend(arrival_to_wire(arrival)):
                 yield order_from_wire(message)
-        except grpc.RpcError as error:
-            raise _translated(error) from error
+        except (grpc.RpcError, ValueError) as error:
+            raise self._translated(error) from error
 
     def answer(self, answer: OfferAnswer) -> None:
         self._call(lambda: self._stub.Answer(answer_to_wire(answer), timeout=CALL_TIMEOUT_S))
@@ -101,15 +104,20 @@ class Link:
                 if target.tell() < total:
                     raise LineDown("the download ended early")
                 return target.tell()
-        except grpc.RpcError as error:
-            raise _translated(error) from error
+        except (grpc.RpcError, ValueError) as error:
+            raise self._translated(error) from error
 
-    @staticmethod
-    def _call(call: Callable[[], _T]) -> _T:
+    def _call(self, call: Callable[[], _T]) -> _T:
         try:
             return call()
-        except grpc.RpcError as error:
-            raise _translated(error) from error
+        except (grpc.RpcError, ValueError) as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: grpc.RpcError | ValueError) -> Exception:
+        if isinstance(error, grpc.RpcError):
+            return _translated(error)
+        # grpc's answer to a call on a channel that was closed under it; any other ValueError is a bug.
+        return LineDown("the channel is closed") if self._closed else error
 
 
 def _parts(run_id: str, key: str, file: Path, offset: int, total: int) -> Iterator[wire.UploadPart]:

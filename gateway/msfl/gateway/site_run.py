@@ -118,8 +118,11 @@ class RunAtSite:
         self._judgement: Judgement | None = None
         self._offer: Offer | None = None
         self._process: HostedProcess | None = None
+        self._unwanted = threading.Event()  # no worker is wanted any more, also none that is just being started
         self._latest: TaskOrder | None = None
         self._last_beat = 0.0
+        self._closing = threading.Event()
+        self._asides: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._loop, name=f"run {run_id}")
         self._thread.start()
 
@@ -141,6 +144,7 @@ class RunAtSite:
 
     def close(self) -> None:
         """The gateway goes down: end the worker, leave the rest as it is."""
+        self._unwanted.set()
         self._queue.put(None)
         if self._process is not None:
             self._process.stop(2.0)
@@ -182,6 +186,7 @@ class RunAtSite:
             case Report(report=report):
                 self._tell(lambda: self._around.link.report(report))
             case StopWorker(reason=reason):
+                self._unwanted.set()
                 self._audit("run stopped", reason=reason)
                 if self._process is not None:
                     self._process.stop()
@@ -192,7 +197,9 @@ class RunAtSite:
         def act() -> None:
             self._queue.put(action(order))
 
-        threading.Thread(target=act, name=f"{self.run_id} {order.task_id}").start()
+        thread = threading.Thread(target=act, name=f"{self.run_id} {order.task_id}")
+        self._asides = [t for t in self._asides if t.is_alive()] + [thread]
+        thread.start()
 
     # ---------------------------------------------------------------- deciding
 
@@ -283,11 +290,16 @@ class RunAtSite:
             protections="; ".join(protections.detail),
         )
         try:
-            self._process = HostedProcess.start(self._around.runtime, start)
+            self._process = process = HostedProcess.start(self._around.runtime, start)
         except Refused as refused:
             return self._broken(order, refused.refusal.code.value, refused.refusal.message)
         except ProcessGone as gone:
             return self._broken(order, gone.code, str(gone))
+        if self._unwanted.is_set():
+            # The run ended while its worker came up, and who ended it saw no worker to stop.
+            process.stop(2.0)
+            self._tidy()
+            return Broken("run_over")
         return WorkerUp()
 
     # ------------------------------------------------------------------- tasks
@@ -473,19 +485,22 @@ class RunAtSite:
     def _tell(self, call: Callable[[], None]) -> None:
         try:
             self._until_sent(call)
+        except _Cannot as stopped:
+            log.info("not said", run=self.run_id, why=str(stopped))
         except NotWanted as unwanted:
             log.warning("the orchestrator will not have it", run=self.run_id, why=str(unwanted))
 
     def _until_sent(self, call: Callable[[], Any]) -> Any:
         """Try until it gets through: what a site has to say is never lost to a broken line."""
         wait = 0.2
-        while True:
+        while not self._closing.is_set():
             try:
                 return call()
             except LineDown as down:
                 log.info("the line is down", run=self.run_id, why=str(down))
-                time.sleep(wait)
+                self._closing.wait(wait)
                 wait = min(wait * 2, 5.0)
+        raise _Cannot("gateway_stopped", "the gateway is being stopped")
 
     def _peaks(self, result: Result) -> dict[str, float]:
         own = psutil.Process().memory_info().rss / 2**20

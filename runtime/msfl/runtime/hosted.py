@@ -56,8 +56,18 @@ class HostedProcess:
         self.hello = hello
 
     @classmethod
-    def start(cls, runtime: Runtime, order: StartOrder, *, patience_s: float = 120.0) -> HostedProcess:
-        """Raises ProcessGone when the process does not come up, Refused when the runtime will not start it."""
+    def start(
+        cls,
+        runtime: Runtime,
+        order: StartOrder,
+        *,
+        patience_s: float = 120.0,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> HostedProcess:
+        """Raises ProcessGone when the process does not come up, Refused when the runtime will not start it.
+
+        `cancelled` is asked while waiting: a host that goes down does not wait for a worker that comes up.
+        """
         door = order.folder / "link.sock"
         door.unlink(missing_ok=True)
         for name in ("inbox", "outbox", "scratch", "figures"):
@@ -67,7 +77,7 @@ class HostedProcess:
             listener.listen(1)
             handle = runtime.start(order)
             try:
-                link = TaskLink(cls._accept(listener, runtime, handle, order, patience_s))
+                link = TaskLink(cls._accept(listener, runtime, handle, order, patience_s, cancelled))
                 hello = link.receive()
             except (ProcessGone, BrokenFrame):
                 runtime.stop(handle, 1.0)
@@ -79,17 +89,22 @@ class HostedProcess:
 
     @staticmethod
     def _accept(
-        listener: socket.socket, runtime: Runtime, handle: Handle, order: StartOrder, patience_s: float
+        listener: socket.socket,
+        runtime: Runtime,
+        handle: Handle,
+        order: StartOrder,
+        patience_s: float,
+        cancelled: Callable[[], bool],
     ) -> socket.socket:
         give_up = time.monotonic() + patience_s
-        while time.monotonic() < give_up:
+        while time.monotonic() < give_up and not cancelled():
             ready, _, _ = select.select([listener], [], [], 0.2)
             if ready:
                 connection, _ = listener.accept()
                 return connection
             if runtime.poll(handle) is not None:
                 raise ProcessGone("process_ended_at_start", order.log)
-        raise ProcessGone("process_too_slow_to_start", order.log)
+        raise ProcessGone("start_cancelled" if cancelled() else "process_too_slow_to_start", order.log)
 
     def call(self, task: Task, on_progress: OnProgress) -> Result:
         """Raises TaskFailed, ProcessGone."""

@@ -157,7 +157,7 @@ class ProcessRuntime:
                     return None
                 _kill_session(handle.pid)
                 # bubblewrap ends a moment before the kernel has emptied the sandbox.
-                _wait_for_end(self._first_inside.pop(handle.pid))
+                _end(self._first_inside.pop(handle.pid))
                 status = child.wait()
                 ended = Exit(status, None) if status >= 0 else Exit(None, -status)
                 del self._children[handle.pid]
@@ -173,7 +173,7 @@ class ProcessRuntime:
         while ended is None:
             family = self._signal(handle, signal.SIGKILL)
             ended = self._wait(handle, 1.0)
-            _wait_for_end(family)
+            _end(family)
         return ended
 
     def recover(self, folder: Path) -> Handle | None:
@@ -462,8 +462,12 @@ def _kill(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _wait_for_end(processes: list[_Process]) -> None:
-    """Of processes that got SIGKILL: the kernel takes a moment, most of all for those inside a sandbox."""
+def _end(processes: list[_Process]) -> None:
+    """SIGKILL, until they are gone: the kernel takes a moment, most of all for those inside a sandbox.
+
+    A sandbox whose bubblewrap died while it was being built does not know yet that it should die with it.
+    """
     for process in processes:
         while (found := _read(process.pid)) is not None and found.started == process.started and not found.zombie:
+            _kill(process.pid, signal.SIGKILL)
             time.sleep(0.005)
