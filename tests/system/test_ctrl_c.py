@@ -58,6 +58,12 @@ def test_the_demo_stops_everything_it_started(tmp_path: Path) -> None:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path) -> None:
+    with working_demo(tmp_path) as (demo, family):
+        demo.kill()
+        until(lambda: not alive(family), "the demo's processes to end")
+
+
 def _command(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()

@@ -155,6 +155,17 @@ def test_an_abort_stops_every_worker(live: LiveFederation) -> None:
     until(lambda: not _aggregators(live), "the aggregator to end")
 
 
+def test_an_abort_while_workers_are_being_started_leaves_none_behind(live: LiveFederation) -> None:
+    run = live.client.submit(spec(live))
+    until(lambda: "worker starts" in live.actions("site-b", run.run_id), "a worker to be started")
+    run.abort()
+    for site in SITES:
+        until(lambda s=site: "run stopped" in live.actions(s, run.run_id), "the site to hear of it")  # type: ignore[misc]  # bound at once
+    # By the time another run has come to its end, a worker that was left behind would be up.
+    live.client.submit(live.job()).wait()
+    until(lambda: not any(live.workers(site) for site in SITES), "the workers to end")
+
+
 def _aggregators(live: LiveFederation) -> list[psutil.Process]:
     children = live.process("orchestrator").children(recursive=True)
     return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
