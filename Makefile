@@ -44,10 +44,10 @@ contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
-	$(BIN)/pytest -q -m "not slow and not system and not full" --durations=5
+	$(BIN)/pytest -q -n 2 -m "not slow and not system and not full" --durations=5
 
 slow: $(VENV)/.dev
-	$(BIN)/pytest -q -m "slow and not system and not full" --durations=10
+	$(BIN)/pytest -q -n 2 -m "slow and not system and not full" --durations=10
 
 ## system: real processes on loopback
 system: $(VENV)/.dev

@@ -43,8 +43,8 @@ def demo_plan() -> dict[str, Any]:
                 "conv_op": "torch.nn.modules.conv.Conv3d",
                 "kernel_sizes": [[3, 3, 3]] * 4,
                 "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]],
-                "n_conv_per_stage": [2, 2, 2, 2],
-                "n_conv_per_stage_decoder": [2, 2, 2],
+                "n_conv_per_stage": [1, 1, 1, 1],
+                "n_conv_per_stage_decoder": [1, 1, 1],
                 "conv_bias": True,
                 "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
                 "norm_op_kwargs": {"eps": 1e-05, "affine": True},
@@ -59,6 +59,14 @@ def demo_plan() -> dict[str, Any]:
     }
     return {
         "format": "msfl-nnunet-plan/1",
+        "summary": {
+            "patch_size": [32, 32, 32],
+            "batch_size": 2,
+            "spacing": [2.0, 2.0, 2.0],
+            "features_per_stage": [8, 16, 32, 64],
+            "convs_per_stage": [1, 1, 1, 1],
+            "architecture": "PlainConvUNet",
+        },
         "profile": "demo",
         "dataset": {
             "channel_names": {"0": "FLAIR", "1": "T1w"},

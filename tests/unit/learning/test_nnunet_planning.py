@@ -108,7 +108,7 @@ def test_the_demo_profile_caps_patch_and_width_and_nothing_else() -> None:
         {key: full["nnunet"]["configurations"]["3d_fullres"][key] for key in ("patch_size", "architecture")}
     )
     configuration["batch_size"] = full["nnunet"]["configurations"]["3d_fullres"]["batch_size"]
-    assert {**demo, "profile": "full"} == full
+    assert {**demo, "profile": "full", "summary": full["summary"]} == full
 
 
 @pytest.mark.parametrize(

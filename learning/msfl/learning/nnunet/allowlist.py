@@ -102,6 +102,10 @@ def _mapping(key_rule: Rule, rule: Rule, most: int) -> Rule:
     return check
 
 
+def _anything(where: str, value: object) -> None:
+    """For what is checked as a whole, further down."""
+
+
 _STAGES = (2, 8)
 _RESAMPLING = _one_of("resample_data_or_seg_to_shape")
 
@@ -161,6 +165,7 @@ _CONFIGURATION = _record(
 _PLAN = _record(
     {
         "format": _one_of(FORMAT),
+        "summary": _anything,  # `check` compares it with what the rest of the plan says
         "profile": _one_of("full", "demo"),
         "dataset": _record(
             {
@@ -189,6 +194,20 @@ _PLAN = _record(
 )
 
 
+def summary(nnunet: JsonObject) -> JsonObject:
+    """What a person reads of a plan: patch and spacing in array axis order (z, y, x), voxels and mm."""
+    configuration = nnunet["configurations"][CONFIGURATION]
+    kwargs = configuration["architecture"]["arch_kwargs"]
+    return {
+        "patch_size": configuration["patch_size"],
+        "batch_size": configuration["batch_size"],
+        "spacing": configuration["spacing"],
+        "features_per_stage": kwargs["features_per_stage"],
+        "convs_per_stage": kwargs["n_conv_per_stage"],
+        "architecture": configuration["architecture"]["network_class_name"].rpartition(".")[2],
+    }
+
+
 def check(plan: object) -> None:
     """Raises ModelRefusal `plan_not_allowed`; returns only when every key, name and number in the plan is allowed."""
     _PLAN("", plan)
@@ -198,6 +217,8 @@ def check(plan: object) -> None:
     configuration = nnunet["configurations"][CONFIGURATION]
     kwargs = configuration["architecture"]["arch_kwargs"]
 
+    if plan["summary"] != summary(nnunet):
+        raise _refuse("summary", "what the rest of the plan says")
     forward, backward = nnunet["transpose_forward"], nnunet["transpose_backward"]
     if sorted(forward) != [0, 1, 2] or [forward[axis] for axis in backward] != [0, 1, 2]:
         raise _refuse("nnunet.transpose_forward", "a permutation of the three axes, and transpose_backward its inverse")

@@ -24,7 +24,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from msfl.learning.contract import JsonObject, ModelRefusal
-from msfl.learning.nnunet.allowlist import FORMAT, MAX_FEATURES
+from msfl.learning.nnunet.allowlist import FORMAT, MAX_FEATURES, summary
 from msfl.learning.nnunet.files import CONFIGURATION, DATASET_NAME, PLANS_NAME, environment, roots
 from msfl.learning.nnunet.fingerprint import Fingerprint, to_nnunet
 from msfl.learning.nnunet.settings import Settings
@@ -72,6 +72,7 @@ def make_plan(fingerprint: Fingerprint, settings: Settings) -> JsonObject:
         _cut_down(configuration, settings)
     return {
         "format": FORMAT,
+        "summary": summary(stock),
         "profile": settings.profile,
         "dataset": dataset,
         "nnunet": stock,
