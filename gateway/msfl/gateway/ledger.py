@@ -28,8 +28,20 @@ class Ledger:
         self._connection.execute("PRAGMA synchronous=FULL")
         self._connection.executescript(_SCHEMA)
 
-    def begin_run(self, run_id: str, policy_id: str) -> None:
-        self._do("INSERT OR IGNORE INTO runs VALUES (?, ?)", run_id, policy_id)
+    def begin_run(self, run_id: str, policy_id: str, most: int) -> bool:
+        """Count a run that is about to start its worker. False: `most` runs of this policy have begun already.
+
+        Runs that were allowed and then not started, because others refused, use nothing up.
+        """
+        self._do(
+            "INSERT OR IGNORE INTO runs SELECT ?1, ?2 WHERE (SELECT count(*) FROM runs WHERE policy_id = ?2) < ?3",
+            run_id,
+            policy_id,
+            most,
+        )
+        with self._lock:
+            (n,) = self._connection.execute("SELECT count(*) FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return bool(n)
 
     def begin_round(self, run_id: str, round: int, policy_id: str) -> None:
         self._do("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?)", run_id, round, policy_id)

@@ -232,7 +232,6 @@ class RunAtSite:
         wrapped = b""
         if verdict == "allow" and self._offer is not None and not self._offer.dry_run:
             assert self._judgement.accepted is not None
-            self._around.ledger.begin_run(self.run_id, self._judgement.accepted.policy.document.id)
             secret = secrets.token_bytes(32)
             write(self._folder / "run.secret", secret)
             wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, self.run_id, self._site)
@@ -282,6 +281,10 @@ class RunAtSite:
             log=self._folder / "worker.log",
             limits=_limits(accepted),
         )
+        policy = accepted.policy.document
+        if not self._around.ledger.begin_run(self.run_id, policy.id, policy.approval.max_runs):
+            why = f"{policy.approval.max_runs} runs of {policy.id} have begun"
+            return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
         protections = self._around.runtime.protections()
         self._audit(
             "worker starts",

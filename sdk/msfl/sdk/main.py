@@ -18,6 +18,7 @@ from rich.console import Console
 
 from msfl.policies.refusals import CannotProceed, Refused
 from msfl.sdk.client import RefusedByGovernance
+from msfl.sdk.parent import end_with_parent
 from msfl.sdk.run import SiteRefusal
 
 GROUP = "msfl.commands"
@@ -27,6 +28,7 @@ _SUMMARY = "Federated nnU-Net; every hospital keeps the last word on what runs o
 
 def main() -> None:
     """The console script."""
+    end_with_parent()
     logging.basicConfig(level=logging.WARNING)
     structlog.configure(
         processors=[

@@ -10,9 +10,9 @@ from msfl.gateway.ledger import Ledger
 def test_runs_and_rounds_are_counted_by_policy(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     assert (ledger.runs("p"), ledger.rounds("p")) == (0, 0)
-    ledger.begin_run("run-1", "p")
-    ledger.begin_run("run-2", "p")
-    ledger.begin_run("run-3", "other")
+    ledger.begin_run("run-1", "p", 9)
+    ledger.begin_run("run-2", "p", 9)
+    ledger.begin_run("run-3", "other", 9)
     for n in (1, 2, 3):
         ledger.begin_round("run-1", n, "p")
     ledger.begin_round("run-2", 1, "p")
@@ -24,7 +24,7 @@ def test_runs_and_rounds_are_counted_by_policy(tmp_path: Path) -> None:
 def test_what_is_begun_twice_counts_once(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     for _ in range(3):
-        ledger.begin_run("run-1", "p")
+        ledger.begin_run("run-1", "p", 9)
         ledger.begin_round("run-1", 1, "p")
     assert (ledger.runs("p"), ledger.rounds("p")) == (1, 1)
     ledger.close()
@@ -33,10 +33,27 @@ def test_what_is_begun_twice_counts_once(tmp_path: Path) -> None:
 def test_a_budget_is_remembered_by_the_next_process(tmp_path: Path) -> None:
     """The first ledger is never closed, as after a kill."""
     killed = Ledger(tmp_path / "deep" / "ledger.sqlite")
-    killed.begin_run("run-1", "p")
+    killed.begin_run("run-1", "p", 9)
     killed.begin_round("run-1", 1, "p")
     again = Ledger(tmp_path / "deep" / "ledger.sqlite")
     again.begin_round("run-1", 1, "p")
     assert (again.runs("p"), again.rounds("p")) == (1, 1)
     again.close()
     killed.close()
+
+
+def test_no_more_runs_begin_than_the_policy_allows_and_a_repeat_is_the_same_run(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.begin_run("run-1", "p", 1)
+    assert ledger.begin_run("run-1", "p", 1)
+    assert not ledger.begin_run("run-2", "p", 1)
+    assert ledger.begin_run("run-2", "other", 1)
+    ledger.close()
+
+
+def test_a_signed_job_is_claimed_by_one_run(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.claim("nonce", "run-1")
+    assert ledger.claim("nonce", "run-1")
+    assert not ledger.claim("nonce", "run-2")
+    ledger.close()

@@ -7,7 +7,6 @@ and every child asks the kernel to be ended when the demo dies, so that not even
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -19,21 +18,17 @@ from pathlib import Path
 
 import psutil
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
+from msfl.policies.refusals import CannotProceed
+from msfl.sdk.parent import END_WITH
 
 
-class CommandFailed(Exception):
+class CommandFailed(CannotProceed):
     """A command of the demo ended badly. The message ends with its last words."""
 
 
 def msfl(*arguments: str | Path) -> list[str]:
     """The command line of `msfl …` in this very environment."""
     return [sys.executable, "-m", "msfl.sdk.main", *map(str, arguments)]
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Processes:
@@ -77,8 +72,7 @@ class Processes:
                 stdout=out,
                 stderr=errors,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
-                env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1", END_WITH: str(os.getpid())},
             )
 
         # The kernel ends a child when the *thread* that made it ends, so one thread that stays makes them all.
