@@ -54,6 +54,7 @@ from msfl.gateway.machine import (
     advance,
 )
 from msfl.policies.decide import Verdict, allowed_outputs
+from msfl.policies.documents import seconds
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import (
     Input,
@@ -121,7 +122,8 @@ class RunAtSite:
         self._unwanted = threading.Event()  # no worker is wanted any more, also none that is just being started
         self._latest: TaskOrder | None = None
         self._last_beat = 0.0
-        self._closing = threading.Event()
+        self._limit: threading.Timer | None = None
+        self._closing = threading.Event()  # the gateway goes down; nothing waits for the line any more
         self._asides: list[threading.Thread] = []
         self._thread = threading.Thread(target=self._loop, name=f"run {run_id}")
         self._thread.start()
@@ -143,12 +145,15 @@ class RunAtSite:
         return self._state.stage in (Stage.ENDED, Stage.REFUSED)
 
     def close(self) -> None:
-        """The gateway goes down: end the worker, leave the rest as it is."""
+        """The gateway goes down: end the worker, also one that is just being started; leave the rest as it is."""
+        self._closing.set()
         self._unwanted.set()
         self._queue.put(None)
-        if self._process is not None:
-            self._process.stop(2.0)
         self._thread.join()
+        if self._process is not None:
+            self._process.stop(2.0)  # What waits for its answer hears that it is gone.
+        for thread in self._asides:
+            thread.join()
 
     # ----------------------------------------------------------------- thread
 
@@ -188,6 +193,8 @@ class RunAtSite:
             case StopWorker(reason=reason):
                 self._unwanted.set()
                 self._audit("run stopped", reason=reason)
+                if self._limit is not None:
+                    self._limit.cancel()
                 if self._process is not None:
                     self._process.stop()
                     self._process = None
@@ -293,7 +300,7 @@ class RunAtSite:
             protections="; ".join(protections.detail),
         )
         try:
-            self._process = process = HostedProcess.start(self._around.runtime, start)
+            self._process = process = HostedProcess.start(self._around.runtime, start, cancelled=self._unwanted.is_set)
         except Refused as refused:
             return self._broken(order, refused.refusal.code.value, refused.refusal.message)
         except ProcessGone as gone:
@@ -303,6 +310,12 @@ class RunAtSite:
             process.stop(2.0)
             self._tidy()
             return Broken("run_over")
+        # By the clock, whatever the worker is doing: the machine then stops it and says so.
+        self._limit = threading.Timer(
+            seconds(policy.resources.wall_time), self._queue.put, (Broken(Code.RESOURCES_EXCEEDED.value),)
+        )
+        self._limit.daemon = True
+        self._limit.start()
         return WorkerUp()
 
     # ------------------------------------------------------------------- tasks
