@@ -145,8 +145,8 @@ def test_smooth_noise_has_unit_deviation_and_the_smoothness_asked_for(sigma: flo
 
 def test_the_grid_covers_the_field_of_view() -> None:
     shape, affine = grid(2.0)
-    assert shape == (76, 95, 77)
-    np.testing.assert_array_equal(affine @ [0, 0, 0, 1], [-75, -110, -68, 1])
+    assert shape == (81, 98, 79)
+    np.testing.assert_array_equal(affine @ [0, 0, 0, 1], [-80, -112, -68, 1])
 
 
 @pytest.mark.slow

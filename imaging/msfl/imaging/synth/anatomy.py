@@ -29,7 +29,7 @@ Volume = NDArray[np.floating[Any]]
 """float32 throughout; the type says less because numpy's arithmetic does not keep it."""
 Mask = NDArray[np.bool_]
 
-FIELD_OF_VIEW_MM: Final = ((-75.0, 75.0), (-110.0, 79.0), (-68.0, 85.0))
+FIELD_OF_VIEW_MM: Final = ((-80.0, 80.0), (-112.0, 82.0), (-68.0, 89.0))
 """Extent of a person's grid along R, A, S; holds the whole cerebrum, and the brain stem down to the medulla."""
 
 # T1 values of the template (0-255) half way between the peaks of two tissues.
