@@ -9,7 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from runs import matrix, run_demo, summary
+from demo_runs import matrix, run_demo, summary
 
 
 def main() -> None:

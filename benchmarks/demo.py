@@ -14,8 +14,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from demo_runs import dice, matrix, mean, run_demo, summary
 from msfl.imaging.oracle import oracle_threshold_dice
-from runs import dice, matrix, mean, run_demo, summary
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from runs import run_demo, summary
+from demo_runs import run_demo, summary
 
 
 def main() -> None:
