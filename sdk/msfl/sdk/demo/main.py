@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import platform
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from rich.console import Console
 import msfl.sdk as msfl
 from msfl.runtime.process import ProcessRuntime
 from msfl.sdk.demo.federation import DemoSite, Federation, user_sites
+from msfl.sdk.demo.interrupt import Interrupts
 from msfl.sdk.demo.processes import CommandFailed, Processes
 from msfl.sdk.reporting import FEDAVG, NNUNET
 
@@ -55,9 +55,9 @@ def demo(
 ) -> None:
     """The whole federation on this machine: three sites, a centre, a run, a report."""
     console = Console(highlight=False)
-    signal.signal(signal.SIGTERM, _interrupt)
     folder = _fresh(runs, name)
     processes = Processes(folder / "logs")
+    interrupts = Interrupts(processes.close)
     began = time.monotonic()
     try:
         page = _demo(
@@ -65,20 +65,19 @@ def demo(
             data=data, release=release, profile=profile, rounds=rounds, batches=batches, seed=seed,
             baseline=baseline, setting=setting or [],
         )  # fmt: skip
-    except KeyboardInterrupt:
-        console.print("\nstopping everything …")
+    except BaseException as error:  # Whatever it is, nothing is left running; then it goes its way.
+        interrupted = interrupts.heard() or isinstance(error, KeyboardInterrupt)
         processes.close()
-        shutil.rmtree(folder)
-        console.print("stopped; nothing is left running, and the unfinished run's folder is gone")
-        raise typer.Exit(130) from None
-    except (CommandFailed, ValueError) as error:
-        processes.close()
-        console.print(f"[red]the demo cannot go on[/red]: {error}", soft_wrap=True)
-        console.print(f"logs are in {folder / 'logs'}")
-        raise typer.Exit(1) from error
-    except BaseException:
-        processes.close()
+        if interrupted:
+            shutil.rmtree(folder)
+            console.print("\nstopped; nothing is left running, and the unfinished run's folder is gone")
+            raise typer.Exit(130) from None
+        if isinstance(error, CommandFailed | ValueError):
+            console.print(f"[red]the demo cannot go on[/red]: {error}", soft_wrap=True)
+            console.print(f"logs are in {folder / 'logs'}")
+            raise typer.Exit(1) from error
         raise
+    interrupts.heard()
     processes.close()
     console.print(f"\n[bold]report[/bold]  {page}\n[bold]model[/bold]   {folder / 'model.zip'}", soft_wrap=True)
     console.print(f"everything else, keys and signed documents included, is in {folder}")
@@ -252,7 +251,3 @@ def _value(text: str) -> bool | int | float | str:
                 except ValueError:
                     continue
             return text
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt

@@ -41,6 +41,7 @@ class Processes:
         self._peaks: dict[str, float] = {}
         self._spawner = ThreadPoolExecutor(1, thread_name_prefix="spawner")
         self._stop = threading.Event()
+        self._closing = threading.Lock()
         self._meter = threading.Thread(target=self._measure, name="memory", daemon=True)
         self._meter.start()
 
@@ -66,6 +67,8 @@ class Processes:
 
     def _spawn(self, name: str, command: list[str], out: int, errors: int) -> subprocess.Popen[bytes]:
         def spawn() -> subprocess.Popen[bytes]:
+            if self._stop.is_set():
+                raise CommandFailed("everything is being stopped")
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -93,6 +96,10 @@ class Processes:
 
     def close(self) -> None:
         """End everything, gateways before the centre, politely and then surely."""
+        with self._closing:
+            self._close()
+
+    def _close(self) -> None:
         self._stop.set()
         family = self._family()
         for name in sorted(self._children, key=lambda n: not n.startswith("gateway")):
