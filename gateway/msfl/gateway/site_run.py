@@ -11,13 +11,12 @@ this site; nothing is half sent, because the sealed file exists only after the l
 
 from __future__ import annotations
 
-import os
 import queue
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +27,6 @@ import structlog
 
 from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.datasets import changed_file
-from msfl.gateway.egress import CheckedTensors, check_document, template_of
 from msfl.gateway.home import Home, write
 from msfl.gateway.judge import Accepted, Judge, Judgement
 from msfl.gateway.ledger import Ledger
@@ -53,11 +51,11 @@ from msfl.gateway.machine import (
     WorkerUp,
     advance,
 )
+from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.policies.decide import Verdict, allowed_outputs
 from msfl.policies.documents import seconds
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import (
-    Input,
     Offer,
     OfferAnswer,
     Order,
@@ -67,18 +65,14 @@ from msfl.protos.messages import (
     TaskReport,
     result_key,
 )
-from msfl.protos.parcel import BadParcel, pack, unpack
-from msfl.protos.sealing import SealBroken, StreamHeader, open_sealed, run_key, seal, wrap_run_secret
+from msfl.protos.sealing import wrap_run_secret
 from msfl.protos.tasklink import Progress, Result, Task
-from msfl.protos.tensors import BadTensors
 from msfl.registry.interface import Registry
 from msfl.registry.pull import pull
-from msfl.runtime.collect import collect
 from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
 from msfl.runtime.interface import Limits, Runtime, StartOrder
 
 JsonObject: TypeAlias = dict[str, Any]
-MAX_OPENED_BYTES = 8 << 30
 log = structlog.get_logger()
 
 
@@ -96,14 +90,6 @@ class Surroundings:
     clock: Callable[[], datetime]
 
 
-class _Cannot(Exception):
-    """A step of a task failed for a reason that may leave the site."""
-
-    def __init__(self, code: str, why: str) -> None:
-        super().__init__(why)
-        self.code = code
-
-
 class RunAtSite:
     def __init__(self, run_id: str, around: Surroundings, *, lost: bool = False) -> None:
         """`lost`: a run of before this gateway's restart, whose worker is gone; it can only say so."""
@@ -113,6 +99,7 @@ class RunAtSite:
         self._site = around.home.settings().site
         self._folder = around.home.run_folder(run_id)
         self._box = self._folder / "box"  # all of this folder that the worker can see
+        self._files = TaskFiles(self._home, run_id, self._site, self._folder)
         self._queue: queue.SimpleQueue[Event | Order | None] = queue.SimpleQueue()
         self._state = SiteRun(run_id, stage=Stage.ACCEPTED if lost else Stage.OFFERED)
         self._lost = lost
@@ -326,10 +313,10 @@ class RunAtSite:
         if order.verb == "train" and order.round > 0:
             self._around.ledger.begin_round(self.run_id, order.round, accepted.policy.document.id)
         self._audit("task begins", task=order.task_id, verb=order.verb, round=str(order.round))
-        inbox = self._box / "inbox"
+        files_here = self._files
         try:
-            document, files, received = self._take_inputs(order, inbox)
-            weights = next((inbox / f for f in files.values()), None)
+            document, files, received = files_here.take_inputs(order, self._download)
+            weights = next((files_here.inbox / f for f in files.values()), None)
             template = weights if order.verb == "train" else None
             if order.verb == "train" and document.get("stream") == "local":
                 document["send_weights"] = allowed_outputs(accepted.policy).local_model
@@ -337,13 +324,13 @@ class RunAtSite:
             result = self._process.call(
                 Task(order.task_id, order.verb, order.round, accepted.resolved, document, files), self._on_progress
             )
-            sealed = self._gate_and_seal(order, document, result, template)
-            key = result_key(order.task_id, self._site)
+            sealed = files_here.gate_and_seal(accepted, order, order.attempt, document, result, template)
+            key = result_key(order.task_id, self._site, order.attempt)
             self._audit("result leaves", task=order.task_id, bytes=str(sealed.stat().st_size))
             self._until_sent(lambda: self._around.link.upload(self.run_id, key, sealed))
             sent = sealed.stat().st_size
             sealed.unlink()
-        except _Cannot as error:
+        except CannotDo as error:
             return self._broken(order, error.code, str(error))
         except TaskFailed as failed:
             return self._broken(order, failed.code, failed.detail)
@@ -354,8 +341,7 @@ class RunAtSite:
             log.warning("nobody waits for this result", run=self.run_id, task=order.task_id, why=str(unwanted))
             return TaskDone(TaskReport(self.run_id, order.task_id, order.attempt))
         finally:
-            for leftover in (*inbox.iterdir(), *(self._box / "outbox").iterdir()):
-                leftover.unlink()
+            files_here.clear()
         report = TaskReport(
             run_id=self.run_id,
             task_id=order.task_id,
@@ -368,86 +354,8 @@ class RunAtSite:
         )
         return TaskDone(report)
 
-    def _take_inputs(self, order: TaskOrder, inbox: Path) -> tuple[JsonObject, dict[str, str], int]:
-        """Fetch and open every sealed input. JSON joins the task's document, tensors become files in the inbox."""
-        document = dict(order.document)
-        files: dict[str, str] = {}
-        received = 0
-        for i, wanted in enumerate(order.inputs):
-            sealed = self._folder / f"input-{i}.sealed"
-            sealed.unlink(missing_ok=True)
-            received += self._until_sent(lambda w=wanted, s=sealed: self._around.link.download(self.run_id, w.key, s))  # type: ignore[misc]  # bound at once
-            bare = f"{i:03d}.safetensors"
-            said, tensors = self._open(wanted, sealed, inbox / bare)
-            sealed.unlink()
-            document.update(said)
-            if tensors:
-                files[wanted.name] = bare
-        return document, files, received
-
-    def _open(self, wanted: Input, sealed: Path, target: Path) -> tuple[JsonObject, int]:
-        header = StreamHeader(
-            run_id=self.run_id,
-            task_id=wanted.task_id,
-            round=wanted.round,
-            site=self._site,
-            attempt=1,
-            direction="down",
-            artifact=wanted.artifact,
-        )
-        opened = sealed.with_suffix(".opened")
-        try:
-            with open(sealed, "rb") as source, open(opened, "w+b", opener=_private) as plain:
-                open_sealed(self._key(), header, source, plain)
-                plain.seek(0)
-                with open(target, "wb", opener=_private) as tensors:
-                    document, size = unpack(plain, tensors)
-        except (SealBroken, BadParcel) as error:
-            target.unlink(missing_ok=True)
-            raise _Cannot("input_broken", str(error)) from error
-        finally:
-            opened.unlink(missing_ok=True)
-        if not size:
-            target.unlink()
-        return document, size
-
-    def _gate_and_seal(self, order: TaskOrder, asked: Mapping[str, Any], result: Result, template: Path | None) -> Path:
-        accepted = self._accepted()
-        rules = allowed_outputs(accepted.policy)
-        document = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
-        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules)
-        if isinstance(passed, Refusal):
-            raise _Cannot(passed.code.value, passed.message)
-        may_send = template is not None and (asked.get("stream") != "local" or asked.get("send_weights") is True)
-        if set(result.files) - ({"weights"} if may_send else set()):
-            raise _Cannot(Code.OUTPUT_BLOCKED.value, f"the worker left files that {order.verb} may not send")
-        header = StreamHeader(
-            run_id=self.run_id,
-            task_id=order.task_id,
-            round=order.round,
-            site=self._site,
-            attempt=order.attempt,
-            direction="up",
-            artifact="result",
-        )
-        sealed = self._folder / "result.sealed"
-        copy = self._folder / "result.safetensors"
-        try:
-            with open(sealed, "wb", opener=_private) as out:
-                if "weights" in result.files:
-                    assert template is not None
-                    collect(self._box / "outbox", result.files["weights"], copy, rules.weights_max_bytes)
-                    with open(copy, "rb", buffering=0) as private:
-                        checked = CheckedTensors(private, template_of(template), rules.weights_max_bytes)
-                        seal(self._key(), header, pack(passed, checked), out, salt=secrets.token_bytes(32))
-                else:
-                    seal(self._key(), header, pack(passed, None), out, salt=secrets.token_bytes(32))
-        except (Refused, BadTensors) as error:
-            sealed.unlink(missing_ok=True)
-            raise _Cannot(Code.OUTPUT_BLOCKED.value, str(error)) from error
-        finally:
-            copy.unlink(missing_ok=True)
-        return sealed
+    def _download(self, key: str, target: Path) -> int:
+        return int(self._until_sent(lambda: self._around.link.download(self.run_id, key, target)))
 
     def _tidy(self) -> None:
         """Pictures stay, in a folder of the site; preprocessed patient data and keys of the run do not."""
@@ -468,11 +376,6 @@ class RunAtSite:
         assert self._judgement is not None
         assert self._judgement.accepted is not None
         return self._judgement.accepted
-
-    def _key(self) -> bytes:
-        return run_key(
-            (self._folder / "run.secret").read_bytes(), self._home.secret("site.key"), self.run_id, self._site
-        )
 
     def _broken(self, order: TaskOrder, code: str, why: str) -> Broken:
         # `why` may quote what must stay here; only the code goes out.
@@ -501,7 +404,7 @@ class RunAtSite:
     def _tell(self, call: Callable[[], None]) -> None:
         try:
             self._until_sent(call)
-        except _Cannot as stopped:
+        except CannotDo as stopped:
             log.info("not said", run=self.run_id, why=str(stopped))
         except NotWanted as unwanted:
             log.warning("the orchestrator will not have it", run=self.run_id, why=str(unwanted))
@@ -516,7 +419,7 @@ class RunAtSite:
                 log.info("the line is down", run=self.run_id, why=str(down))
                 self._closing.wait(wait)
                 wait = min(wait * 2, 5.0)
-        raise _Cannot("gateway_stopped", "the gateway is being stopped")
+        raise CannotDo("gateway_stopped", "the gateway is being stopped")
 
     def _peaks(self, result: Result) -> dict[str, float]:
         own = psutil.Process().memory_info().rss / 2**20
@@ -553,10 +456,6 @@ def _revealed(judgement: Judgement, reveal: str, runtime: Runtime, verdict: str)
             return {"refusal": {"code": refusal.code.value, "message": "", "fields": {}}}
         case _:
             return {}
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def utc_now() -> datetime:

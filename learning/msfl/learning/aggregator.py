@@ -11,7 +11,8 @@
     collect     task_id, {site: sealed summaries}             sites
     export      federated_round b, labels                     weights_sha256; model (zip), weights
 
-Every stream that comes in is `up`, artifact `result`, attempt 1; every stream that goes out is `down`. The keys come
+Every stream that comes in is `up`, artifact `result`, of the attempt that `attempts` names (1 where it names none);
+every stream that goes out is `down`. The keys come
 sealed to a key pair that is made at the start and never written down.
 
 An update is opened whole to a private file and examined (header, document, names, shapes, finite) before a single
@@ -271,7 +272,7 @@ class Aggregator:
             task_id=task_id,
             round=round,
             site=site,
-            attempt=1,
+            attempt=_attempt(task, site),
             direction="up",
             artifact="result",
         )
@@ -314,6 +315,13 @@ class Aggregator:
                     seal(key, header, pack(document, source), out, salt=salt)
         partial.rename(path)
         return path.name
+
+
+def _attempt(task: Task, site: str) -> int:
+    attempt = parameter(task, "attempts", dict, {}).get(site, 1)
+    if type(attempt) is not int:
+        raise TaskRefusal("bad_task", f"task {task.task_id}: the attempt of {site} is {attempt!r:.40}")
+    return attempt
 
 
 def _choice(config: JsonObject, key: str, default: str, table: Mapping[str, Any]) -> str:

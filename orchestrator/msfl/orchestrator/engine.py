@@ -41,6 +41,7 @@ from msfl.orchestrator.runs.machine import (
     Standing,
     Step,
     advance,
+    central_attempts,
     central_inputs,
     order_for,
     submitted,
@@ -277,10 +278,9 @@ class Engine:
         if step.verb == "open":  # The aggregator was opened when it was started.
             self.post(state.run_id, CentralDone(at=self._clock(), task_id=step.task_id, document=facts))
             return
-        files = {site: self.artifacts.local(state.run_id, key) for site, key in central_inputs(state).items() if key}
-        result = aggregator.do(
-            CentralTask(step.task_id, step.verb, step.round, facts["config"], dict(step.document), files)
-        )
+        files = {site: self.artifacts.local(state.run_id, key) for site, key in central_inputs(state).items()}
+        document = {**step.document, "attempts": central_attempts(state)}
+        result = aggregator.do(CentralTask(step.task_id, step.verb, step.round, facts["config"], document, files))
         keys = []
         for name, path in result.files.items():
             artifact, _, site = name.rpartition("/")
@@ -302,8 +302,7 @@ class Engine:
     def _free(self, state: RunState, step: Step) -> None:
         """Sealed streams are kept only as long as somebody may still need them."""
         for key in central_inputs(state).values():
-            if key:
-                self.artifacts.remove(state.run_id, key)
+            self.artifacts.remove(state.run_id, key)
         if step.verb == "aggregate" and step.round > 1:
             for key in state.outputs.get(f"aggregate/{step.round - 1}", ()):
                 self.artifacts.remove(state.run_id, key)

@@ -106,9 +106,18 @@ class Arrival:
     datasets: tuple[JsonObject, ...]
 
 
-def result_key(task_id: str, site: str) -> str:
-    """Where a site's sealed result of a task is kept, within the run."""
-    return f"{task_id}/{site}/up/result"
+def result_key(task_id: str, site: str, attempt: int) -> str:
+    """Where a site's sealed result of a task is kept, within the run. Each attempt is a stream of its own: two of them
+    are sealed under different keys, and parts of both would make a stream that nobody can open."""
+    return f"{task_id}/{site}/up/{attempt}"
+
+
+def attempt_of(key: str, task_id: str, site: str) -> int | None:
+    """The attempt whose result is kept under `key`; None when it is not a result of this task and site."""
+    prefix, _, last = key.rpartition("/")
+    if prefix != f"{task_id}/{site}/up" or not last.isascii() or not last.isdigit() or last != str(int(last)):
+        return None
+    return int(last)
 
 
 def output_key(task_id: str, site: str, artifact: str) -> str:

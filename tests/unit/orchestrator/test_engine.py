@@ -131,7 +131,7 @@ class Centre:
                     case StopOrder():
                         pass
                     case TaskOrder(task_id=task):
-                        key = result_key(task, site)
+                        key = result_key(task, site, 1)
                         self.artifacts.append(RUN, key, 0, site.encode())
                         self.artifacts.finish(RUN, key, 1)
                         self.engine.post(RUN, TaskDone(self.now, site, task, key, 1.0, 1, 1))
@@ -228,9 +228,9 @@ def test_what_is_not_a_job_is_not_taken_in(centre: Centre) -> None:
 def test_after_a_crash_the_same_step_goes_on(centre: Centre, task: str) -> None:
     centre.submit()
     centre.play_to(task)
-    centre.artifacts.append(RUN, result_key(task, "a"), 0, b"a")
-    centre.artifacts.finish(RUN, result_key(task, "a"), 1)
-    centre.engine.post(RUN, TaskDone(centre.now, "a", task, result_key(task, "a"), 1.0, 1, 1))
+    centre.artifacts.append(RUN, result_key(task, "a", 1), 0, b"a")
+    centre.artifacts.finish(RUN, result_key(task, "a", 1), 1)
+    centre.engine.post(RUN, TaskDone(centre.now, "a", task, result_key(task, "a", 1), 1.0, 1, 1))
     before = centre.state
     centre.engine.stop()
     centre.again()

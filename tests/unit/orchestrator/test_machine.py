@@ -100,7 +100,7 @@ class Walk:
 
     def done(self, site: str, task: str = "") -> RunState:
         task = task or self.task
-        return self.tell(TaskDone(self.tick(), site, task, result_key(task, site), 1.0, 10, 100, {"worker": 50.0}))
+        return self.tell(TaskDone(self.tick(), site, task, result_key(task, site, 1), 1.0, 10, 100, {"worker": 50.0}))
 
     def everybody(self, *, but: str = "") -> RunState:
         for site in sorted(self.waiting - {but}):
@@ -467,9 +467,9 @@ def test_late_repeated_and_foreign_messages_change_nothing() -> None:
     before = walk.state
     for stray in (
         TaskDone(9.0, "a", "train/2", "again", 1.0, 1, 1),
-        TaskDone(9.0, "b", "train/1", result_key("train/1", "b"), 1.0, 1, 1),
-        TaskDone(9.0, "z", "train/2", result_key("train/2", "z"), 1.0, 1, 1),
-        TaskDone(9.0, "b", "train/3", result_key("train/3", "b"), 1.0, 1, 1),
+        TaskDone(9.0, "b", "train/1", result_key("train/1", "b", 1), 1.0, 1, 1),
+        TaskDone(9.0, "z", "train/2", result_key("train/2", "z", 1), 1.0, 1, 1),
+        TaskDone(9.0, "b", "train/3", result_key("train/3", "b", 1), 1.0, 1, 1),
         SiteSilent(9.0, "a", "train/2"),
         SiteSilent(9.0, "b", "train/1"),
         SiteFailed(9.0, "z", "train/2", "worker_error"),
@@ -572,7 +572,7 @@ def test_what_the_centre_reads_in_each_of_its_steps() -> None:
         walk.do_step()
 
     def of(task: str) -> set[str]:
-        return {result_key(task, s) for s in ALL}
+        return {result_key(task, s, 1) for s in ALL}
 
     assert read == {
         "open": set(),

@@ -30,7 +30,7 @@ from msfl.protos.convert import (
     progress_from_wire,
     report_from_wire,
 )
-from msfl.protos.messages import PROTOCOL, JsonObject, TaskOrder, result_key
+from msfl.protos.messages import PROTOCOL, JsonObject, TaskOrder, attempt_of
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkServicer
 
@@ -105,6 +105,8 @@ class LinkDoor(LinkServicer):
         if report.failure:
             failed = SiteFailed(at=now, site=site, task_id=report.task_id, code=report.failure)
             return wire.Ack(stale=not self._engine.post(report.run_id, failed))
+        if report.key and attempt_of(report.key, report.task_id, site) is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{report.key} is no result of {site} for {report.task_id}")
         if report.key and not self._engine.artifacts.size(report.run_id, report.key).complete:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{report.key} has not been uploaded")
         done = TaskDone(
@@ -199,7 +201,7 @@ class LinkDoor(LinkServicer):
 
     def _may_upload(self, context: grpc.ServicerContext, state: RunState, site: str, key: str) -> None:
         step = state.step
-        if step is None or key != result_key(step.task_id, site):
+        if step is None or attempt_of(key, step.task_id, site) is None:
             # The step is over: the site learns it from its next order. Nothing of an old round is taken in.
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {key}")
 

@@ -44,7 +44,7 @@ from msfl.orchestrator.runs.events import (
     TaskDone,
 )
 from msfl.policies.documents import JobSpec
-from msfl.protos.messages import Input, Offer, Order, StopOrder, TaskOrder, output_key
+from msfl.protos.messages import Input, Offer, Order, StopOrder, TaskOrder, attempt_of, output_key
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -568,13 +568,24 @@ def _input(name: str, task_id: str, round: int, artifact: str, site: str) -> Inp
 
 def central_inputs(state: RunState) -> dict[str, str]:
     """Which sealed results the aggregator reads in the current central step: `{site: key}`."""
+    return {site: key for site, key in state.results.get(_source(state), {}).items() if key}
+
+
+def central_attempts(state: RunState) -> dict[str, int]:
+    """Which attempt of each site made the result that `central_inputs` names: it is part of the stream's header."""
+    source = _source(state)
+    attempts = {site: attempt_of(key, source, site) for site, key in central_inputs(state).items()}
+    return {site: attempt for site, attempt in attempts.items() if attempt is not None}
+
+
+def _source(state: RunState) -> str:
+    """The task at the sites whose results the current central step reads."""
     step = state.step
     if step is None or not step.central:
-        return {}
-    source = {
+        return ""
+    return {
         "plan": "fingerprint",
         "aggregate": f"train/{step.round}",
         "candidates": "baseline",
         "collect": str(step.document.get("task_id", "")),
     }.get(step.verb, "")
-    return dict(state.results.get(source, {}))
