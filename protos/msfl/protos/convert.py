@@ -52,6 +52,7 @@ def order_to_wire(order: Order) -> wire.Order:
                     proof=order.proof,
                     token=order.token,
                     dry_run=order.dry_run,
+                    generation=order.generation,
                 )
             )
         case TaskOrder():
@@ -80,7 +81,14 @@ def order_from_wire(message: wire.Order) -> Order:
     match message.WhichOneof("order"):
         case "offer":
             o = message.offer
-            return Offer(run_id=o.run_id, spec=o.spec, proof=o.proof, token=o.token, dry_run=o.dry_run)
+            return Offer(
+                run_id=o.run_id,
+                spec=o.spec,
+                proof=o.proof,
+                token=o.token,
+                dry_run=o.dry_run,
+                generation=o.generation,
+            )
         case "task":
             t = message.task
             return TaskOrder(
@@ -104,6 +112,7 @@ def answer_to_wire(answer: OfferAnswer) -> wire.OfferAnswer:
         verdict=answer.verdict,
         decision=json_bytes(answer.decision),
         wrapped_secret=answer.wrapped_secret,
+        generation=answer.generation,
     )
 
 
@@ -115,6 +124,7 @@ def answer_from_wire(message: wire.OfferAnswer) -> OfferAnswer:
         verdict=message.verdict,
         decision=json_object(message.decision),
         wrapped_secret=message.wrapped_secret,
+        generation=message.generation,
     )
 
 

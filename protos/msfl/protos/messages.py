@@ -18,13 +18,17 @@ JsonObject: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Offer:
-    """A run this site is asked to take part in. `spec` are the exact bytes the user signed."""
+    """A run this site is asked to take part in. `spec` are the exact bytes the user signed.
+
+    `generation` counts from 1: a run that had ended and is resumed is offered, and decided on, again.
+    """
 
     run_id: str
     spec: bytes
     proof: str
     token: str
     dry_run: bool
+    generation: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class OfferAnswer:
     verdict: str
     decision: JsonObject
     wrapped_secret: bytes = b""
+    generation: int = 1
 
 
 @dataclass(frozen=True)

@@ -365,11 +365,14 @@ class Offer(_message.Message):
     PROOF_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     spec: _builtins.bytes
     proof: _builtins.str
     token: _builtins.str
     dry_run: _builtins.bool
+    generation: _builtins.int
+    """counts from 1; a run that had ended and is resumed is offered, and decided on, again"""
     def __init__(
         self,
         *,
@@ -378,10 +381,11 @@ class Offer(_message.Message):
         proof: _builtins.str = ...,
         token: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "proof", b"proof", "run_id", b"run_id", "spec", b"spec", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "generation", b"generation", "proof", b"proof", "run_id", b"run_id", "spec", b"spec", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,6 +493,7 @@ class OfferAnswer(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     DECISION_FIELD_NUMBER: _builtins.int
     WRAPPED_SECRET_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     verdict: _builtins.str
     """allow, refuse, confirm"""
@@ -496,6 +501,8 @@ class OfferAnswer(_message.Message):
     """JSON, as much of it as the site reveals"""
     wrapped_secret: _builtins.bytes
     """HPKE to the centre's key; empty unless allowed"""
+    generation: _builtins.int
+    """of the offer that is answered"""
     def __init__(
         self,
         *,
@@ -503,10 +510,11 @@ class OfferAnswer(_message.Message):
         verdict: _builtins.str = ...,
         decision: _builtins.bytes = ...,
         wrapped_secret: _builtins.bytes = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "run_id", b"run_id", "verdict", b"verdict", "wrapped_secret", b"wrapped_secret"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "generation", b"generation", "run_id", b"run_id", "verdict", b"verdict", "wrapped_secret", b"wrapped_secret"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
