@@ -14,8 +14,11 @@ import pytest
 from fakes.hosts import Host
 from fakes.models import FakeModel, zeros
 from fakes.sites import SealedSites
+from msfl.learning import weights as weight_files
+from msfl.learning.contract import Weights
 from msfl.protos.tasklink import Failed, Result
 
+HONEST = {name: values + np.float32(2) for name, values in zeros().items()}
 GOOD = {"n_train": 4, "train_loss": 0.5, "seconds": 1.0, "incoming": {"n_val": 1, "val_loss": 0.2, "val_dice": 0.3}}
 
 
@@ -29,23 +32,39 @@ def host(tmp_path: Path, sites: SealedSites) -> Iterator[Host]:
     with Host.of(FakeModel(), tmp_path / "f", role="aggregator") as host:
         sites.open(host)
         fingerprints = {s: sites.up(sites.header(s, "fingerprint", 0), {"n_cases": 4}) for s in sites.names}
-        assert isinstance(host.do("plan", {"recipients": sites.names}, fingerprints), Result)
+        sites.keep(host, host.do("plan", {"recipients": sites.names}, fingerprints))
         yield host
     assert (host.status, host.died_of) == (0, None)  # No trick ends the process.
 
 
 def aggregate(host: Host, sites: SealedSites, evil: Path) -> Result | Failed:
-    files = {"mallory": evil, "honest": sites.update("honest", 1, zeros())}
+    files = {"mallory": evil, "honest": sites.update("honest", 1, HONEST), **sites.kept}
     return host.do("aggregate", {"recipients": sites.names}, files, round=1)
 
 
-def assert_refused(host: Host, sites: SealedSites, evil: Path, code: str) -> None:
+def refused_code(host: Host, sites: SealedSites, evil: Path) -> str:
+    """The round went on without mallory, and nothing of hers is in it."""
     answer = aggregate(host, sites, evil)
-    assert isinstance(answer, Failed), answer
-    assert answer.code == code
-    assert "mallory" in answer.detail
-    assert not (host.folder / "scratch/models/round-001.safetensors").exists()
-    assert isinstance(aggregate(host, sites, sites.update("mallory", 1, zeros())), Result)
+    assert isinstance(answer, Result), answer
+    assert set(answer.document["sites"]) == {"honest"}
+    model = weight_files.load(sites.model(host, answer, "honest", "aggregate/1", 1, "weights"))
+    assert all(np.array_equal(model[name], values) for name, values in HONEST.items())
+    assert not list((host.folder / "outbox").glob(".*"))  # what was begun with hers is gone
+    return str(answer.document["refused"]["mallory"])
+
+
+def assert_refused(host: Host, sites: SealedSites, evil: Path, code: str) -> None:
+    assert refused_code(host, sites, evil) == code
+    again = aggregate(host, sites, sites.update("mallory", 1, zeros()))
+    assert isinstance(again, Result)
+    assert again.document["refused"] == {}
+    # Where the round must not close without her, it does not, and still names her.
+    files = {"mallory": evil, "honest": sites.update("honest", 1, HONEST), **sites.kept}
+    strict = host.do("aggregate", {"recipients": sites.names, "min_sites": 2}, files, round=1)
+    assert isinstance(strict, Result)
+    assert strict.files == {}
+    assert strict.document["sites"] == {}
+    assert strict.document["refused"] == {"mallory": code}
 
 
 def safetensors(header: dict[str, Any] | str, data: bytes) -> bytes:
@@ -59,6 +78,7 @@ def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[st
 
 DRIFT, SHIFT = entry([3], 0, 12), entry([2, 2], 12, 28)
 DATA = bytes(28)
+HEAD = bytes(next(weight_files.encoded(zeros())))
 
 TENSOR_TRICKS: dict[str, tuple[str, bytes]] = {
     "an extra tensor": (
@@ -71,11 +91,9 @@ TENSOR_TRICKS: dict[str, tuple[str, bytes]] = {
         "update_template",
         safetensors({"drift": DRIFT, "shift": entry([4], 12, 28)}, DATA),
     ),
-    "NaN": ("update_not_finite", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA[:-4] + struct.pack("<f", np.nan))),
-    "infinity": (
-        "update_not_finite",
-        safetensors({"drift": DRIFT, "shift": SHIFT}, struct.pack("<f", np.inf) + DATA[4:]),
-    ),
+    "NaN": ("update_not_finite", HEAD + DATA[:-4] + struct.pack("<f", np.nan)),
+    "infinity": ("update_not_finite", HEAD + struct.pack("<f", np.inf) + DATA[4:]),
+    "the same tensors, spelled otherwise": ("update_layout", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA)),
     "float64": (
         "update_dtype",
         safetensors({"drift": entry([3], 0, 24, "F64"), "shift": entry([2, 2], 24, 40)}, bytes(40)),
@@ -161,9 +179,7 @@ def test_a_flipped_bit_and_a_cut_stream(host: Host, sites: SealedSites) -> None:
     ):
         path = host.folder / "spoiled"
         path.write_bytes(spoiled)
-        answer = aggregate(host, sites, path)
-        assert isinstance(answer, Failed)
-        assert answer.code in codes
+        assert refused_code(host, sites, path) in codes
 
 
 @pytest.mark.parametrize("loss", ["NaN", "Infinity", "[" * 100_000, "9" * 5000, '"\\ud800'])
@@ -200,22 +216,36 @@ def test_summaries(host: Host, sites: SealedSites, trick: str) -> None:
     header = sites.header("mallory", "evaluate/test", 1)
     evil = sites.up(header, {"summaries": SUMMARY_TRICKS[trick]})
     answer = host.do("collect", {"task_id": "evaluate/test"}, {"mallory": evil}, round=1)
-    assert isinstance(answer, Failed)
-    assert answer.code == "update_fields"
+    assert isinstance(answer, Result)
+    assert answer.document["sites"] == {}
+    assert answer.document["refused"] == {"mallory": "update_fields"}
     honest = sites.up(header, {"summaries": {"federated": {"n": 3, "dice": SUMMARY}}})
-    assert isinstance(host.do("collect", {"task_id": "evaluate/test"}, {"mallory": honest}, round=1), Result)
+    answer = host.do("collect", {"task_id": "evaluate/test"}, {"mallory": honest}, round=1)
+    assert isinstance(answer, Result)
+    assert set(answer.document["sites"]) == {"mallory"}
 
 
 def test_tensors_where_a_document_was_asked_for(host: Host, sites: SealedSites) -> None:
     evil = sites.up(sites.header("mallory", "evaluate/test", 1), {"summaries": {}}, zeros())
     answer = host.do("collect", {"task_id": "evaluate/test"}, {"mallory": evil}, round=1)
-    assert isinstance(answer, Failed)
-    assert answer.code == "unexpected_tensors"
+    assert isinstance(answer, Result)
+    assert answer.document["refused"] == {"mallory": "update_unexpected_tensors"}
 
 
 def test_a_local_model_of_another_shape_reaches_nobody(host: Host, sites: SealedSites) -> None:
     spoiled = {"drift": np.zeros(4, dtype=np.float32), "shift": zeros()["shift"]}
     evil = sites.up(sites.header("mallory", "baseline", 0), {"n_train": 4, "train_loss": 0.5}, spoiled)
-    answer = host.do("candidates", {"recipients": sites.names, "federated_round": 0}, {"mallory": evil})
-    assert isinstance(answer, Failed)
-    assert answer.code == "update_template"
+    files = {"mallory": evil, **sites.kept}
+    answer = host.do("candidates", {"recipients": sites.names, "federated_round": 0}, files)
+    assert isinstance(answer, Result)
+    assert answer.document["refused"] == {"mallory": "update_template"}
+    assert sorted(answer.files) == ["federated/honest", "federated/mallory"]
+
+
+EXPLODED = {name: values + np.float32(1e4) for name, values in zeros().items()}
+BEYOND = {name: values + np.float32(1e30) for name, values in zeros().items()}
+
+
+@pytest.mark.parametrize("weights", [EXPLODED, BEYOND])
+def test_an_update_that_exploded(host: Host, sites: SealedSites, weights: Weights) -> None:
+    assert_refused(host, sites, sites.update("mallory", 1, weights), "update_exploded")

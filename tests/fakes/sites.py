@@ -12,8 +12,10 @@ from pathlib import Path
 from fakes.hosts import Host
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import JsonObject, Weights
+from msfl.learning.files import sha256_of_file
+from msfl.protos.notes import note_in
 from msfl.protos.parcel import pack, unpack
-from msfl.protos.sealing import StreamHeader, open_sealed, seal, seal_to
+from msfl.protos.sealing import EVERYBODY, StreamHeader, open_sealed, seal, seal_to
 from msfl.protos.tasklink import Failed, Result
 
 RUN = "run-7"
@@ -26,11 +28,20 @@ class SealedSites:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._n = 0
-        self.keys = {site: hashlib.sha256(site.encode()).digest() for site in sites}
+        self.keys = {site: hashlib.sha256(site.encode()).digest() for site in (*sites, EVERYBODY)}
+        self.kept: dict[str, Path] = {}
 
     @property
     def names(self) -> list[str]:
-        return sorted(self.keys)
+        return sorted(set(self.keys) - {EVERYBODY})
+
+    def keep(self, host: Host, answer: Result | Failed) -> Result:
+        """What an orchestrator keeps of an answer, to bring it along with later tasks: `kept`."""
+        assert isinstance(answer, Result), answer
+        for artifact in ("plan", "weights"):
+            if f"{artifact}/{EVERYBODY}" in answer.files:
+                self.kept[f"{EVERYBODY}/{artifact}"] = host.output(answer, f"{artifact}/{EVERYBODY}")
+        return answer
 
     def open(self, host: Host, run_id: str = RUN) -> Result | Failed:
         plain = json.dumps({site: base64.b64encode(key).decode() for site, key in self.keys.items()}).encode()
@@ -59,11 +70,26 @@ class SealedSites:
         document = {"n_train": n_train, "train_loss": 0.5, "seconds": 1.0, "incoming": None}
         return self.up(self.header(site, f"train/{round}", round), document, weights)
 
-    def down(self, path: Path, site: str, task_id: str, round: int, artifact: str) -> tuple[JsonObject, Path]:
-        """Open what the aggregator sealed for a site: the document and the tensors' file."""
+    def down(self, path: Path, site: str, task_id: str, round: int, artifact: str) -> JsonObject:
+        """Open what the aggregator sealed for a site alone."""
         header = replace(self.header(site, task_id, round), direction="down", artifact=artifact)
-        plain, tensors = path.with_suffix(".plain"), path.with_suffix(".tensors")
-        with path.open("rb") as source, plain.open("wb") as out:
-            open_sealed(self.keys[site], header, source, out)
-        with plain.open("rb") as source, tensors.open("wb") as out:
-            return unpack(source, out)[0], tensors
+        return _opened(self.keys[site], header, path)[0]
+
+    def model(self, host: Host, answer: Result | Failed, site: str, task_id: str, round: int, artifact: str) -> Path:
+        """The tensors that a site gets: through its note, from the file for all that came with it or was kept."""
+        note = note_in(self.down(host.output(answer, f"{artifact}/{site}"), site, task_id, round, artifact))
+        assert note is not None
+        assert isinstance(answer, Result)
+        for_all = f"{artifact}/{EVERYBODY}"
+        file = host.output(answer, for_all) if for_all in answer.files else self.kept[f"{EVERYBODY}/weights"]
+        tensors = _opened(note.secret, note.header(RUN), file)[1]
+        assert sha256_of_file(tensors) == note.sha256
+        return tensors
+
+
+def _opened(key: bytes, header: StreamHeader, path: Path) -> tuple[JsonObject, Path]:
+    plain, tensors = path.with_suffix(".plain"), path.with_suffix(".tensors")
+    with path.open("rb") as source, plain.open("wb") as out:
+        open_sealed(key, header, source, out)
+    with plain.open("rb") as source, tensors.open("wb") as out:
+        return unpack(source, out)[0], tensors

@@ -1,21 +1,21 @@
 """The egress gate: what a worker made passes here, or it does not leave.
 
     result document ─▶ the release's schema for this verb ─▶ finite ─▶ the policy's metrics, minimum cases ─┐
-    tensors file ────▶ private copy ─▶ names and shapes of the model that was sent here ─▶ finite ──────────┴▶ sealed
+    tensors file ────▶ private memory ─▶ names and shapes of the model that was sent here ─▶ finite ────────┴▶ sealed
 
 Three parties have a say, and all must agree: the **release** declares, as a closed JSON Schema that reviewers read,
 what each verb may return; the **policy** allows less than that; and the **template**, the model which this site was
 sent, fixes every tensor's name and shape. A metric the policy does not allow is taken out (the run can go on without
 it); anything that was not declared at all stops the task, because a worker that tries has not been reviewed.
 
-Tensors are read once: the same pass checks and hands on to the seal, from a copy the worker cannot reach.
+Tensors are read once, into memory that the worker cannot reach: the same pass checks and hands on to the seal.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -24,9 +24,11 @@ import numpy as np
 
 from msfl.policies.decide import OutputRules
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
-from msfl.protos.tensors import BadTensors, TensorTable, must_match, read_table
+from msfl.protos.tensors import MAX_HEADER_BYTES, BadTensors, TensorTable, must_match, read_table
 
 JsonObject: TypeAlias = dict[str, Any]
+_BLOCK = 1 << 20
+_LONGEST_HEAD = MAX_HEADER_BYTES + 8
 
 # How the policy's words for metrics name the numbers that training returns.
 _POLICY_WORD = {"train_loss": "loss", "val_loss": "loss", "loss": "loss", "val_dice": "dice"}
@@ -95,48 +97,71 @@ def _finite(value: object) -> bool:
             return True
 
 
-def template_of(weights: Path) -> TensorTable:
-    """The names and shapes of the model that this site was sent. Raises BadTensors."""
+def head_of(weights: Path) -> bytes:
+    """The first bytes, up to the data, of the model that this site was sent: names, types, shapes, places.
+
+    Raises BadTensors.
+    """
     with open(weights, "rb") as file:
-        return read_table(file)
+        start = read_table(file).data_start
+        file.seek(0)
+        return file.read(start)
 
 
-class CheckedTensors(io.RawIOBase):
-    """A safetensors file that checks itself while it is being read: for the seal, which reads it once.
+class CheckedTensors:
+    """A safetensors file of a worker that is checked while it is read, once, into memory that the worker cannot reach.
 
-    Raises Refused from `read`, before the offending block is handed out; the caller throws away what it has sealed.
+    `head` is that of the model which the site was sent; `source` is an unbuffered file of `size` bytes, to which the
+    worker may still write. Raises Refused.
     """
 
-    def __init__(self, copy: BinaryIO, template: TensorTable, max_bytes: int) -> None:
-        super().__init__()
-        self._copy = copy
-        size = copy.seek(0, io.SEEK_END)
-        copy.seek(0)
+    def __init__(self, source: BinaryIO, size: int, head: bytes, max_bytes: int) -> None:
         if size > max_bytes:
             raise Refused(refuse(Code.OUTPUT_BLOCKED, f"The weights are {size} bytes; the policy allows {max_bytes}."))
+        self._source = source
+        template = read_table(io.BytesIO(head))
+        if self._exactly(len(head)) != head:
+            raise Refused(refuse(Code.OUTPUT_BLOCKED, f"The weights are not the model's: {self._why(template)}."))
+        if size != template.total_bytes:
+            raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights file holds more or less than its tensors."))
+        self._head = head
+        self._left = size - len(head)
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """The whole file, each piece checked before it is handed out and valid until the next. The caller throws away
+        what it made of them when this raises Refused."""
+        yield self._head
+        block = memoryview(bytearray(_BLOCK))
+        while self._left:
+            n = self._source.readinto(block[: min(_BLOCK, self._left)])  # type: ignore[attr-defined]  # a raw file
+            n = self._whole_values(block, n)
+            if not np.isfinite(np.frombuffer(block[:n], dtype="<f4")).all():
+                raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights hold a number that is not finite."))
+            self._left -= n
+            yield block[:n]
+        if self._source.read(1):
+            raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights file grew while it was read."))
+
+    def _whole_values(self, block: memoryview, n: int) -> int:
+        """A file may give less than was asked; read on to the end of the value."""
+        while n == 0 or n % 4:
+            more = self._source.read(4 - n % 4)
+            if not more:
+                raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights file shrank while it was read."))
+            block[n : n + len(more)] = more
+            n += len(more)
+        return n
+
+    def _exactly(self, n: int) -> bytes:
+        data = b""
+        while len(data) < n and (more := self._source.read(n - len(data))):
+            data += more
+        return data
+
+    def _why(self, template: TensorTable) -> str:
+        self._source.seek(0)
         try:
-            table = read_table(copy)
-            must_match(table, template)
+            must_match(read_table(io.BytesIO(self._exactly(_LONGEST_HEAD))), template)
         except BadTensors as error:
-            raise Refused(refuse(Code.OUTPUT_BLOCKED, f"The weights are not the model's: {error}.")) from error
-        if table.total_bytes != size:
-            raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights file holds more than its tensors."))
-        copy.seek(0)
-        self._header_left = table.data_start
-        self._odd = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        n = self._copy.readinto(view)  # type: ignore[attr-defined]  # an unbuffered file has it
-        data = view[:n]
-        skip = min(self._header_left, n)
-        self._header_left -= skip
-        floats = self._odd + bytes(data[skip:]) if self._odd or (n - skip) % 4 else data[skip:]
-        whole = len(floats) - len(floats) % 4
-        self._odd = bytes(floats[whole:])
-        if not np.isfinite(np.frombuffer(floats[:whole], dtype="<f4")).all():
-            raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights hold a number that is not finite."))
-        return int(n)
+            return str(error)
+        return "the tensors lie in another order, or the header is spelled differently"

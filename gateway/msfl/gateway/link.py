@@ -90,22 +90,23 @@ class Link:
             return
         self._call(lambda: self._stub.Upload(_parts(run_id, key, file, have.offset, total)))
 
-    def download(self, run_id: str, key: str, file: Path) -> int:
-        """Fetch a sealed file into `file`, appending to what an earlier try left there; its size in bytes."""
+    def download(self, run_id: str, key: str, offset: int, take: Callable[[bytes], None]) -> None:
+        """Fetch a sealed file from `offset` on; `take` gets each part as it comes, and what it raises ends the call."""
+        call = self._stub.Download(wire.DownloadFrom(run_id=run_id, key=key, offset=offset))
+        total = offset
         try:
-            with open(file, "ab") as target:
-                request = wire.DownloadFrom(run_id=run_id, key=key, offset=target.tell())
-                total = target.tell()
-                for chunk in self._stub.Download(request):
-                    if chunk.offset != target.tell():
-                        raise LineDown("a part came out of order")
-                    target.write(chunk.data)
-                    total = chunk.total
-                if target.tell() < total:
-                    raise LineDown("the download ended early")
-                return target.tell()
-        except (grpc.RpcError, ValueError) as error:
+            for chunk in call:
+                if chunk.offset != offset:
+                    raise LineDown("a part came out of order")
+                take(chunk.data)
+                offset += len(chunk.data)
+                total = chunk.total
+            if offset < total:
+                raise LineDown("the download ended early")
+        except grpc.RpcError as error:
             raise self._translated(error) from error
+        finally:
+            call.cancel()
 
     def _call(self, call: Callable[[], _T]) -> _T:
         try:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import psutil
@@ -354,8 +353,17 @@ class RunAtSite:
         )
         return TaskDone(report)
 
-    def _download(self, key: str, target: Path) -> int:
-        return int(self._until_sent(lambda: self._around.link.download(self.run_id, key, target)))
+    def _download(self, key: str, take: Callable[[bytes], None]) -> int:
+        """Goes on at the byte where the line was cut."""
+        got = 0
+
+        def take_on(piece: bytes) -> None:
+            nonlocal got
+            take(piece)
+            got += len(piece)
+
+        self._until_sent(lambda: self._around.link.download(self.run_id, key, got, take_on))
+        return got
 
     def _tidy(self) -> None:
         """Pictures stay, in a folder of the site; preprocessed patient data and keys of the run do not."""

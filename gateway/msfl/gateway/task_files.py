@@ -1,7 +1,7 @@
 """What a task takes in and what it gives out at a site, file by file.
 
-    inputs    download sealed ▸ open into a private file ▸ JSON joins the document, tensors become a file in the inbox
-    output    collect from the outbox ▸ egress gate ▸ seal in the same pass ▸ `result.sealed`, which may be uploaded
+    inputs    download ▸ open while it arrives, into a private file ▸ JSON joins the document, tensors move to the inbox
+    output    read from the outbox ▸ egress gate ▸ seal in the same pass ▸ `result.sealed`, which may be uploaded
 
 Nothing is half sent: the sealed file exists only after the last check. What fails raises `CannotDo` with a code that
 may leave the site.
@@ -9,26 +9,29 @@ may leave the site.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from msfl.gateway.egress import CheckedTensors, check_document, template_of
+from msfl.gateway.egress import CheckedTensors, check_document, head_of
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.policies.decide import allowed_outputs
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
-from msfl.protos.parcel import BadParcel, pack, unpack
-from msfl.protos.sealing import SealBroken, StreamHeader, open_sealed, run_key, seal
+from msfl.protos.notes import BadNote, note_in
+from msfl.protos.parcel import BadParcel, Unpacking, beginning
+from msfl.protos.sealing import Opening, SealBroken, Sealing, StreamHeader, run_key
 from msfl.protos.tasklink import Result
 from msfl.protos.tensors import BadTensors
-from msfl.runtime.collect import collect
+from msfl.runtime.collect import open_output
 
 JsonObject: TypeAlias = dict[str, Any]
-Download: TypeAlias = Callable[[str, Path], int]
+Download: TypeAlias = Callable[[str, Callable[[bytes], None]], int]
+"""Fetch a sealed stream by its key, hand its pieces on as they arrive, and say how many bytes they were."""
 
 
 class CannotDo(Exception):
@@ -51,23 +54,24 @@ class TaskFiles:
         self.inbox = self._box / "inbox"
 
     def take_inputs(self, order: TaskOrder, download: Download) -> tuple[JsonObject, dict[str, str], int]:
-        """Fetch and open every sealed input. JSON joins the task's document, tensors become files in the inbox."""
+        """Fetch and open every sealed input. JSON joins the task's document, tensors become files in the inbox.
+
+        The document, bare file names by input, bytes received. Raises CannotDo.
+        """
         document = dict(order.document)
         files: dict[str, str] = {}
         received = 0
         for i, wanted in enumerate(order.inputs):
-            sealed = self._folder / f"input-{i}.sealed"
-            sealed.unlink(missing_ok=True)
-            received += download(wanted.key, sealed)
             bare = f"{i:03d}.safetensors"
-            said, tensors = self._open(wanted, sealed, self.inbox / bare)
-            sealed.unlink()
+            said, tensors, n = self._fetch(wanted, self.inbox / bare, download)
             document.update(said)
+            received += n
             if tensors:
                 files[wanted.name] = bare
         return document, files, received
 
-    def _open(self, wanted: Input, sealed: Path, target: Path) -> tuple[JsonObject, int]:
+    def _fetch(self, wanted: Input, target: Path, download: Download) -> tuple[JsonObject, int, int]:
+        """One input and, when it is a note, the file that it is about: document, bytes of tensors, bytes received."""
         header = StreamHeader(
             run_id=self._run_id,
             task_id=wanted.task_id,
@@ -77,21 +81,42 @@ class TaskFiles:
             direction="down",
             artifact=wanted.artifact,
         )
-        opened = sealed.with_suffix(".opened")
+        document, tensors, received = self._open(self._key(), header, wanted.key, target, download, None)
         try:
-            with open(sealed, "rb") as source, open(opened, "w+b", opener=_private) as plain:
-                open_sealed(self._key(), header, source, plain)
-                plain.seek(0)
-                with open(target, "wb", opener=_private) as tensors:
-                    document, size = unpack(plain, tensors)
-        except (SealBroken, BadParcel) as error:
-            target.unlink(missing_ok=True)
+            note = note_in(document)
+        except BadNote as error:
             raise CannotDo("input_broken", str(error)) from error
-        finally:
-            opened.unlink(missing_ok=True)
-        if not size:
-            target.unlink()
-        return document, size
+        if note is None:
+            return document, tensors, received
+        opened = self._open(note.secret, note.header(self._run_id), note.key, target, download, note.sha256)
+        return opened[0], opened[1], received + opened[2]
+
+    def _open(
+        self, key: bytes, header: StreamHeader, name: str, target: Path, download: Download, sha256: str | None
+    ) -> tuple[JsonObject, int, int]:
+        """Open a sealed stream while it arrives. `target` appears only when all of it is verified."""
+        partial = self._folder / "incoming.tensors"
+        digest = hashlib.sha256()
+        with open(partial, "wb", buffering=0, opener=_private) as tensors:
+
+            def take(piece: memoryview) -> None:
+                tensors.write(piece)
+                if sha256 is not None:
+                    digest.update(piece)
+
+            unpacking = Unpacking(take)
+            opening = Opening(key, header, unpacking.feed)
+            try:
+                received = download(name, opening.feed)
+                opening.close()
+                document = unpacking.close()
+            except (SealBroken, BadParcel) as error:
+                raise CannotDo("input_broken", str(error)) from error
+        if sha256 not in (None, f"sha256:{digest.hexdigest()}"):
+            raise CannotDo("input_broken", f"{name} is not the file that the note is about")
+        if unpacking.tensor_bytes:
+            partial.rename(target)
+        return document, unpacking.tensor_bytes, received
 
     def gate_and_seal(
         self,
@@ -121,23 +146,25 @@ class TaskFiles:
             artifact="result",
         )
         sealed = self._folder / "result.sealed"
-        copy = self._folder / "result.safetensors"
         try:
-            with open(sealed, "wb", opener=_private) as out:
+            with open(sealed, "wb", buffering=0, opener=_private) as out:
+                sealing = Sealing(self._key(), header, out, salt=secrets.token_bytes(32))
+                sealing.write(beginning(passed, tensors="weights" in result.files))
                 if "weights" in result.files:
                     assert template is not None
-                    collect(self._box / "outbox", result.files["weights"], copy, rules.weights_max_bytes)
-                    with open(copy, "rb", buffering=0) as private:
-                        checked = CheckedTensors(private, template_of(template), rules.weights_max_bytes)
-                        seal(self._key(), header, pack(passed, checked), out, salt=secrets.token_bytes(32))
-                else:
-                    seal(self._key(), header, pack(passed, None), out, salt=secrets.token_bytes(32))
+                    for piece in self._checked(result.files["weights"], template, rules.weights_max_bytes):
+                        sealing.write(piece)
+                sealing.close()
         except (Refused, BadTensors) as error:
             sealed.unlink(missing_ok=True)
             raise CannotDo(Code.OUTPUT_BLOCKED.value, str(error)) from error
-        finally:
-            copy.unlink(missing_ok=True)
         return sealed
+
+    def _checked(self, name: str, template: Path, max_bytes: int) -> Iterator[bytes | memoryview]:
+        """Raises Refused, BadTensors."""
+        source, size = open_output(self._box / "outbox", name, max_bytes)
+        with open(source, "rb", buffering=0) as file:
+            yield from CheckedTensors(file, size, head_of(template), max_bytes).pieces()
 
     def clear(self) -> None:
         """Nothing of a task stays in the boxes: the next one starts with empty ones."""

@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = False) -> str:
-    """Write `chunks` to `path` (mode 0600) in one step; returns `sha256:<hex>` of the bytes. Raises OSError."""
-    digest = hashlib.sha256()
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = False) -> None:
+    """Write `chunks` to `path` (mode 0600) in one step. Raises OSError."""
     temporary = path.with_name(f".{path.name}.part")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         for chunk in chunks:
-            digest.update(chunk)
             file.write(chunk)
         file.flush()
         if durable:
@@ -32,7 +30,6 @@ def write_whole(path: Path, chunks: Iterable[bytes], *, durable: bool = False) -
             os.fsync(folder)
         finally:
             os.close(folder)
-    return f"sha256:{digest.hexdigest()}"
 
 
 def sha256_of_file(path: Path) -> str:

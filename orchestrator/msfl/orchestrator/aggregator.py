@@ -1,6 +1,6 @@
 """The aggregator as the orchestrator holds it: a contained process of the same release, given sealed files and keys.
 
-The orchestrator never opens what sites send. It copies the sealed files into the aggregator's inbox, asks for one verb
+The orchestrator never opens what sites send. It lays the sealed files into the aggregator's inbox, asks for one verb
 at a time, and takes sealed files out of the outbox. The keys to them come from the keyring, sealed to a key which the
 aggregator made at its start, so the orchestrator only carries a box that it cannot open.
 """
@@ -8,7 +8,9 @@ aggregator made at its start, so the orchestrator only carries a box that it can
 from __future__ import annotations
 
 import base64
+import errno
 import itertools
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
+from msfl.policies.documents import Isolation
 from msfl.protos.tasklink import Progress, Result, Task
-from msfl.runtime.collect import collect
+from msfl.runtime.collect import collect, take_over
 from msfl.runtime.hosted import HostedProcess
 from msfl.runtime.interface import Runtime, StartOrder
 
@@ -50,9 +53,10 @@ class CentralResult:
 class Aggregator:
     """One run's aggregator process. Raises what `HostedProcess` raises."""
 
-    def __init__(self, process: HostedProcess, folder: Path) -> None:
+    def __init__(self, process: HostedProcess, folder: Path, *, read_only_inbox: bool) -> None:
         self._process = process
         self._folder = folder
+        self._read_only_inbox = read_only_inbox
         self._names = itertools.count()
 
     @classmethod
@@ -68,7 +72,8 @@ class Aggregator:
     ) -> Aggregator:
         """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
         order.folder.mkdir(parents=True, exist_ok=True)
-        aggregator = cls(HostedProcess.start(runtime, order), order.folder)
+        contained = runtime.protections().isolation > Isolation.NONE
+        aggregator = cls(HostedProcess.start(runtime, order), order.folder, read_only_inbox=contained)
         try:
             sealed = keyring.hand_over(run_id, wrapped, base64.b64decode(aggregator._process.hello.public_key))
         except (BadRunSecret, KeyringDown):
@@ -83,9 +88,7 @@ class Aggregator:
         files = {}
         for name, path in task.files.items():
             files[name] = f"{next(self._names):06d}.sealed"
-            target = inbox / files[name]
-            # A copy, never a link: what is stored stays as it came, whatever the contained process does.
-            shutil.copyfile(path, target)
+            self._lend(path, inbox / files[name])
         try:
             result = self._process.call(
                 Task(task.task_id, task.verb, task.round, task.config, task.document, files), _ignore
@@ -93,15 +96,31 @@ class Aggregator:
         finally:
             for name in files.values():
                 (inbox / name).unlink(missing_ok=True)
-        return CentralResult(document=result.document, files=self._take(result))
+        return CentralResult(document=result.document, files=self._take(result, sealed=task.verb != "export"))
 
-    def _take(self, result: Result) -> dict[str, Path]:
+    def _lend(self, stored: Path, target: Path) -> None:
+        """What is stored stays as it came, whatever the contained process does: in a sandbox the inbox cannot be
+        written, so a second name for the same file will do; without one it gets a copy."""
+        if self._read_only_inbox:
+            try:
+                return os.link(stored, target)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                    raise
+        shutil.copyfile(stored, target)
+
+    def _take(self, result: Result, *, sealed: bool) -> dict[str, Path]:
         taken = self._folder.parent / "taken"
         taken.mkdir(mode=0o700, exist_ok=True)
         files = {}
         for name, bare in result.files.items():
-            files[name] = collect(self._folder / "outbox", bare, taken / bare, MAX_OUTPUT_BYTES).path
-            (self._folder / "outbox" / bare).unlink(missing_ok=True)
+            files[name] = taken / bare
+            files[name].unlink(missing_ok=True)  # of before a crash
+            if sealed:
+                take_over(self._folder / "outbox", bare, files[name], MAX_OUTPUT_BYTES)
+            else:
+                collect(self._folder / "outbox", bare, files[name], MAX_OUTPUT_BYTES)
+                (self._folder / "outbox" / bare).unlink(missing_ok=True)
         return files
 
     def stop(self) -> None:

@@ -42,6 +42,7 @@ from msfl.orchestrator.runs.machine import (
     Step,
     advance,
     central_attempts,
+    central_broadcasts,
     central_inputs,
     order_for,
     submitted,
@@ -51,6 +52,7 @@ from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json
 from msfl.policies.refusals import Refused
 from msfl.protos.messages import Order, output_key
+from msfl.protos.sealing import EVERYBODY
 from msfl.runtime.hosted import ProcessGone, TaskFailed
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -278,8 +280,9 @@ class Engine:
         if step.verb == "open":  # The aggregator was opened when it was started.
             self.post(state.run_id, CentralDone(at=self._clock(), task_id=step.task_id, document=facts))
             return
-        files = {site: self.artifacts.local(state.run_id, key) for site, key in central_inputs(state).items()}
-        document = {**step.document, "attempts": central_attempts(state)}
+        wanted = central_inputs(state) | central_broadcasts(state)
+        files = {name: self.artifacts.local(state.run_id, key) for name, key in wanted.items()}
+        document = {**step.document, "attempts": central_attempts(state), "min_sites": state.spec.min_sites}
         result = aggregator.do(CentralTask(step.task_id, step.verb, step.round, facts["config"], document, files))
         keys = []
         for name, path in result.files.items():
@@ -305,7 +308,8 @@ class Engine:
             self.artifacts.remove(state.run_id, key)
         if step.verb == "aggregate" and step.round > 1:
             for key in state.outputs.get(f"aggregate/{step.round - 1}", ()):
-                self.artifacts.remove(state.run_id, key)
+                if f"/{EVERYBODY}/" not in key:
+                    self.artifacts.remove(state.run_id, key)
 
 
 def _first(event: Event) -> RunState:

@@ -9,7 +9,11 @@
 
 The whole header (run, task, round, site, attempt, direction, artifact) is authenticated by every chunk: a stream of
 another round, site or direction does not open. A cut at a chunk border shows, because the last chunk is marked.
-Whoever opens writes to a temporary file and renames it after success: nothing is used before all of it is verified.
+Whoever opens throws away what it got when the end does not verify: nothing is used before all of it is verified.
+
+What goes to every site (a round's model) is sealed once, under `broadcast_key`, with the site `ALL`. A site learns
+that key, and the hash of the plaintext, from a small stream sealed for it alone (`msfl.protos.notes`): the hash keeps
+another site, which knows the key too, from passing off something else.
 """
 
 from __future__ import annotations
@@ -17,9 +21,9 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -28,6 +32,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
+EVERYBODY = "ALL"  # where a header names a site: all of the run. No site's name has capitals.
 CHUNK = 1 << 20
 TAG = 16
 KEY = 32
@@ -68,59 +74,156 @@ class StreamHeader:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
 
-def seal(key: bytes, header: StreamHeader, plaintext: Iterable[bytes], out: BinaryIO, *, salt: bytes) -> int:
-    """Write a sealed stream; the number of bytes written. `salt`: 32 fresh random bytes.
+class Sealing:
+    """A sealed stream that is being written. Memory is two chunks, whatever the length.
 
-    Memory is two chunks, whatever the length. Raises ValueError for a key, salt or header of the wrong size.
+    `salt`: 32 fresh random bytes. Raises ValueError for a key, salt or header of the wrong size.
     """
-    head = header.encode()
-    if len(head) > MAX_HEADER:
-        raise ValueError(f"a header of {len(head)} bytes is over the limit of {MAX_HEADER}")
-    cipher = _cipher(key, salt, head)
-    out.write(_LENGTH.pack(len(head)) + head + salt)
-    written = _LENGTH.size + len(head) + SALT
-    sealed = memoryview(bytearray(CHUNK + TAG))
-    for i, (chunk, last) in enumerate(_chunks(plaintext)):
-        size = cipher.encrypt_into(_nonce(i, last), chunk, head, sealed[: len(chunk) + TAG])
-        out.write(sealed[:size])
-        written += size
-    return written
+
+    def __init__(self, key: bytes, header: StreamHeader, out: BinaryIO, *, salt: bytes) -> None:
+        self._head = header.encode()
+        if len(self._head) > MAX_HEADER:
+            raise ValueError(f"a header of {len(self._head)} bytes is over the limit of {MAX_HEADER}")
+        self._cipher = _cipher(key, salt, self._head)
+        self._out = out
+        self._plain = memoryview(bytearray(CHUNK))
+        self._sealed = memoryview(bytearray(CHUNK + TAG))
+        self._held = 0
+        self._i = 0
+        out.write(_LENGTH.pack(len(self._head)) + self._head + salt)
+        self._written = _LENGTH.size + len(self._head) + SALT
+
+    def write(self, piece: Buffer) -> None:
+        """Chunks are of exactly CHUNK bytes, whatever the pieces; one is held back, because the last one is marked."""
+        rest = memoryview(piece).cast("B")
+        while rest:
+            if self._held == CHUNK:
+                self._put(last=False)
+            n = min(CHUNK - self._held, len(rest))
+            self._plain[self._held : self._held + n] = rest[:n]
+            self._held += n
+            rest = rest[n:]
+
+    def close(self) -> int:
+        """The last chunk, possibly empty; the number of bytes of the whole stream."""
+        self._put(last=True)
+        return self._written
+
+    def _put(self, *, last: bool) -> None:
+        target = self._sealed[: self._held + TAG]
+        self._cipher.encrypt_into(_nonce(self._i, last), self._plain[: self._held], self._head, target)
+        self._out.write(target)
+        self._written += len(target)
+        self._held = 0
+        self._i += 1
+
+
+class Opening:
+    """A sealed stream that is being read, in pieces of any size as they arrive.
+
+    `take` gets each chunk of plaintext once it is authenticated, as a view that is valid during the call only. What it
+    got is the stream's beginning; that the stream is whole shows in `close`. Raises SealBroken.
+    """
+
+    def __init__(self, key: bytes, expected: StreamHeader, take: Callable[[memoryview], object]) -> None:
+        self._key = key
+        self._head = expected.encode()
+        self._take = take
+        self._cipher: AESGCM | None = None
+        self._beginning = bytearray()
+        self._chunk = memoryview(bytearray(CHUNK + TAG))
+        self._plain = memoryview(bytearray(CHUNK))
+        self._held = 0
+        self._i = 0
+        self._written = 0
+
+    def feed(self, piece: Buffer) -> None:
+        rest = memoryview(piece).cast("B")
+        if self._cipher is None:
+            rest = self._begin(rest)
+        while rest:
+            if self._held == CHUNK + TAG:
+                self._open(last=False)
+            n = min(CHUNK + TAG - self._held, len(rest))
+            self._chunk[self._held : self._held + n] = rest[:n]
+            self._held += n
+            rest = rest[n:]
+
+    def close(self) -> int:
+        """The length of the plaintext. Only now is the stream known to be whole."""
+        if self._cipher is None:
+            raise SealBroken("truncated", "the stream ends inside its header or salt")
+        self._open(last=True)
+        return self._written
+
+    def _begin(self, piece: memoryview) -> memoryview:
+        """Collects header and salt; what lies behind them."""
+        self._beginning += piece[: _LENGTH.size + MAX_HEADER + SALT]
+        if len(self._beginning) < _LENGTH.size:
+            return piece[len(piece) :]
+        (length,) = _LENGTH.unpack_from(self._beginning)
+        if length > MAX_HEADER:
+            raise SealBroken("header_unreadable", f"a header of {length} bytes")
+        begins = _LENGTH.size + length + SALT
+        if len(self._beginning) < begins:
+            return piece[len(piece) :]
+        if self._beginning[_LENGTH.size : _LENGTH.size + length] != self._head:
+            raise SealBroken("header_differs", f"this is not the stream {self._head.decode()}")
+        self._cipher = _cipher(self._key, bytes(self._beginning[begins - SALT : begins]), self._head)
+        # Of this piece, what came after the salt; `_beginning` holds no more of it than that and a little.
+        seen_before = len(self._beginning) - min(len(piece), _LENGTH.size + MAX_HEADER + SALT)
+        self._beginning = bytearray()
+        return piece[begins - seen_before :]
+
+    def _open(self, *, last: bool) -> None:
+        assert self._cipher is not None
+        if self._held < TAG:
+            raise SealBroken("truncated", f"the stream ends before or inside chunk {self._i}")
+        chunk, plain = self._chunk[: self._held], self._plain[: self._held - TAG]
+        try:
+            self._cipher.decrypt_into(_nonce(self._i, last), chunk, self._head, plain)
+        except InvalidTag as error:
+            raise _why_broken(self._cipher, bytes(chunk), self._i, last, self._head) from error
+        self._take(plain)
+        self._written += len(plain)
+        self._held = 0
+        self._i += 1
+
+
+def seal(key: bytes, header: StreamHeader, plaintext: Iterable[Buffer], out: BinaryIO, *, salt: bytes) -> int:
+    """Write a whole sealed stream; the number of bytes written. As `Sealing`."""
+    sealing = Sealing(key, header, out, salt=salt)
+    for piece in plaintext:
+        sealing.write(piece)
+    return sealing.close()
 
 
 def open_sealed(key: bytes, expected: StreamHeader, source: BinaryIO, out: BinaryIO) -> int:
     """Write the plaintext to `out` and return its length. Raises SealBroken; then `out` must be thrown away."""
-    head = expected.encode()
-    announced = _read(source, _LENGTH.size)
-    if len(announced) != _LENGTH.size:
-        raise SealBroken("truncated", "the stream is shorter than a header")
-    (length,) = _LENGTH.unpack(announced)
-    if length > MAX_HEADER:
-        raise SealBroken("header_unreadable", f"a header of {length} bytes")
-    if _read(source, length) != head:
-        raise SealBroken("header_differs", f"this is not the stream {head.decode()}")
-    salt = _read(source, SALT)
-    if len(salt) != SALT:
-        raise SealBroken("truncated", "the stream ends inside its salt")
-    cipher = _cipher(key, salt, head)
-    plain = memoryview(bytearray(CHUNK))
-    written = i = 0
-    chunk = _read(source, CHUNK + TAG)
-    while True:
-        if len(chunk) < TAG:
-            raise SealBroken("truncated", f"the stream ends before or inside chunk {i}")
-        following = _read(source, CHUNK + TAG)
-        last = not following
-        size = len(chunk) - TAG
-        try:
-            cipher.decrypt_into(_nonce(i, last), chunk, head, plain[:size])
-        except InvalidTag as error:
-            raise _why_broken(cipher, chunk, i, last, head) from error
-        out.write(plain[:size])
-        written += size
-        if last:
-            return written
-        chunk = following
-        i += 1
+    opening = Opening(key, expected, out.write)
+    for piece in _pieces(source):
+        opening.feed(piece)
+    return opening.close()
+
+
+def opened_chunks(key: bytes, expected: StreamHeader, source: BinaryIO) -> Iterator[memoryview]:
+    """The plaintext chunk by chunk, each authenticated, valid until the next is asked for. Raises SealBroken; that the
+    stream is whole is known only when the iterator has ended."""
+    ready: list[memoryview] = []
+    opening = Opening(key, expected, ready.append)
+    # A piece is at most a chunk, so it completes at most one: no view is overwritten before it was handed out.
+    for piece in _pieces(source):
+        opening.feed(piece)
+        if ready:
+            yield ready.pop()
+    opening.close()
+    yield ready.pop()
+
+
+def _pieces(source: BinaryIO) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(CHUNK + TAG))
+    while n := source.readinto(buffer):  # type: ignore[attr-defined]  # every binary file has it; typeshed's base not
+        yield buffer[:n]
 
 
 def _why_broken(cipher: AESGCM, chunk: bytes, i: int, last: bool, head: bytes) -> SealBroken:
@@ -152,34 +255,6 @@ def _nonce(i: int, last: bool) -> bytes:
     return b"\0" * 7 + _LENGTH.pack(i) + (b"\1" if last else b"\0")
 
 
-def _read(source: BinaryIO, size: int) -> bytes:
-    """`size` bytes, or fewer at the end only: unbuffered files and pipes may give less than was asked."""
-    data = source.read(size)
-    while data and len(data) < size and (more := source.read(size - len(data))):
-        data += more
-    return data
-
-
-def _chunks(plaintext: Iterable[bytes]) -> Iterator[tuple[memoryview, bool]]:
-    """Regroup into chunks of exactly CHUNK bytes; the last one, possibly empty, is marked.
-
-    Each is a view of one buffer, valid until the next is asked for.
-    """
-    buffer = memoryview(bytearray(CHUNK))
-    held = 0
-    for piece in plaintext:
-        rest = memoryview(piece)
-        while rest:
-            if held == CHUNK:
-                yield buffer, False
-                held = 0
-            n = min(CHUNK - held, len(rest))
-            buffer[held : held + n] = rest[:n]
-            held += n
-            rest = rest[n:]
-    yield buffer[:held], True
-
-
 # ------------------------------------------------------------------------ keys
 
 
@@ -187,6 +262,18 @@ def run_key(run_secret: bytes, site_key: bytes, run_id: str, site: str) -> bytes
     """The key of one run at one site: from what only that gateway made, and what only site and keyring share."""
     info = _about(b"msfl/run-key/v1", run_id, site)
     return HKDF(SHA256(), KEY, salt=_full(site_key), info=info).derive(_full(run_secret))
+
+
+def centre_key(centre_private: bytes, run_id: str) -> bytes:
+    """The key of what the centre keeps of one run. The keyring can derive it at any time; nobody else can."""
+    info = b"msfl/centre-run-key/v1|" + run_id.encode()
+    return HKDF(SHA256(), KEY, salt=None, info=info).derive(_full(centre_private))
+
+
+def broadcast_key(run_centre_key: bytes, header: StreamHeader) -> bytes:
+    """The key of one stream that is sealed once for all sites of a run; each learns it through a note of its own."""
+    info = b"msfl/broadcast/v1|" + hashlib.sha256(header.encode()).digest()
+    return HKDF(SHA256(), KEY, salt=None, info=info).derive(_full(run_centre_key))
 
 
 def wrap_run_secret(centre_public: bytes, run_secret: bytes, run_id: str, site: str) -> bytes:

@@ -3,7 +3,7 @@
 The process may leave there anything that has a name, and may change it at any moment: a symbolic link to a file of the
 host, a FIFO that never answers, a hard link, a device, a file that grows while it is read. So nothing is checked by
 path and read later; one descriptor is opened without following links, checked, and copied by reading, under a bound,
-into a private file. What was checked is what is used.
+into memory or a file of one's own. What was checked is what is used.
 
     name        one bare name of plain characters
     folder      no link itself; the process may have swapped it
@@ -39,13 +39,9 @@ def collect(folder: Path, name: str, into: Path, max_bytes: int) -> CollectedFil
     `folder` is F/outbox. Raises Refused (output_blocked), whose fields say what was wrong; FileExistsError when `into`
     exists; ValueError when `into` lies in F, where the process could change it again.
     """
-    if into.resolve().is_relative_to(folder.parent.resolve()):
-        raise ValueError(f"collect into a folder outside {folder.parent}: the contained process can write to {into}")
-    if not _BARE_NAME.fullmatch(name):
-        raise _blocked("it is not a plain file name", name)
-    source = _open(folder, name)
+    _must_be_outside(folder, into)
+    source, size = open_output(folder, name, max_bytes)
     try:
-        size = _checked_size(source, name, max_bytes)
         target = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             digest = _copy(source, target, size, name)
@@ -55,6 +51,45 @@ def collect(folder: Path, name: str, into: Path, max_bytes: int) -> CollectedFil
     finally:
         os.close(source)
     return CollectedFile(into, size, digest)
+
+
+def open_output(folder: Path, name: str, max_bytes: int) -> tuple[int, int]:
+    """A descriptor of `folder/name`, for whoever copies it while reading, and its size in bytes. As `collect`.
+
+    The process can still write to the file: read every byte once, into memory of one's own, and no more than the size.
+    """
+    if not _BARE_NAME.fullmatch(name):
+        raise _blocked("it is not a plain file name", name)
+    source = _open(folder, name)
+    try:
+        return source, _checked_size(source, name, max_bytes)
+    except Refused:
+        os.close(source)
+        raise
+
+
+def take_over(folder: Path, name: str, into: Path, max_bytes: int) -> None:
+    """Move `folder/name` to the new file `into` without copying it. As `collect`.
+
+    For sealed files only: the process may have kept a descriptor and can change the bytes later, which then do not
+    open any more. It made them, so it could have made them so at once.
+    """
+    _must_be_outside(folder, into)
+    source, _ = open_output(folder, name, max_bytes)
+    descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Exactly the file that was checked, whatever has its name by now. Only with a folder given does Python follow
+        # the link that /proc shows.
+        os.link(str(source), into, src_dir_fd=descriptors, follow_symlinks=True)
+    finally:
+        os.close(descriptors)
+        os.close(source)
+    (folder / name).unlink(missing_ok=True)
+
+
+def _must_be_outside(folder: Path, into: Path) -> None:
+    if into.resolve().is_relative_to(folder.parent.resolve()):
+        raise ValueError(f"collect into a folder outside {folder.parent}: the contained process can write to {into}")
 
 
 def _open(folder: Path, name: str) -> int:

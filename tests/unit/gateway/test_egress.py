@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msfl.gateway.egress import CheckedTensors, check_document, template_of
+from msfl.gateway.egress import CheckedTensors, check_document, head_of
 from msfl.policies.decide import OutputRules
 from msfl.policies.encoding import load_yaml
 from msfl.policies.refusals import Code, Refusal, Refused
-from msfl.protos.parcel import pack, unpack
-from msfl.protos.tensors import BadTensors, TensorTable, read_table
+from msfl.protos.parcel import beginning, unpack
+from msfl.protos.sealing import StreamHeader, open_sealed, seal
+from msfl.protos.tensors import BadTensors
 from msfl.registry.build import Recipe, find_recipe
 
 RULES = OutputRules(
@@ -158,17 +159,30 @@ TWO = ((3, 5), (7,))
 GOOD = tensors_file(*TWO)
 
 
-def table(data: bytes) -> TensorTable:
-    return read_table(io.BytesIO(data))
+def head(data: bytes) -> bytes:
+    return data[: 8 + struct.unpack("<Q", data[:8])[0]]
 
 
-def gate(data: bytes, template: bytes = GOOD, max_bytes: int = 1 << 20) -> CheckedTensors:
-    return CheckedTensors(io.BytesIO(data), table(template), max_bytes)
+class Trickle(io.BytesIO):
+    """A raw file that gives at most `step` bytes at a time, as a raw file may."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        super().__init__(data)
+        self._step = step
+
+    def readinto(self, buffer: Any) -> int:
+        return super().readinto(memoryview(buffer)[: self._step])
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(self._step, size if size is not None and size >= 0 else self._step))
 
 
-def read_all(data: bytes, max_bytes: int, step: int) -> bytes:
-    checked = gate(data, max_bytes=max_bytes)
-    return b"".join(iter(lambda: checked.read(step), b""))
+def gate(data: bytes, template: bytes = GOOD, max_bytes: int = 1 << 20, step: int = 1 << 20) -> CheckedTensors:
+    return CheckedTensors(Trickle(data, step), len(data), head(template), max_bytes)
+
+
+def read_all(data: bytes, max_bytes: int, step: int, template: bytes = GOOD) -> bytes:
+    return b"".join(bytes(piece) for piece in gate(data, template, max_bytes, step).pieces())
 
 
 def refused(data: bytes, max_bytes: int = 1 << 20, step: int = 64) -> str:
@@ -182,7 +196,30 @@ def refused(data: bytes, max_bytes: int = 1 << 20, step: int = 64) -> str:
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 64, 1 << 20])
 def test_weights_pass_to_the_byte_whatever_the_sizes_of_the_reads(step: int, pad: int) -> None:
     data = tensors_file(*TWO, pad=pad)
-    assert read_all(data, len(data), step) == data
+    assert read_all(data, len(data), step, template=data) == data
+
+
+def test_the_same_tensors_under_a_header_of_another_spelling_are_blocked() -> None:
+    """The spelling of a header could carry a message, and the values would lie elsewhere."""
+    assert "spelled" in refused(tensors_file(*TWO, pad=8))
+
+
+@pytest.mark.parametrize(("change", "why"), [(b"more", "grew"), (-4, "shrank"), (-40, "shrank")])
+def test_a_file_that_changes_its_length_while_it_is_read_is_blocked(change: bytes | int, why: str) -> None:
+    file = Trickle(GOOD, 16)
+    checked = CheckedTensors(file, len(GOOD), head(GOOD), 1 << 20)
+    pieces = checked.pieces()
+    next(pieces)
+    if isinstance(change, bytes):
+        file.getbuffer()  # as long as no view of it is held, it may grow
+        at = file.tell()
+        file.seek(0, io.SEEK_END)
+        file.write(change)
+        file.seek(at)
+    else:
+        file.truncate(len(GOOD) + change)
+    with pytest.raises(Refused, match=why):
+        list(pieces)
 
 
 @pytest.mark.parametrize("step", [1, 3, 64, 1 << 20])
@@ -204,9 +241,9 @@ def test_one_number_that_is_not_finite_anywhere_blocks_the_weights(step: int, bi
         (tensors_file((3, 5), (7,), (1,)), "differ"),
         (tensors_file(), "differ"),
         (tensors_file(*TWO, dtype="I32"), "F32"),
-        (GOOD + b"\0", "more than its tensors"),
-        (GOOD + b"patient data" * 100, "more than its tensors"),
-        (GOOD[:-1], "more than its tensors"),
+        (GOOD + b"\0", "more or less than its tensors"),
+        (GOOD + b"patient data" * 100, "more or less than its tensors"),
+        (GOOD[:-1], "more or less than its tensors"),
         (GOOD[:20], "header"),
         (b"", "header"),
         (struct.pack("<Q", 1 << 62), "header"),
@@ -234,22 +271,25 @@ def test_where_no_weights_may_leave_none_do() -> None:
 
 
 def test_checked_weights_travel_in_a_parcel_and_come_out_the_same() -> None:
-    parcel = b"".join(pack({"n_train": 4}, gate(GOOD)))
-    out = io.BytesIO()
-    assert unpack(io.BytesIO(parcel), out) == ({"n_train": 4}, len(GOOD))
+    header = StreamHeader("run-7", "train/1", 1, "site-a", 1, "up", "result")
+    sealed, parcel, out = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    seal(
+        bytes(32),
+        header,
+        [beginning({"n_train": 4}, tensors=True), *map(bytes, gate(GOOD).pieces())],
+        sealed,
+        salt=bytes(32),
+    )
+    sealed.seek(0)
+    open_sealed(bytes(32), header, sealed, parcel)
+    parcel.seek(0)
+    assert unpack(parcel, out) == ({"n_train": 4}, len(GOOD))
     assert out.getvalue() == GOOD
-
-
-def test_a_parcel_of_broken_weights_is_never_whole() -> None:
-    parts: list[bytes] = []
-    with pytest.raises(Refused):
-        parts.extend(pack({}, gate(GOOD[:-4] + b"\x00\x00\xc0\x7f")))
-    assert len(b"".join(parts)) < len(GOOD)
 
 
 def test_the_template_is_read_from_what_this_site_was_sent(tmp_path: Path) -> None:
     (tmp_path / "sent").write_bytes(GOOD)
-    assert template_of(tmp_path / "sent").shapes == {"t0": (3, 5), "t1": (7,)}
+    assert head_of(tmp_path / "sent") == head(GOOD)
     (tmp_path / "sent").write_bytes(b"broken")
     with pytest.raises(BadTensors):
-        template_of(tmp_path / "sent")
+        head_of(tmp_path / "sent")

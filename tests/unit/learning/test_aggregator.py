@@ -15,6 +15,7 @@ from msfl.learning import weights as weight_files
 from msfl.learning.aggregator import zip_folder
 from msfl.learning.contract import Weights
 from msfl.learning.files import json_hash, sha256_of_file
+from msfl.protos.sealing import EVERYBODY
 from msfl.protos.tasklink import Failed, Result
 
 LABELS = {"background": 0, "lesion": 1}
@@ -37,7 +38,23 @@ def plan(host: Host, sites: SealedSites) -> Result | Failed:
         site: sites.up(sites.header(site, "fingerprint", 0), {"n_cases": 2 + i, "labels": LABELS})
         for i, site in enumerate(sites.names)
     }
-    return host.do("plan", {"recipients": sites.names}, files)
+    answer = host.do("plan", {"recipients": sites.names}, files)
+    if isinstance(answer, Result):
+        sites.keep(host, answer)
+    return answer
+
+
+def aggregate(
+    host: Host, sites: SealedSites, updates: dict[str, Path], said: dict[str, Any] | None = None, **more: Any
+) -> Result | Failed:
+    """A round, from the model that was kept; what it makes is kept."""
+    asked = {"recipients": [], **(said or {})}
+    answer = host.do("aggregate", asked, {**updates, **sites.kept}, **({"round": 1} | more))
+    return sites.keep(host, answer) if isinstance(answer, Result) else answer
+
+
+def model(host: Host, sites: SealedSites, answer: Result | Failed, site: str = "site-a", round: int = 1) -> Weights:
+    return weight_files.load(sites.model(host, answer, site, f"aggregate/{round}", round, "weights"))
 
 
 def document(answer: Result | Failed) -> dict[str, Any]:
@@ -61,40 +78,40 @@ def test_a_plan_and_the_first_model_for_everybody(host: Host, sites: SealedSites
         "plan_hash": json_hash(whole),
         "plan_summary": {"width": 3},
         "n_parameters": 7,
-        "weights_sha256": sha256_of_file(host.folder / "scratch/models/round-000.safetensors"),
+        "weights_sha256": sha256_of_file(sites.model(host, answer, "site-a", "plan", 0, "weights")),
     }
     assert isinstance(answer, Result)
-    assert sorted(answer.files) == sorted(f"{kind}/{site}" for kind in ("plan", "weights") for site in sites.names)
-    said, _ = sites.down(host.output(answer, "plan/site-b"), "site-b", "plan", 0, "plan")
+    everybody = [*sites.names, EVERYBODY]
+    assert sorted(answer.files) == sorted(f"{kind}/{site}" for kind in ("plan", "weights") for site in everybody)
+    said = sites.down(host.output(answer, "plan/site-b"), "site-b", "plan", 0, "plan")
     assert said == {"plan": whole, "plan_hash": json_hash(whole)}
-    said, tensors = sites.down(host.output(answer, "weights/site-b"), "site-b", "plan", 0, "weights")
-    assert said == {}
+    tensors = sites.model(host, answer, "site-b", "plan", 0, "weights")
     assert weight_files.load(tensors).keys() == zeros().keys()
 
 
 def test_a_round_is_the_weighted_mean_and_goes_to_everybody(host: Host, sites: SealedSites) -> None:
     plan(host, sites)
     files = {"site-b": sites.update("site-b", 1, plus(3), n_train=1), "site-a": sites.update("site-a", 1, plus(1), 3)}
-    answer = host.do("aggregate", {"recipients": ["site-a", "site-b"], "late": ["site-c"]}, files, round=1)
+    answer = aggregate(host, sites, files, {"recipients": ["site-a", "site-b"], "late": ["site-c"]})
     facts = {"train_loss": 0.5, "seconds": 1.0, "incoming": {}}
-    kept = host.folder / "scratch/models/round-001.safetensors"
+    norm = pytest.approx(7**0.5)
     assert document(answer) == {
-        "sites": {"site-a": {"n_train": 3, **facts}, "site-b": {"n_train": 1, **facts}},
-        "weights_sha256": sha256_of_file(kept),
+        "sites": {
+            "site-a": {"n_train": 3, **facts, "update_norm": norm},
+            "site-b": {"n_train": 1, **facts, "update_norm": pytest.approx(3 * 7**0.5)},
+        },
+        "refused": {},
+        "weights_sha256": sha256_of_file(sites.model(host, answer, "site-c", "aggregate/1", 1, "weights")),
     }
     for site in sites.names:
-        _, tensors = sites.down(host.output(answer, f"weights/{site}"), site, "aggregate/1", 1, "weights")
-        assert tensors.read_bytes() == kept.read_bytes()
-    assert np.array_equal(weight_files.load(kept)["drift"], np.full(3, 1.5))
+        assert np.array_equal(model(host, sites, answer, site)["drift"], np.full(3, 1.5))
 
 
 def test_equal_weighting_ignores_the_number_of_cases(host: Host, sites: SealedSites) -> None:
     plan(host, sites)
     files = {"site-b": sites.update("site-b", 1, plus(3), n_train=1), "site-a": sites.update("site-a", 1, plus(1), 3)}
-    host.do("aggregate", {"recipients": []}, files, round=1, config={"weighting": "equal"})
-    assert np.array_equal(
-        weight_files.load(host.folder / "scratch/models/round-001.safetensors")["drift"], np.full(3, 2.0)
-    )
+    answer = aggregate(host, sites, files, {"recipients": ["site-a"]}, config={"weighting": "equal"})
+    assert np.array_equal(model(host, sites, answer)["drift"], np.full(3, 2.0))
 
 
 def test_the_sum_does_not_depend_on_who_came_first(host: Host, sites: SealedSites) -> None:
@@ -104,36 +121,39 @@ def test_the_sum_does_not_depend_on_who_came_first(host: Host, sites: SealedSite
         site: sites.update(site, 1, {n: random.standard_normal(v.shape).astype(np.float32) for n, v in zeros().items()})
         for site in sites.names
     }
-    hashes = {
-        document(host.do("aggregate", {"recipients": []}, {s: updates[s] for s in order}, round=1))["weights_sha256"]
-        for order in (sites.names, sites.names[::-1])
-    }
+    first = dict(sites.kept)
+    hashes = set()
+    for order in (sites.names, sites.names[::-1]):
+        sites.kept = dict(first)
+        hashes.add(document(aggregate(host, sites, {s: updates[s] for s in order}))["weights_sha256"])
     assert len(hashes) == 1
 
 
 def test_candidates_and_export(host: Host, sites: SealedSites, tmp_path: Path) -> None:
     plan(host, sites)
-    host.do("aggregate", {"recipients": []}, {"site-a": sites.update("site-a", 1, plus(1))}, round=1)
+    aggregate(host, sites, {"site-a": sites.update("site-a", 1, plus(1))})
     baselines = {
         "site-a": sites.up(sites.header("site-a", "baseline", 0), {"n_train": 3, "train_loss": 0.1}, plus(10)),
         "site-b": sites.up(sites.header("site-b", "baseline", 0), {"n_train": 1, "train_loss": 0.1}),
     }
-    answer = host.do("candidates", {"recipients": sites.names, "federated_round": 1}, baselines, round=1)
+    asked = {"recipients": sites.names, "federated_round": 1}
+    answer = host.do("candidates", asked, {**baselines, **sites.kept}, round=1)
     assert isinstance(answer, Result)
     assert sorted(answer.files) == [
         "federated/site-a",
         "federated/site-b",
         "federated/site-c",
+        f"local:site-a/{EVERYBODY}",
         "local:site-a/site-b",
         "local:site-a/site-c",
     ]
-    _, tensors = sites.down(host.output(answer, "local:site-a/site-c"), "site-c", "candidates", 1, "local:site-a")
+    tensors = sites.model(host, answer, "site-c", "candidates", 1, "local:site-a")
     assert np.array_equal(weight_files.load(tensors)["drift"], np.full(3, 10.0))
+    best = sites.model(host, answer, "site-b", "candidates", 1, "federated").read_bytes()
 
-    exported = host.do("export", {"federated_round": 1}, round=1)
-    best = host.folder / "scratch/models/round-001.safetensors"
-    assert document(exported) == {"weights_sha256": sha256_of_file(best)}
-    assert host.output(exported, "weights").read_bytes() == best.read_bytes()
+    exported = host.do("export", {"federated_round": 1}, dict(sites.kept), round=1)
+    assert host.output(exported, "weights").read_bytes() == best
+    assert document(exported) == {"weights_sha256": sha256_of_file(host.output(exported, "weights"))}
     with zipfile.ZipFile(host.output(exported, "model")) as archive:
         assert archive.namelist() == ["about.txt", "inner/weights.txt"]
         assert archive.read("inner/weights.txt") == b"1 1 1"
@@ -144,31 +164,56 @@ def test_collect_hands_on_summaries(host: Host, sites: SealedSites) -> None:
     summaries = {"federated": {"n": 2, "dice": dice, "loss": None}, "local:site-b": {"n": None, "withheld": "too_few"}}
     files = {"site-a": sites.up(sites.header("site-a", "evaluate/test", 4), {"summaries": summaries})}
     answer = host.do("collect", {"task_id": "evaluate/test"}, files, round=4)
-    assert document(answer) == {"sites": {"site-a": {"summaries": summaries}}}
+    assert document(answer) == {"sites": {"site-a": {"summaries": summaries}}, "refused": {}}
 
 
-def test_killed_between_rounds_it_goes_on_from_its_own_disk(tmp_path: Path, sites: SealedSites) -> None:
+def test_a_site_that_comes_later_is_issued_the_plan_and_the_present_model(host: Host, sites: SealedSites) -> None:
+    plan(host, sites)
+    aggregate(host, sites, {"site-a": sites.update("site-a", 1, plus(1))})
+    answer = host.do("issue", {"recipients": ["site-c"], "round": 1}, dict(sites.kept), round=1)
+    assert isinstance(answer, Result)
+    assert sorted(answer.files) == ["plan/site-c", "weights/site-c"]
+    said = sites.down(host.output(answer, "plan/site-c"), "site-c", "issue/1", 1, "plan")
+    assert said["plan"]["n_cases"] == 9
+    tensors = sites.model(host, answer, "site-c", "issue/1", 1, "weights")
+    assert np.array_equal(weight_files.load(tensors)["drift"], np.full(3, 1.0))
+
+
+def test_killed_between_rounds_another_process_goes_on(tmp_path: Path, sites: SealedSites) -> None:
     with Host.of(FakeModel(), tmp_path / "f", role="aggregator") as host:
         sites.open(host)
         plan(host, sites)
-        first = host.do("aggregate", {"recipients": []}, {"site-a": sites.update("site-a", 1, plus(1))}, round=1)
+        before = dict(sites.kept)
+        first = aggregate(host, sites, {"site-a": sites.update("site-a", 1, plus(1))})
         public = host.hello.public_key
-    with Host.of(model := FakeModel(), tmp_path / "f", role="aggregator") as host:
+    with Host.of(fake := FakeModel(), tmp_path / "g", role="aggregator") as host:
         assert host.hello.public_key != public
         sites.open(host)
-        # The engine may not have heard of round 1's end: asked again, it answers the same.
-        again = host.do("aggregate", {"recipients": []}, {"site-a": sites.update("site-a", 1, plus(1))}, round=1)
+        # The engine may not have heard of round 1's end: asked again, from what it kept, it answers the same.
+        sites.kept = before
+        again = aggregate(host, sites, {"site-a": sites.update("site-a", 1, plus(1))})
         assert document(again) == document(first)
-        host.do("aggregate", {"recipients": []}, {"site-a": sites.update("site-a", 2, plus(5))}, round=2)
-        assert isinstance(host.do("export", {"federated_round": 2}, round=2), Result)
-    assert model.calls == ["export background lesion"]
+        aggregate(host, sites, {"site-a": sites.update("site-a", 2, plus(5))}, round=2)
+        assert isinstance(host.do("export", {"federated_round": 2}, dict(sites.kept), round=2), Result)
+    assert fake.calls == ["export background lesion"]
 
 
-def test_nothing_private_is_left_behind(host: Host, sites: SealedSites) -> None:
+def test_nothing_is_left_in_clear(host: Host, sites: SealedSites) -> None:
     plan(host, sites)
-    host.do("aggregate", {"recipients": []}, {"site-a": sites.update("site-a", 1, plus(1))}, round=1)
-    left = sorted(str(p.relative_to(host.folder / "scratch")) for p in (host.folder / "scratch").rglob("*.*"))
-    assert left == ["models/round-000.safetensors", "models/round-001.safetensors", "plan.json"]
+    aggregate(host, sites, {"site-a": sites.update("site-a", 1, plus(1))})
+    assert list((host.folder / "scratch").iterdir()) == []
+    for file in (host.folder / "outbox").iterdir():
+        assert b"data_offsets" not in file.read_bytes()
+        assert b"n_cases" not in file.read_bytes()
+
+
+@pytest.mark.parametrize("strategy", ["median", "krum"])
+def test_strategies_that_see_all_updates_run_from_the_same_files(host: Host, sites: SealedSites, strategy: str) -> None:
+    plan(host, sites)
+    updates = {s: sites.update(s, 1, plus(v)) for s, v in (("site-a", 1), ("site-b", 1.25), ("site-c", 900))}
+    answer = aggregate(host, sites, updates, {"recipients": ["site-a"]}, config={"strategy": strategy})
+    expected = {"median": 1.25, "krum": 1.0}[strategy]
+    assert np.array_equal(model(host, sites, answer)["drift"], np.full(3, expected))
 
 
 def test_tasks_that_make_no_sense_are_refused(tmp_path: Path, sites: SealedSites) -> None:
@@ -177,16 +222,19 @@ def test_tasks_that_make_no_sense_are_refused(tmp_path: Path, sites: SealedSites
         assert code(host.do("open", {"run_id": RUN, "sealed_keys": "AAAA"})) == "keys_unreadable"
         assert code(host.do("open", {"run_id": RUN, "sealed_keys": "not base64"})) == "keys_unreadable"
         sites.open(host)
-        assert code(host.do("export")) == "no_such_round"
+        assert code(host.do("export")) == "input_missing"
         plan(host, sites)
         assert code(sites.open(host, "run-8")) == "other_run"
-        assert code(host.do("aggregate", {"recipients": []}, round=1)) == "no_updates"
-        assert code(host.do("aggregate", {"recipients": []}, round=2)) == "no_such_round"
-        assert code(host.do("aggregate", {"recipients": ["site-x"]}, round=1)) == "unknown_site"
+        assert code(aggregate(host, sites, {})) == "no_updates"
+        assert code(aggregate(host, sites, {}, {"recipients": ["site-x"]})) == "unknown_site"
+        assert code(aggregate(host, sites, {}, {"recipients": [EVERYBODY]})) == "unknown_site"
         update = {"site-a": sites.update("site-a", 1, plus(1))}
         for key in ("strategy", "weighting"):
-            refused = host.do("aggregate", {"recipients": []}, update, round=1, config={key: "os.system"})
+            refused = aggregate(host, sites, update, config={key: "os.system"})
             assert code(refused) == f"unknown_{key}"
+        # The model of another round than the one that the task is about.
+        later = {"site-a": sites.update("site-a", 3, plus(1))}
+        assert code(aggregate(host, sites, later, round=3)) == "model_broken"
 
 
 def test_a_zip_of_the_same_files_is_the_same_bytes(tmp_path: Path) -> None:

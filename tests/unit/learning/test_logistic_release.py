@@ -131,47 +131,42 @@ def federation(root: Path) -> tuple[str, dict[str, JsonObject]]:
             return sealed.up(header, _declared(verb, answer.document), tensors)
 
         def at_centre(verb: str, document: JsonObject, inputs: dict[str, Path], round: int) -> Result:
-            answer = centre.do(verb, document, inputs, round=round, config=config)
-            assert isinstance(answer, Result), answer
-            return answer
+            return sealed.keep(centre, centre.do(verb, document, inputs, round=round, config=config))
 
         results = {site: at_site(site, "fingerprint", "fingerprint", {}, {}, 0) for site in trains}
         answer = at_centre("plan", {"recipients": sorted(sizes)}, results, 0)
         initial, weights = {}, {}
         for site in sizes:
-            said, _ = sealed.down(centre.output(answer, f"plan/{site}"), site, "plan", 0, "plan")
+            said = sealed.down(centre.output(answer, f"plan/{site}"), site, "plan", 0, "plan")
             at_site(site, "prepare", "prepare", said, {}, 0)
-            initial[site] = weights[site] = sealed.down(
-                centre.output(answer, f"weights/{site}"), site, "plan", 0, "weights"
-            )[1]
+            initial[site] = weights[site] = sealed.model(centre, answer, site, "plan", 0, "weights")
         for r in (1, 2):
             results = {
                 site: at_site(site, f"train/{r}", "train", {"stream": "federated"}, {"weights": weights[site]}, r)
                 for site in trains
             }
-            answer = at_centre("aggregate", {"recipients": trains}, results, r)
+            answer = at_centre("aggregate", {"recipients": trains}, {**results, **sealed.kept}, r)
             for site in trains:
-                sent = centre.output(answer, f"weights/{site}")
-                weights[site] = sealed.down(sent, site, f"aggregate/{r}", r, "weights")[1]
+                weights[site] = sealed.model(centre, answer, site, f"aggregate/{r}", r, "weights")
 
         local = {"stream": "local", "rounds": 2, "send_weights": True}
         results = {s: at_site(s, "baseline", "train", local, {"weights": initial[s]}, 0) for s in trains}
-        answer = at_centre("candidates", {"recipients": sorted(sizes), "federated_round": 2}, results, 2)
+        asked = {"recipients": sorted(sizes), "federated_round": 2}
+        answer = at_centre("candidates", asked, {**results, **sealed.kept}, 2)
 
         def test(site: str) -> Path:
             received = {}
-            for name, bare in answer.files.items():
+            for name in answer.files:
                 artifact, _, recipient = name.rpartition("/")
                 if recipient == site:
-                    path = centre.folder / "outbox" / bare
-                    received[artifact] = sealed.down(path, site, "candidates", 2, artifact)[1]
+                    received[artifact] = sealed.model(centre, answer, site, "candidates", 2, artifact)
             names = [*received, *([f"local:{site}"] if site in trains else [])]
             document = {"split": "test", "candidates": names}
             return at_site(site, "evaluate/test", "evaluate", document, received, 2)
 
         results = {site: test(site) for site in sizes}
         collected = at_centre("collect", {"task_id": "evaluate/test"}, results, 2).document["sites"]
-        exported = centre.output(at_centre("export", {"federated_round": 2}, {}, 2), "weights")
+        exported = centre.output(at_centre("export", {"federated_round": 2}, dict(sealed.kept), 2), "weights")
         assert load(exported).keys() == {"coefficients", "intercepts"}
         return sha256_of_file(exported), {site: document["summaries"] for site, document in collected.items()}
 

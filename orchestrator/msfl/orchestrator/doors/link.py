@@ -31,6 +31,7 @@ from msfl.protos.convert import (
     report_from_wire,
 )
 from msfl.protos.messages import PROTOCOL, JsonObject, TaskOrder, attempt_of
+from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkServicer
 
@@ -166,8 +167,8 @@ class LinkDoor(LinkServicer):
     def Download(self, request: wire.DownloadFrom, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
         site = self._site(context)
         self._run(context, site, request.run_id)
-        # Keys of what is meant for a site carry its name: <task>/<site>/down/<artifact>.
-        if f"/{site}/down/" not in request.key:
+        # Keys of what is meant for a site carry its name, <task>/<site>/down/<artifact>, or that of all.
+        if f"/{site}/down/" not in request.key and f"/{EVERYBODY}/down/" not in request.key:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{request.key} is not for {site}")
         try:
             path = self._engine.artifacts.local(request.run_id, request.key)

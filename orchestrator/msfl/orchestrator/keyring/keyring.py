@@ -35,7 +35,7 @@ from pydantic import TypeAdapter
 from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, sign_site
 from msfl.policies.documents import Slug
 from msfl.protos.registration import RegistrationToken, proof
-from msfl.protos.sealing import SealBroken, run_key, seal_to, unwrap_run_secret
+from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
 MAX_TOKEN_LIFE = timedelta(hours=72)
 # A site's name becomes a file's name and a certificate's; whoever asks for another one gets neither.
@@ -178,10 +178,13 @@ class Keyring:
     # -------------------------------------------------------------------- runs
 
     def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
-        """The run's site keys in a box for the aggregator. Raises SecretUnusable for the first site whose secret is."""
-        keys = {}
+        """The run's site keys, and its key for what goes to all, in a box for the aggregator.
+
+        Raises SecretUnusable for the first site whose secret is.
+        """
         with self._lock:
             private = self._centre().private_bytes_raw()
+            keys = {EVERYBODY: _text(centre_key(private, run_id))}
             for site, box in wrapped.items():
                 kept = self._get("sites", site)
                 if kept is None:

@@ -45,6 +45,7 @@ from msfl.orchestrator.runs.events import (
 )
 from msfl.policies.documents import JobSpec
 from msfl.protos.messages import Input, Offer, Order, StopOrder, TaskOrder, attempt_of, output_key
+from msfl.protos.sealing import EVERYBODY
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -576,6 +577,28 @@ def central_attempts(state: RunState) -> dict[str, int]:
     source = _source(state)
     attempts = {site: attempt_of(key, source, site) for site, key in central_inputs(state).items()}
     return {site: attempt for site, attempt in attempts.items() if attempt is not None}
+
+
+def central_broadcasts(state: RunState) -> dict[str, str]:
+    """What the aggregator made earlier, for all, and needs again in the current central step: `{name: key}`."""
+    step = state.step
+    if step is None or not step.central:
+        return {}
+    plan = {f"{EVERYBODY}/plan": output_key("plan", EVERYBODY, "plan")}
+    match step.verb:
+        case "aggregate":
+            return _broadcast_model(step.round - 1)
+        case "candidates":
+            return _broadcast_model(step.round)
+        case "export":
+            return {**plan, **_broadcast_model(step.round)}
+        case _:
+            return {}
+
+
+def _broadcast_model(round: int) -> dict[str, str]:
+    task_id, _, artifact = _model_after(round)
+    return {f"{EVERYBODY}/weights": output_key(task_id, EVERYBODY, artifact)}
 
 
 def _source(state: RunState) -> str:

@@ -1,0 +1,126 @@
+"""One round at the centre: every update read in step with the model they started from, checked, and mixed.
+
+    for each block:  model ─┬─▶ change = update − model ─▶ finite? how large? ─▶ strategy.mix ─▶ sealed next model
+    every update  ──────────┘        (one of each site in memory, never more)
+
+A value is looked at before it is mixed, but that a stream is whole shows at its end only. So what was mixed counts once
+every stream has ended well; until then it lies in a file without a name. When an update turns out to be bad, that file
+is thrown away, `UpdateRefused` names the site, and the caller mixes again without it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+
+from msfl.learning.examination import UpdateRefused
+from msfl.learning.sealed_tensors import Block, SealedTensors
+from msfl.learning.strategies import Strategy
+from msfl.learning.weights import as_bytes
+from msfl.protos.parcel import BadParcel
+from msfl.protos.sealing import SealBroken
+from msfl.protos.tensors import BadTensors, must_match
+
+EXPLODED = 1e3
+"""An update whose change, root mean square over all values, is this many times the model's (or 1, where the model is
+smaller) is no training result. Weights of a network are of the order of 1 or below."""
+
+
+@contextmanager
+def refusing(site: str) -> Iterator[None]:
+    """Whatever is wrong with the bytes of a site's stream becomes its refusal."""
+    try:
+        yield
+    except SealBroken as error:
+        raise UpdateRefused(site, f"seal_{error.code}", str(error)) from error
+    except BadTensors as error:
+        raise UpdateRefused(site, f"update_{error.code}", str(error)) from error
+    except (BadParcel, ValueError, RecursionError) as error:  # or JSON nested thousands of levels deep
+        raise UpdateRefused(site, "update_malformed", str(error)) from error
+
+
+def must_be_like(site: str, update: SealedTensors, model: SealedTensors) -> None:
+    """Exactly the model's names, types, shapes and places. Raises UpdateRefused."""
+    if update.head == model.head:
+        return
+    with refusing(site):
+        must_match(update.table(), model.table())
+        raise BadTensors("layout", "the tensors lie in another order, or the header is spelled differently")
+
+
+def mix(
+    strategy: Strategy,
+    model: SealedTensors,
+    updates: Mapping[str, SealedTensors],
+    write: Callable[[memoryview], None],
+) -> dict[str, float]:
+    """Write the next model's values; each site's change as its L2 norm. Raises UpdateRefused.
+
+    `updates` in site order, for which the strategy has begun; all streams are read to their ends.
+    """
+    squares = dict.fromkeys(updates, 0.0)
+    scale, n = 0.0, 0
+    for current, pieces in in_step(model, updates):
+        for site, piece in zip(updates, pieces, strict=True):
+            squares[site] += _change(site, piece, current)
+        scale += _square(current)
+        n += current.size
+        write(as_bytes(strategy.mix(current, pieces)))
+    limit = EXPLODED**2 * max(n, scale)
+    for site, square in squares.items():
+        if square > limit:
+            raise UpdateRefused(site, "update_exploded", f"its change has the norm {math.sqrt(square):.3g}")
+    return {site: math.sqrt(square) for site, square in squares.items()}
+
+
+def survey(strategy: Strategy, model: SealedTensors, updates: Mapping[str, SealedTensors]) -> None:
+    """A pass that only looks. Raises UpdateRefused."""
+    for current, pieces in in_step(model, updates):
+        for site, piece in zip(updates, pieces, strict=True):
+            _change(site, piece, current)
+        strategy.look(current, pieces)
+
+
+def in_step(model: SealedTensors, updates: Mapping[str, SealedTensors]) -> Iterator[tuple[Block, list[Block]]]:
+    """The same block of the model and of every update. Raises UpdateRefused."""
+    ahead = {site: update.blocks() for site, update in updates.items()}
+    for current in model.blocks():
+        pieces = []
+        for site, blocks in ahead.items():
+            with refusing(site):
+                piece = next(blocks, None)
+                if piece is None or piece.size != current.size:
+                    raise BadTensors("layout", "fewer values than the model has, or in other places")
+            pieces.append(piece)
+        yield current, pieces
+    for site, blocks in ahead.items():
+        with refusing(site):
+            if next(blocks, None) is not None:
+                raise BadTensors("layout", "more values than the model has")
+
+
+def finite_blocks(site: str, tensors: SealedTensors) -> Iterator[Block]:
+    """Raises UpdateRefused."""
+    with refusing(site):
+        for block in tensors.blocks():
+            if not np.isfinite(block).all():
+                raise BadTensors("not_finite", "NaN or infinity")
+            yield block
+
+
+def _change(site: str, piece: Block, current: Block) -> float:
+    """The squared norm of a block's change: one pass that also finds every NaN and infinity."""
+    square = _square(piece - current)
+    if math.isfinite(square):
+        return square
+    if np.isfinite(piece).all():
+        raise UpdateRefused(site, "update_exploded", "the square of its change is beyond float32")
+    raise UpdateRefused(site, "update_not_finite", "NaN or infinity among its values")
+
+
+def _square(values: Block) -> float:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(values, values))

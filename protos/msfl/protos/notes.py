@@ -1,0 +1,82 @@
+"""Notes: how one sealed file reaches every site of a run.
+
+    aggregator   seals a model once, for `ALL`          aggregate/3/ALL/down/weights      as big as the model
+                 and for each site a note               aggregate/3/site-a/down/weights   some hundred bytes
+    gateway      opens its note with the site's own run key, downloads the file that it names, opens that with the
+                 note's secret, and uses it only if its plaintext has the note's hash
+
+The note is a parcel without tensors whose document has one entry, `broadcast`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from msfl.protos.messages import output_key
+from msfl.protos.sealing import EVERYBODY, KEY, StreamHeader
+
+JsonObject: TypeAlias = dict[str, Any]
+ENTRY = "broadcast"
+_SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+class BadNote(ValueError):
+    """An authentic document that is no note."""
+
+
+@dataclass(frozen=True)
+class Note:
+    """`sha256` is that of the tensors file, as `sha256:<hex>`; `secret` opens the stream of this header alone."""
+
+    task_id: str
+    round: int
+    artifact: str
+    secret: bytes
+    sha256: str
+
+    @property
+    def key(self) -> str:
+        """Where the centre keeps the file that this note is about."""
+        return output_key(self.task_id, EVERYBODY, self.artifact)
+
+    def header(self, run_id: str) -> StreamHeader:
+        return broadcast_header(run_id, self.task_id, self.round, self.artifact)
+
+    def to_document(self) -> JsonObject:
+        secret = base64.b64encode(self.secret).decode()
+        return {
+            ENTRY: {
+                "task_id": self.task_id,
+                "round": self.round,
+                "artifact": self.artifact,
+                "secret": secret,
+                "sha256": self.sha256,
+            }
+        }
+
+
+def broadcast_header(run_id: str, task_id: str, round: int, artifact: str) -> StreamHeader:
+    return StreamHeader(run_id, task_id, round, EVERYBODY, attempt=1, direction="down", artifact=artifact)
+
+
+def note_in(document: JsonObject) -> Note | None:
+    """The note that a document is; None for any other document. Raises BadNote."""
+    if ENTRY not in document:
+        return None
+    said = document[ENTRY]
+    if set(document) != {ENTRY} or not isinstance(said, dict):
+        raise BadNote("a note holds nothing but itself")
+    try:
+        note = Note(**{**said, "secret": base64.b64decode(said["secret"], validate=True)})
+    except (KeyError, TypeError, binascii.Error) as error:
+        raise BadNote("a note of other fields") from error
+    texts = (note.task_id, note.artifact, note.sha256)
+    if not all(isinstance(t, str) for t in texts) or type(note.round) is not int or len(note.secret) != KEY:
+        raise BadNote("a note of other types")
+    if not _SHA256.fullmatch(note.sha256):
+        raise BadNote("a note without a hash")
+    return note
