@@ -1,5 +1,5 @@
-"""A member, or the centre itself, asks the keyring for a certificate that is not its own. Renewal has its own door, so it
-has its own attacks; enrolment's are in `test_registration_token_reuse`.
+"""A member, or the centre itself, asks the keyring for a certificate that is not its own. Renewal has its own door,
+so it has its own attacks; enrolment's are in `test_registration_token_reuse`.
 """
 
 from __future__ import annotations

@@ -87,6 +87,17 @@ def serve(home: HomeOption) -> None:
 
 
 @app.command()
+def doctor(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say what is wrong with clock, certificates, disk, line and versions, and how to mend it. Exit code 1: bad."""
+    from msfl.gateway.doctor import examine, measure
+    from msfl.protos.health import healthy, report, worst_first
+
+    findings = worst_first(examine(measure(home, datetime.now(UTC))))
+    typer.echo(report(findings, as_json=as_json))
+    raise typer.Exit(0 if healthy(findings) else 1)
+
+
+@app.command()
 def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Runs that wait for the custodian."""
     waiting = Home(home).pending()

@@ -66,6 +66,17 @@ def serve(home: HomeOption) -> None:
 
 
 @app.command()
+def doctor(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say what is wrong with clock, certificates, disk, ports, store, sites, and how to mend it. Exit code 1: bad."""
+    from msfl.orchestrator.doctor import examine, measure
+    from msfl.protos.health import healthy, report, worst_first
+
+    findings = worst_first(examine(measure(home, datetime.now(UTC))))
+    typer.echo(report(findings, as_json=as_json))
+    raise typer.Exit(0 if healthy(findings) else 1)
+
+
+@app.command()
 def certificate(
     home: HomeOption,
     name: Annotated[list[str] | None, typer.Option(help="Names it is for; else those of the old one.")] = None,

@@ -1,4 +1,4 @@
-"""Joining again over an existing home: only with a token of this very site and federation, and nothing is sent before."""
+"""Joining again over an existing home: only with a token of this very site and federation, else nothing is sent."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class KeyringClient:
         return _certificate(answer)
 
     def sites(self) -> dict[str, int]:
-        """Members, and when each enrolled last, Unix time. Raises KeyringDown."""
+        """Members, and when each got its latest certificate, Unix time. Raises KeyringDown."""
         return dict(self._ask(do="sites")["sites"])
 
     def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:

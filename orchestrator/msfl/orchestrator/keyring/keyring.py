@@ -4,7 +4,7 @@ run keys over.
     folder (0700)   ca.key, ca.pem            the CA
                     centre.key                X25519, HPKE: run secrets are wrapped to it
                     tokens/<id>.json          secrets until it is used, site, expiry, addresses; then `used_at`
-                    sites/<site>.json         the site's symmetric key, how often it was enrolled
+                    sites/<site>.json         the site's symmetric key, when it got its certificates
 
 A token is consumed, durably, before its certificate is returned: of two racing redemptions exactly one wins, and a
 crash in between costs a token, never gives two certificates. A second use is refused and recorded. A member that enrols
@@ -199,17 +199,20 @@ class Keyring:
         with self._lock:
             try:
                 site = renewing_site(self.ca_pem, certificate_pem, csr_pem, proof, now)
-                if self._get("sites", site) is None:
+                member = self._get("sites", site)
+                if member is None:
                     return EnrolmentRefusal("not_enrolled", f"{site} is no member of this federation (any more)")
-                return Enrolled(sign_site((self._folder / "ca.key").read_bytes(), self.ca_pem, csr_pem, site, now))
+                certificate = sign_site((self._folder / "ca.key").read_bytes(), self.ca_pem, csr_pem, site, now)
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
+            self._put("sites", site, member | {"renewed_at": int(now.timestamp())})
+            return Enrolled(certificate)
 
     def sites(self) -> dict[str, int]:
-        """Members, and when each enrolled last, Unix time."""
+        """Members, and when each got its latest certificate, Unix time."""
         with self._lock:
-            files = sorted((self._folder / "sites").glob("*.json"))
-            return {file.stem: int(json.loads(file.read_text())["enrolled_at"]) for file in files}
+            kept = {f.stem: json.loads(f.read_text()) for f in sorted((self._folder / "sites").glob("*.json"))}
+        return {site: int(member.get("renewed_at", member["enrolled_at"])) for site, member in kept.items()}
 
     # -------------------------------------------------------------------- runs
 
