@@ -257,7 +257,10 @@ _FAULTS: dict[Fault, tuple[str, str]] = {
         "the other end's certificate is not good, so the fault is not at this site, unless the clock is wrong",
         "check the clock; tell the operator (`msfl orchestrator doctor`); a TLS-inspecting proxy looks the same",
     ),
-    Fault.OUR_CERTIFICATE: ("the other end will not have this site's certificate", "see the certificate's own line"),
+    Fault.OUR_CERTIFICATE: (
+        "the other end cut the line when it had seen this site's certificate",
+        "see the certificate's own line; is it good, ask the operator what the orchestrator's log says",
+    ),
     Fault.OTHER_SOFTWARE: ("the other end is older and does not know the call", "update the orchestrator"),
     Fault.NOT_ADMITTED: ("the orchestrator knows this site's certificate and refuses it", "ask the operator"),
     Fault.NO_REPLY: ("connected, and no reply", "ask the operator to look at the orchestrator's log"),

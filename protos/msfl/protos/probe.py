@@ -140,13 +140,22 @@ def _tls(endpoint: str, context: ssl.SSLContext, steps: _Timer, *, reads: bool) 
     began = time.monotonic()
     with connection:
         try:
-            with context.wrap_socket(connection, server_hostname=host) as secure:
-                if reads and not secure.recv(1):
-                    steps.failed(Step.TLS, began, Fault.CUT)
-                    return None
-                served = secure.getpeercert(binary_form=True)
+            secure = context.wrap_socket(connection, server_hostname=host)
         except OSError as error:
             steps.failed(Step.TLS, began, _tls_fault(error), getattr(error, "verify_message", "") or error)
+            return None
+    with secure:
+        served = secure.getpeercert(binary_form=True)
+        # The other end has been satisfied with us only once it sends something; gRPC cuts the line without a word.
+        try:
+            if reads and not secure.recv(1):
+                steps.failed(Step.TLS, began, Fault.OUR_CERTIFICATE)
+                return None
+        except TimeoutError as error:
+            steps.failed(Step.TLS, began, Fault.NO_REPLY, error)
+            return None
+        except OSError as error:
+            steps.failed(Step.TLS, began, Fault.OUR_CERTIFICATE, error)
             return None
     steps.done(Step.TLS, began)
     return served
@@ -175,8 +184,6 @@ def _tls_fault(error: OSError) -> Fault:
     if isinstance(error, TimeoutError):
         return Fault.NO_REPLY
     reason = (error.reason if isinstance(error, ssl.SSLError) else "") or ""
-    if ("ALERT" in reason and "CERT" in reason) or "UNKNOWN_CA" in reason:
-        return Fault.OUR_CERTIFICATE
     if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG"):
         return Fault.NOT_TLS
     return Fault.CUT
