@@ -76,7 +76,9 @@ class Membership:
             log.error("the new identity.pem is of no use; the line goes on with the old one", site=self._site, why=why)
             return
         self._use(found)
-        self._last_try = None
+        if not renewal_due(self._facts.not_before, self._facts.not_after, self._clock()):
+            # Else a clock that is weeks ahead would have it renewed and dialled with every second.
+            self._last_try = None
         self._link.switch(dial_as(self._home))
         log.info("dialling with a new certificate", site=self._site, valid_until=str(self._facts.not_after))
 

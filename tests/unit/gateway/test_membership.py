@@ -29,6 +29,7 @@ class Centre(Link):
         super().__init__(dial("127.0.0.1:1", keyring.ca_pem))
         self.keyring, self.home = keyring, home
         self.now = NOW
+        self.clock_there: datetime | None = None  # the same clock, unless a story says otherwise
         self.down = False
         self.asked = 0
         self.dialled = 0
@@ -41,7 +42,9 @@ class Centre(Link):
         if self.instead is not None:
             return self.instead
         shown = self.home.identity().certificate_pem
-        answer = self.keyring.renew(certificate_pem=shown, csr_pem=csr_pem, proof=proof, now=self.now)
+        answer = self.keyring.renew(
+            certificate_pem=shown, csr_pem=csr_pem, proof=proof, now=self.clock_there or self.now
+        )
         if not isinstance(answer, Enrolled):
             raise NotWanted("PERMISSION_DENIED", answer.message)
         return answer.certificate_pem
@@ -93,6 +96,14 @@ def test_in_the_last_third_it_is_renewed_and_then_dialled_with(site: Site) -> No
     site.on_day(45)
     site.on_day(45)
     assert (site.line.asked, site.line.dialled) == (2, 2)
+
+
+def test_a_clock_that_is_weeks_ahead_does_not_renew_every_second(site: Site) -> None:
+    site.line.clock_there = NOW
+    site.line.now = NOW + timedelta(days=25)
+    for _ in range(5):
+        site.membership.look_after()
+    assert (site.line.asked, site.line.dialled) == (1, 1)
 
 
 def test_without_an_answer_the_old_one_stays_and_it_does_not_ask_every_second(site: Site) -> None:

@@ -298,3 +298,20 @@ def test_a_stopped_keyring_leaves_no_socket_and_may_start_again(keyring: Keyring
         assert not file.exists()
     with pytest.raises(KeyringDown, match="does not answer"):
         KeyringClient(file, patience_s=0).hand_over("run-7", {}, bytes(32))
+
+
+def test_a_renewal_and_the_list_of_members_through_the_door(client: KeyringClient, keyring: Keyring) -> None:
+    # The door takes the time from the machine.
+    now = datetime.now(UTC)
+    key, csr = make_csr("site-a")
+    joined = Applicant(make_token(keyring, now=now)).enrol(keyring, csr=csr, now=now)
+    assert isinstance(joined, Enrolled)
+    mine = Identity(key, joined.certificate_pem)
+    _, another = make_csr("site-a")
+    shown = sign_renewal(mine, another)
+    answer = client.renew(certificate_pem=mine.certificate_pem, csr_pem=another, proof=shown)
+    assert isinstance(answer, Enrolled)
+    refused = client.renew(certificate_pem=mine.certificate_pem, csr_pem=another, proof=b"")
+    assert isinstance(refused, EnrolmentRefusal)
+    assert "not signed with the key" in refused.message
+    assert abs(client.sites()["site-a"] - now.timestamp()) < 60
