@@ -22,6 +22,7 @@ from msfl.gateway.home import Home, NoIdentity
 from msfl.gateway.link import LineDown, Link, NotWanted
 from msfl.protos.certificates import CertificateFacts, Identity, certificate_facts, renewal_due, sign_renewal, unfit
 from msfl.protos.channel import dial, make_csr
+from msfl.protos.health import span
 
 log = structlog.get_logger()
 
@@ -87,8 +88,8 @@ class Membership:
         try:
             certificate = self._link.renew(csr, sign_renewal(self._identity, csr))
         except (LineDown, NotWanted) as error:
-            left = self._facts.not_after - self._clock()
-            log.warning("the certificate is not renewed yet", site=self._site, why=str(error), left_s=left.seconds)
+            left = span(self._facts.not_after - self._clock())
+            log.warning("the certificate is not renewed yet", site=self._site, why=str(error), left=left)
             return
         identity = Identity(key, certificate)
         if (why := unfit(identity, self._site, self._home.ca_pem, self._clock())) is not None:

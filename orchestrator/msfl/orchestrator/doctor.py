@@ -136,7 +136,7 @@ def _exposed(home: CentreHome) -> tuple[str, ...]:
 
 
 def _sites(home: CentreHome) -> tuple[tuple[str, datetime], ...]:
-    members = KeyringClient(home.keyring_socket, patience_s=1.0).sites()
+    members = KeyringClient(home.keyring_socket, patience_s=0.0).sites()
     return tuple((site, _time(at)) for site, at in sorted(members.items()))
 
 
