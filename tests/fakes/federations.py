@@ -161,6 +161,12 @@ class LiveFederation:
         """A long-running part: `orchestrator`, `keyring`, `gateway:site-a`."""
         return psutil.Process(self.processes._children[name].pid)
 
+    def end(self, name: str) -> None:
+        """Stop a long-running part politely; `processes.start` with the same name brings it back."""
+        child = self.processes._children[name]
+        child.terminate()
+        child.wait(20)
+
     def workers(self, site: str) -> list[psutil.Process]:
         """The contained processes that the site's gateway has started, sandbox launcher included."""
         return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "--role" in _command(p)]

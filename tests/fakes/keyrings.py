@@ -52,6 +52,7 @@ class Applicant:
         shown: bytes | None = None,
         token_id: str | None = None,
         now: datetime = NOW,
+        again: bool = False,
     ) -> Enrolled | EnrolmentRefusal:
         csr = make_csr(self.token.site)[1] if csr is None else csr
         if shown is None:
@@ -63,4 +64,5 @@ class Applicant:
             proof_=shown,
             peer_ip=self.ip,
             now=now,
+            again=again,
         )

@@ -1,7 +1,7 @@
 """The gateway's main loop: stay on the line, hand orders to runs, beat, and ask the custodian's folder for answers.
 
     while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
-    beside it: a heartbeat every 5 s; the answers of the custodian every second
+    beside it: a heartbeat every 5 s; every second the answers of the custodian, and the site's certificate
 
 The agent never listens. Runs live in threads of their own (`site_run`), one worker process each.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from msfl.gateway.link import LineDown, NotWanted
+from msfl.gateway.membership import Membership
 from msfl.gateway.site_run import RunAtSite, Surroundings
 from msfl.policies.documents import DatasetRecord
 from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Offer, Order, SiteProgress
@@ -26,6 +27,7 @@ class Agent:
     def __init__(self, around: Surroundings, software: str) -> None:
         self._around = around
         self._software = software
+        self._membership = Membership(around.home, around.link, around.audit, around.clock)
         self._runs: dict[str, RunAtSite] = {}
         self._stopping = threading.Event()
 
@@ -34,6 +36,7 @@ class Agent:
         beside = [
             threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
+            threading.Thread(target=self._every, args=(1.0, self._membership.look_after), name="membership"),
         ]
         for thread in beside:
             thread.start()
@@ -60,6 +63,8 @@ class Agent:
                     self._dispatch(order)
             except LineDown as down:
                 log.info("the line to the orchestrator is down", why=str(down), again_in_s=wait)
+                if not self._stopping.is_set():
+                    self._membership.say_if_expired()
             self._stopping.wait(wait)
             wait = min(wait * 2, 5.0)
 

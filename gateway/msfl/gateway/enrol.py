@@ -5,11 +5,16 @@
 3  the certificate comes back, and the federation root, whose hash must be the token's
 4  the site root: made here, naming this site's custodians, signed by them; the centre has no standing in it
 5  everything is written at once, at the end: a failed enrolment leaves no half a home
+
+`enrol_again`, for a site whose certificate has expired: 1 and 2, and then only key and certificate, and the endpoints
+of the token, take the place of the old ones. Roots, policies, audit log and symmetric key stay, and so do running runs.
+The token must be of this very site and federation. A gateway that is running takes the new certificate up by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -22,6 +27,7 @@ from msfl.policies.envelope import SITE_ROOT, sign
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import trust_federation_root
+from msfl.protos.certificates import Identity, unfit
 from msfl.protos.channel import dial, make_csr
 from msfl.protos.messages import PROTOCOL
 from msfl.protos.registration import RegistrationToken, proof
@@ -42,9 +48,10 @@ def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair
     """
     token.check(now)
     if (root / "site.json").exists():
-        raise EnrolmentFailed(f"{root} belongs to a site already; choose another folder")
+        what = f"{root} belongs to a site already: choose another folder, or say --again to renew its certificate"
+        raise EnrolmentFailed(what)
     key, csr = make_csr(token.site)
-    certificate = _ask(token, csr)
+    certificate = _ask(token, csr, again=False)
     federation = trust_federation_root(certificate.federation_root, token.federation_root_sha256, now)
     if isinstance(federation, Refusal):
         raise Refused(federation)
@@ -52,8 +59,7 @@ def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair
     site_root = SiteRoot(site=token.site, version=1, custodians=members, threshold=1, expires=now + SITE_ROOT_LIFE)
     home = Home(root)
     files = {
-        "tls/key.pem": key,
-        "tls/cert.pem": certificate.certificate_pem,
+        "tls/identity.pem": Identity(key, certificate.certificate_pem).to_pem(),
         "tls/ca.pem": token.ca_certificate.encode(),
         "secrets/site.key": token.site_key,
         "secrets/centre.pub": token.centre_public_key,
@@ -69,14 +75,42 @@ def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair
     return home
 
 
-def _ask(token: RegistrationToken, csr: bytes) -> wire.EnrolmentCertificate:
+def enrol_again(token: RegistrationToken, root: Path, now: datetime) -> Home:
+    """A new key and certificate for the member whose home `root` is. Raises BadToken, EnrolmentFailed."""
+    token.check(now)
+    home = Home(root)
+    if not (root / "site.json").exists():
+        raise EnrolmentFailed(f"{root} is no gateway's home yet: enrol without --again")
+    settings = home.settings()
+    pinned = (root / "trust/federation-root.sha256").read_text().strip()
+    same = {
+        f"for {token.site}, and this is the home of {settings.site}": token.site == settings.site,
+        f"of the federation {token.federation}, not {settings.federation}": token.federation == settings.federation,
+        "of another certificate authority": token.ca_certificate.encode() == home.ca_pem,
+        "of another aggregator host": token.centre_public_key == home.secret("centre.pub"),
+        "of another federation root": token.federation_root_sha256 == pinned,
+    }
+    differs = [what for what, is_same in same.items() if not is_same]
+    if differs:
+        # Before anything is sent: the token is still good.
+        raise EnrolmentFailed(f"the token is {'; '.join(differs)}. Ask the operator, or enrol in an empty folder")
+    key, csr = make_csr(token.site)
+    identity = Identity(key, _ask(token, csr, again=True).certificate_pem)
+    if (why := unfit(identity, token.site, home.ca_pem, now)) is not None:
+        raise EnrolmentFailed(f"{token.endpoint} sent a certificate that is of no use: {why}")
+    home.write_settings(replace(settings, link_endpoint=token.link_endpoint, registry=token.registry))
+    home.write_identity(identity)
+    return home
+
+
+def _ask(token: RegistrationToken, csr: bytes, *, again: bool) -> wire.EnrolmentCertificate:
     channel = dial(token.endpoint, token.ca_certificate.encode())
     stub = EnrolmentStub(channel)
     try:
         begin = wire.BeginEnrolment(protocol=PROTOCOL, token_id=token.token_id)
         nonce = stub.Begin(begin, timeout=30, wait_for_ready=True).nonce
         shown = proof(token.secret, csr, token.ca_sha256, nonce)
-        asked = wire.EnrolmentProof(token_id=token.token_id, csr_pem=csr, nonce=nonce, proof=shown)
+        asked = wire.EnrolmentProof(token_id=token.token_id, csr_pem=csr, nonce=nonce, proof=shown, again=again)
         answer: wire.EnrolmentCertificate = stub.Enrol(asked, timeout=30)
     except grpc.RpcError as error:
         what = f"{token.endpoint} did not enrol {token.site}: {error.details()} ({error.code().name})"

@@ -1,7 +1,8 @@
 """The gateway's folder: everything a site owns, in files that a custodian can open.
 
     site.json                  site id, endpoints, registry, runtime settings
-    tls/                       key.pem (never leaves), cert.pem, ca.pem
+    tls/                       identity.pem (key, which never leaves, and certificate: one file, never one without
+                               the other), ca.pem
     secrets/                   site.key (symmetric), centre.pub
     trust/                     site-root.dsse, federation-root.dsse, federation-root.sha256
     policies/<id>.dsse         what custodians signed; <id>.yaml beside it is for reading only
@@ -25,7 +26,7 @@ from typing import Any
 
 from msfl.policies.documents import DatasetRecord
 from msfl.policies.encoding import Malformed, load_json
-from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import (
     TrustedFederationRoot,
     TrustedPolicy,
@@ -34,6 +35,7 @@ from msfl.policies.trust import (
     trust_policy,
     trust_site_root,
 )
+from msfl.protos.certificates import Identity
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class SiteSettings:
     link_endpoint: str
     registry: str
     reveal: str = "reason"
+
+
+class NoIdentity(CannotProceed):
+    """The site's key and certificate are not there, or are something else."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,24 @@ class Home:
     def secret(self, name: str) -> bytes:
         return (self.root / "secrets" / name).read_bytes()
 
-    def tls(self, name: str) -> bytes:
-        return (self.root / "tls" / name).read_bytes()
+    @property
+    def identity_file(self) -> Path:
+        return self.root / "tls" / "identity.pem"
+
+    def identity(self) -> Identity:
+        """This site's TLS key and certificate. Raises NoIdentity."""
+        try:
+            return Identity.from_pem(self.identity_file.read_bytes())
+        except (OSError, ValueError) as error:
+            what = f"{self.identity_file} cannot be used ({error}): put it back from a copy, or enrol --again"
+            raise NoIdentity(what) from error
+
+    def write_identity(self, identity: Identity) -> None:
+        write(self.identity_file, identity.to_pem())
+
+    @property
+    def ca_pem(self) -> bytes:
+        return (self.root / "tls" / "ca.pem").read_bytes()
 
     # ------------------------------------------------------------------- trust
 

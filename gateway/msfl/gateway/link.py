@@ -2,6 +2,7 @@
 
 Each call is retried by whoever calls it (`agent.py`): a broken line raises `LineDown`, which carries no blame; what
 the orchestrator will not have raises `NotWanted`. Uploads and downloads go on at the offset where they were cut.
+After `switch`, to a channel with a newer certificate, calls that are under way end on the channel they began on.
 """
 
 from __future__ import annotations
@@ -52,22 +53,42 @@ _TRANSIENT = frozenset(
 
 
 class Link:
-    """One mutually authenticated channel to the orchestrator."""
+    """One mutually authenticated channel to the orchestrator, and its successors."""
 
     def __init__(self, channel: grpc.Channel) -> None:
         self._channel = channel
         self._stub = LinkStub(channel)
+        self._retired: grpc.Channel | None = None
+        self._attending: grpc.Call | None = None
         self._closed = False
 
     def close(self) -> None:
         """Ends every call that is under way; later ones find the line down."""
         self._closed = True
         self._channel.close()
+        if self._retired is not None:
+            self._retired.close()
+
+    def switch(self, channel: grpc.Channel) -> None:
+        """New calls go over `channel`; `attend` ends, to be begun anew. Called by one thread only.
+
+        The old channel stays for its calls, with nobody knowing how long an upload takes, and is closed at the next
+        switch; without calls gRPC lets its connection go by itself.
+        """
+        if self._retired is not None:
+            self._retired.close()
+        self._retired, self._channel = self._channel, channel
+        self._stub = LinkStub(channel)
+        if self._attending is not None:
+            self._attending.cancel()
+        if self._closed:
+            channel.close()
 
     def attend(self, arrival: Arrival) -> Iterator[Order]:
         """Orders, as they come; ends or raises LineDown when the line is cut."""
         try:
-            for message in self._stub.Attend(arrival_to_wire(arrival)):
+            self._attending = self._stub.Attend(arrival_to_wire(arrival))
+            for message in self._attending:
                 yield order_from_wire(message)
         except (grpc.RpcError, ValueError) as error:
             raise self._translated(error) from error
@@ -80,6 +101,12 @@ class Link:
 
     def beat(self, progress: SiteProgress) -> None:
         self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=CALL_TIMEOUT_S))
+
+    def renew(self, csr_pem: bytes, proof: bytes) -> bytes:
+        """A certificate for the request, PEM. `proof`: `certificates.sign_renewal`."""
+        asked = wire.Renewal(csr_pem=csr_pem, proof=proof)
+        answer = self._call(lambda: self._stub.Renew(asked, timeout=CALL_TIMEOUT_S))
+        return bytes(answer.certificate_pem)
 
     def upload(self, run_id: str, key: str, file: Path) -> None:
         """Send a sealed file; durable at the centre when this returns. Goes on where an earlier try was cut."""

@@ -26,22 +26,29 @@ RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway
 def enrol(
     home: HomeOption,
     token_file: Annotated[Path, typer.Option(help="File with the registration token.")],
-    custodian: Annotated[str, typer.Option(help="Who signs this site's policies.")],
-    custodian_key: Annotated[Path, typer.Option(help="The custodian's key (`msfl policy keys`).")],
+    custodian: Annotated[str, typer.Option(help="Who signs this site's policies.")] = "",
+    custodian_key: Annotated[Path | None, typer.Option(help="The custodian's key (`msfl policy keys`).")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Only a new key and certificate; all else stays.")] = False,
 ) -> None:
     """Join a federation: makes the site's TLS key and its own trust root, and uses the token up."""
-    from msfl.gateway.enrol import EnrolmentFailed
+    from msfl.gateway.enrol import EnrolmentFailed, enrol_again
     from msfl.gateway.enrol import enrol as join
     from msfl.policies.keys import KeyPair
     from msfl.protos.registration import BadToken, RegistrationToken
 
     try:
         token = RegistrationToken.decode(token_file.read_text())
-        join(token, home, {custodian: KeyPair.from_pem(custodian_key.read_bytes())}, datetime.now(UTC))
+        if again:
+            enrol_again(token, home, datetime.now(UTC))
+        elif not custodian or custodian_key is None:
+            raise typer.BadParameter("a site that joins needs --custodian and --custodian-key")
+        else:
+            join(token, home, {custodian: KeyPair.from_pem(custodian_key.read_bytes())}, datetime.now(UTC))
     except (BadToken, EnrolmentFailed) as error:
         console.print(f"[red]not enrolled[/red]: {error}")
         raise typer.Exit(1) from error
-    console.print(f"{token.site} has joined {token.federation}; its home is {home}")
+    done = "has a new certificate of" if again else "has joined"
+    console.print(f"{token.site} {done} {token.federation}; its home is {home}")
 
 
 @app.command()
@@ -52,8 +59,9 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.judge import Judge
     from msfl.gateway.ledger import Ledger
     from msfl.gateway.link import Link
+    from msfl.gateway.membership import dial_as
     from msfl.gateway.site_run import Surroundings, utc_now
-    from msfl.protos.channel import dial
+    from msfl.protos.messages import SOFTWARE
     from msfl.registry.oci_layout import LayoutRegistry
     from msfl.runtime.process import ProcessRuntime
 
@@ -62,7 +70,6 @@ def serve(home: HomeOption) -> None:
     registry = LayoutRegistry(Path(settings.registry))
     runtime = ProcessRuntime()
     ledger = Ledger(home / "ledger.sqlite")
-    channel = dial(settings.link_endpoint, site.tls("ca.pem"), site.tls("key.pem"), site.tls("cert.pem"))
     around = Surroundings(
         home=site,
         judge=Judge(site, registry, ledger, runtime.protections().isolation),
@@ -70,13 +77,24 @@ def serve(home: HomeOption) -> None:
         audit=AuditLog(home / "audit" / "log.jsonl", f"gateway {settings.site}"),
         registry=registry,
         runtime=runtime,
-        link=Link(channel),
+        link=Link(dial_as(site)),
         clock=utc_now,
     )
-    agent = Agent(around, "msfl 0.1")
+    agent = Agent(around, SOFTWARE)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: threading.Thread(target=agent.stop).start())
     agent.serve()
+
+
+@app.command()
+def doctor(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say what is wrong with clock, certificates, disk, line and versions, and how to mend it. Exit code 1: bad."""
+    from msfl.gateway.doctor import examine, measure
+    from msfl.protos.health import healthy, report, worst_first
+
+    findings = worst_first(examine(measure(home, datetime.now(UTC))))
+    typer.echo(report(findings, as_json=as_json))
+    raise typer.Exit(0 if healthy(findings) else 1)
 
 
 @app.command()

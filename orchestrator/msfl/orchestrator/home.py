@@ -1,7 +1,7 @@
 """The orchestrator's folder.
 
 federation.json          federation id, host, ports, where the registry lies
-tls/                     server.key, server.pem, ca.pem
+tls/                     server.pem (key and certificate), ca.pem
 trust/federation-root.dsse
 keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
 runs.sqlite              every run's events
@@ -12,8 +12,11 @@ aggregators/<run>/       the aggregator's box, its models, its log
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from msfl.protos.certificates import Identity
 
 
 @dataclass(frozen=True)
@@ -49,5 +52,32 @@ class CentreHome:
         return self.keyring / "keyring.sock"
 
     @property
-    def tls(self) -> Path:
-        return self.root / "tls"
+    def runs(self) -> Path:
+        return self.root / "runs.sqlite"
+
+    # --------------------------------------------------------------------- TLS
+
+    @property
+    def server_file(self) -> Path:
+        return self.root / "tls" / "server.pem"
+
+    def server(self) -> Identity:
+        """Raises FileNotFoundError, ValueError."""
+        return Identity.from_pem(self.server_file.read_bytes())
+
+    @property
+    def ca_pem(self) -> bytes:
+        return (self.root / "tls" / "ca.pem").read_bytes()
+
+    def write_tls(self, server: Identity, ca_pem: bytes) -> None:
+        """For this user only; each file whole or not at all."""
+        folder = self.server_file.parent
+        folder.mkdir(mode=0o700, exist_ok=True)
+        for file, data in ((folder / "ca.pem", ca_pem), (self.server_file, server.to_pem())):
+            temporary = file.with_name(f".{file.name}.new")
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as target:
+                target.write(data)
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(temporary, file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +32,7 @@ def init(
 ) -> None:
     """Make the keys of a new federation."""
     from msfl.orchestrator.keyring.keyring import Keyring
+    from msfl.protos.certificates import Identity
 
     centre, now = CentreHome(home), datetime.now(UTC)
     envelope = root.read_bytes()
@@ -42,11 +42,7 @@ def init(
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     keyring = Keyring.create(centre.keyring, federation, now)
     key, certificate = keyring.server_certificate(tuple(name or ("localhost", "127.0.0.1")), now)
-    centre.tls.mkdir(mode=0o700, exist_ok=True)
-    for file, data in (("server.key", key), ("server.pem", certificate), ("ca.pem", keyring.ca_pem)):
-        descriptor = os.open(centre.tls / file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as target:
-            target.write(data)
+    centre.write_tls(Identity(key, certificate), keyring.ca_pem)
     centre.federation_root.parent.mkdir(exist_ok=True)
     centre.federation_root.write_bytes(envelope)
     centre.write_settings(FederationSettings(federation, host, port, link_port, str(registry.resolve())))
@@ -67,6 +63,37 @@ def serve(home: HomeOption) -> None:
     from msfl.orchestrator.serve import serve_orchestrator
 
     serve_orchestrator(CentreHome(home))
+
+
+@app.command()
+def doctor(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Say what is wrong with clock, certificates, disk, ports, store, sites, and how to mend it. Exit code 1: bad."""
+    from msfl.orchestrator.doctor import examine, measure
+    from msfl.protos.health import healthy, report, worst_first
+
+    findings = worst_first(examine(measure(home, datetime.now(UTC))))
+    typer.echo(report(findings, as_json=as_json))
+    raise typer.Exit(0 if healthy(findings) else 1)
+
+
+@app.command()
+def certificate(
+    home: HomeOption,
+    name: Annotated[list[str] | None, typer.Option(help="Names it is for; else those of the old one.")] = None,
+) -> None:
+    """Make a new server certificate, good for a year. Restart `msfl orchestrator serve` to use it."""
+    from msfl.orchestrator.keyring.keyring import Keyring
+    from msfl.protos.certificates import Identity, certificate_facts
+
+    centre = CentreHome(home)
+    keyring = Keyring(centre.keyring)
+    names = tuple(name or certificate_facts(centre.server().certificate_pem, keyring.ca_pem).names)
+    made = Identity(*keyring.server_certificate(names, datetime.now(UTC)))
+    centre.write_tls(made, keyring.ca_pem)
+    until = certificate_facts(made.certificate_pem, keyring.ca_pem).not_after
+    console.print(
+        f"the new certificate, for {', '.join(names)}, is good until {until:%Y-%m-%d}; restart the orchestrator"
+    )
 
 
 @app.command()

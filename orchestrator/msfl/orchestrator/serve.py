@@ -49,18 +49,20 @@ def serve_orchestrator(home: CentreHome) -> None:
     keyring = KeyringClient(home.keyring_socket)
     releases = Releases(registry, root, lambda: datetime.now(UTC))
     starter = AggregatorStarter(releases, registry, ProcessRuntime(), keyring, home.root / "aggregators")
-    engine = Engine(SqliteRunStore(home.root / "runs.sqlite"), FolderArtifacts(home.root / "artifacts"), starter)
+    engine = Engine(SqliteRunStore(home.runs), FolderArtifacts(home.root / "artifacts"), starter)
     datasets = Datasets()
 
-    key, certificate = (home.tls / "server.key").read_bytes(), (home.tls / "server.pem").read_bytes()
-    ca = (home.tls / "ca.pem").read_bytes()
+    server = home.server()
+    key, certificate = server.key_pem, server.certificate_pem
     people = grpc.server(ThreadPoolExecutor(THREADS, "people"), options=SERVER_OPTIONS)
     add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases), people)
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = grpc.server(ThreadPoolExecutor(THREADS, "link"), options=SERVER_OPTIONS)
-    add_LinkServicer_to_server(LinkDoor(engine, datasets), link)
-    link.add_secure_port(f"{settings.host}:{settings.link_port}", mutual_server_credentials(key, certificate, ca))
+    add_LinkServicer_to_server(LinkDoor(engine, datasets, keyring), link)
+    link.add_secure_port(
+        f"{settings.host}:{settings.link_port}", mutual_server_credentials(key, certificate, home.ca_pem)
+    )
 
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

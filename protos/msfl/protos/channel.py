@@ -60,12 +60,18 @@ def peer_site(context: grpc.ServicerContext) -> str | None:
     return (names[0].removeprefix(SITE_URI) or None) if len(names) == 1 else None
 
 
+def peer_certificate(context: grpc.ServicerContext) -> bytes | None:
+    """The client certificate that TLS verified when the connection was made, PEM."""
+    certificates: list[bytes] = context.auth_context().get("x509_pem_cert", [])
+    return certificates[0] if len(certificates) == 1 else None
+
+
 def _uris(context: grpc.ServicerContext) -> list[str]:
-    certificates = context.auth_context().get("x509_pem_cert", [])
-    if len(certificates) != 1:
+    certificate = peer_certificate(context)
+    if certificate is None:
         return []
     try:
-        extension = x509.load_pem_x509_certificate(certificates[0]).extensions.get_extension_for_class(
+        extension = x509.load_pem_x509_certificate(certificate).extensions.get_extension_for_class(
             x509.SubjectAlternativeName
         )
     except (ValueError, x509.ExtensionNotFound):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, TypeAlias
 
 PROTOCOL = 1
+SOFTWARE = f"msfl {version('msfl')}"
 JsonObject: TypeAlias = dict[str, Any]
 
 

@@ -27,6 +27,7 @@ from msfl.orchestrator.keyring.authority import SITE_LIFE
 from msfl.orchestrator.keyring.client import BadRunSecret, KeyringClient, KeyringDown
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable
 from msfl.orchestrator.keyring.service import KeyringServer
+from msfl.protos.certificates import Identity, sign_renewal, unfit
 from msfl.protos.channel import make_csr
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import open_with, run_key, wrap_run_secret
@@ -169,6 +170,56 @@ def test_a_site_that_joins_anew_has_a_new_key(keyring: Keyring) -> None:
     assert key != run_key(SECRET, old.site_key, "run-7", "site-a")
 
 
+def test_a_member_that_joins_again_keeps_its_key(keyring: Keyring) -> None:
+    """Its running runs go on, and the symmetric key that the new token carries is nobody's."""
+    old, new = enrolled(keyring, "site-a"), make_token(keyring, "site-a", now=NOW)
+    assert isinstance(Applicant(new).enrol(keyring, again=True), Enrolled)
+    aggregator = X25519PrivateKey.generate()
+    box = wrap_run_secret(old.centre_public_key, SECRET, "run-7", "site-a")
+    handed = keyring.hand_over("run-7", {"site-a": box}, aggregator.public_key().public_bytes_raw())
+    keys = json.loads(open_with(aggregator.private_bytes_raw(), handed, b"msfl/aggregator-keys/v1|run-7"))
+    assert base64.b64decode(keys["site-a"]) == run_key(SECRET, old.site_key, "run-7", "site-a")
+
+
+def test_who_never_joined_does_not_join_again_and_the_token_is_still_good(keyring: Keyring) -> None:
+    applicant = Applicant(make_token(keyring))
+    answer = applicant.enrol(keyring, again=True)
+    assert isinstance(answer, EnrolmentRefusal)
+    assert answer.code == "not_enrolled"
+    assert isinstance(applicant.enrol(keyring), Enrolled)
+
+
+def test_members_are_listed_with_the_time_they_joined(keyring: Keyring) -> None:
+    enrolled(keyring, "site-b")
+    enrolled(keyring, "site-a")
+    assert keyring.sites() == {"site-a": int(NOW.timestamp()), "site-b": int(NOW.timestamp())}
+
+
+# ----------------------------------------------------------------------------- renewal
+
+
+def renewed(keyring: Keyring, site: str, csr: bytes) -> Enrolled | EnrolmentRefusal:
+    key, first = make_csr(site)
+    joined = Applicant(make_token(keyring, site)).enrol(keyring, csr=first)
+    assert isinstance(joined, Enrolled)
+    identity = Identity(key, joined.certificate_pem)
+    shown = sign_renewal(identity, csr)
+    return keyring.renew(certificate_pem=identity.certificate_pem, csr_pem=csr, proof=shown, now=NOW)
+
+
+def test_a_member_renews_its_certificate(keyring: Keyring) -> None:
+    key, csr = make_csr("site-a")
+    answer = renewed(keyring, "site-a", csr)
+    assert isinstance(answer, Enrolled)
+    assert unfit(Identity(key, answer.certificate_pem), "site-a", keyring.ca_pem, NOW) is None
+
+
+def test_a_request_in_another_name_is_refused(keyring: Keyring) -> None:
+    answer = renewed(keyring, "site-a", make_csr("site-b")[1])
+    assert isinstance(answer, EnrolmentRefusal)
+    assert "not its own" in answer.message
+
+
 # --------------------------------------------------------------------------- its door
 
 
@@ -247,3 +298,20 @@ def test_a_stopped_keyring_leaves_no_socket_and_may_start_again(keyring: Keyring
         assert not file.exists()
     with pytest.raises(KeyringDown, match="does not answer"):
         KeyringClient(file, patience_s=0).hand_over("run-7", {}, bytes(32))
+
+
+def test_a_renewal_and_the_list_of_members_through_the_door(client: KeyringClient, keyring: Keyring) -> None:
+    # The door takes the time from the machine.
+    now = datetime.now(UTC)
+    key, csr = make_csr("site-a")
+    joined = Applicant(make_token(keyring, now=now)).enrol(keyring, csr=csr, now=now)
+    assert isinstance(joined, Enrolled)
+    mine = Identity(key, joined.certificate_pem)
+    _, another = make_csr("site-a")
+    shown = sign_renewal(mine, another)
+    answer = client.renew(certificate_pem=mine.certificate_pem, csr_pem=another, proof=shown)
+    assert isinstance(answer, Enrolled)
+    refused = client.renew(certificate_pem=mine.certificate_pem, csr_pem=another, proof=b"")
+    assert isinstance(refused, EnrolmentRefusal)
+    assert "not signed with the key" in refused.message
+    assert abs(client.sites()["site-a"] - now.timestamp()) < 60

@@ -57,6 +57,7 @@ class EnrolmentDoor(EnrolmentServicer):
             nonce=request.nonce,
             proof=request.proof,
             peer_ip=peer_ip(context),
+            again=request.again,
         )
         if isinstance(answer, EnrolmentRefusal):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{answer.code}: {answer.message}")

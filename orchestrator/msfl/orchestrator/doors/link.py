@@ -2,6 +2,8 @@
 
     Attend    the gateway's open stream: every order that is due for the site, each once per stream
     Answer, Report, Beat    what the site says; each becomes at most one event
+    Renew     a new certificate for the one in use, asked of the keyring
+    Health    time and version of the centre, for `msfl gateway doctor`
     Offset, Upload, Download    sealed streams in 1 MiB parts, resumed by offset
 
 A site may upload only the result of the task it is being asked for, and download only what an order names for it.
@@ -18,10 +20,12 @@ from typing import TypeVar
 import grpc
 
 from msfl.orchestrator.engine import Engine, LiveProgress
+from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
+from msfl.orchestrator.keyring.keyring import EnrolmentRefusal
 from msfl.orchestrator.runs.events import Answered, SiteFailed, TaskDone
 from msfl.orchestrator.runs.machine import RunState
 from msfl.orchestrator.store.interface import GapInUpload
-from msfl.protos.channel import peer_site
+from msfl.protos.channel import peer_certificate, peer_site
 from msfl.protos.convert import (
     BadMessage,
     answer_from_wire,
@@ -30,7 +34,7 @@ from msfl.protos.convert import (
     progress_from_wire,
     report_from_wire,
 )
-from msfl.protos.messages import PROTOCOL, JsonObject, TaskOrder, attempt_of
+from msfl.protos.messages import PROTOCOL, SOFTWARE, JsonObject, TaskOrder, attempt_of
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkServicer
@@ -57,9 +61,10 @@ class Datasets:
 
 
 class LinkDoor(LinkServicer):
-    def __init__(self, engine: Engine, datasets: Datasets) -> None:
+    def __init__(self, engine: Engine, datasets: Datasets, keyring: KeyringClient) -> None:
         self._engine = engine
         self._datasets = datasets
+        self._keyring = keyring
 
     # -------------------------------------------------------------- orders
 
@@ -130,6 +135,28 @@ class LinkDoor(LinkServicer):
             live = LiveProgress(progress.task_id, progress.phase, progress.done, progress.total, progress.metrics)
             self._engine.note(progress.run_id, site, live)
         return wire.Ack()
+
+    # ---------------------------------------------------------- membership
+
+    def Renew(self, request: wire.Renewal, context: grpc.ServicerContext) -> wire.RenewedCertificate:
+        self._site(context)
+        certificate = peer_certificate(context)
+        assert certificate is not None, "it has just named the site"
+        try:
+            answer = self._keyring.renew(certificate_pem=certificate, csr_pem=request.csr_pem, proof=request.proof)
+        except KeyringDown as error:
+            context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+            raise AssertionError("abort returns never") from error
+        if isinstance(answer, EnrolmentRefusal):
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{answer.code}: {answer.message}")
+            raise AssertionError("abort returns never")
+        return wire.RenewedCertificate(certificate_pem=answer.certificate_pem)
+
+    def Health(self, request: wire.HealthQuestion, context: grpc.ServicerContext) -> wire.HealthAnswer:
+        # Whoever asks is staff at the site: that the gateway itself is on the line is not to be read from it.
+        if peer_site(context) is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no site is named in the client certificate")
+        return wire.HealthAnswer(time=time.time(), protocol=PROTOCOL, software=SOFTWARE)
 
     # ------------------------------------------------------- sealed streams
 

@@ -3,6 +3,7 @@
     CA            10 years, path length 0, made once
     orchestrator  server certificate, 1 year, for its host names and addresses
     gateway       client certificate, 30 days, SAN URI msfl://site/<site>; whatever else a request asks for is ignored
+    renewal       the same again, for whoever shows a certificate of ours in force and signs with its key
 
 Bytes in, bytes out; time is an argument.
 """
@@ -18,7 +19,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
+from msfl.protos.certificates import renewal_is_signed
 from msfl.protos.channel import SITE_URI
 
 CA_LIFE = timedelta(days=3650)
@@ -66,7 +69,9 @@ def issue_server(ca_key: bytes, ca_pem: bytes, hosts: tuple[str, ...], now: date
     return _pem(key), certificate
 
 
-def sign_site(ca_key: bytes, ca_pem: bytes, csr_pem: bytes, site: str, now: datetime) -> bytes:
+def sign_site(
+    ca_key: bytes, ca_pem: bytes, csr_pem: bytes, site: str, now: datetime, life: timedelta = SITE_LIFE
+) -> bytes:
     """The site's client certificate, PEM. Only the request's public key is used. Raises BadRequest."""
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
@@ -78,7 +83,45 @@ def sign_site(ca_key: bytes, ca_pem: bytes, csr_pem: bytes, site: str, now: date
     if not csr.is_signature_valid:
         raise BadRequest("the certificate request is not signed by its own key")
     uri = x509.UniformResourceIdentifier(f"{SITE_URI}{site}")
-    return _issue(ca_key, ca_pem, site, public, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, now, SITE_LIFE)
+    return _issue(ca_key, ca_pem, site, public, [uri], ExtendedKeyUsageOID.CLIENT_AUTH, now, life)
+
+
+def renewing_site(ca_pem: bytes, certificate_pem: bytes, csr_pem: bytes, proof: bytes, now: datetime) -> str:
+    """The site that asks for a new certificate: named by the certificate in use, whose key signed the request. A
+    request that names another site is nobody's. Raises BadRequest."""
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_pem)
+        ca = x509.load_pem_x509_certificate(ca_pem)
+        csr = x509.load_pem_x509_csr(csr_pem)
+    except ValueError as error:
+        raise BadRequest("the certificate, or the request for a new one, cannot be read") from error
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        when = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
+        raise BadRequest(f"the certificate in use expired at {when}: the site needs a new registration token")
+    try:
+        PolicyBuilder().store(Store([ca])).time(now).build_client_verifier().verify(certificate, [])
+    except VerificationError as error:
+        raise BadRequest("the certificate in use is no site's of this federation") from error
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    uris = [u for u in names.get_values_for_type(x509.UniformResourceIdentifier) if u.startswith(SITE_URI)]
+    if len(uris) != 1:
+        raise BadRequest("the certificate in use names no site")
+    site = uris[0].removeprefix(SITE_URI)
+    if not renewal_is_signed(certificate, csr_pem, proof):
+        raise BadRequest(f"the request is not signed with the key of the certificate that {site} uses")
+    if _asks_for(csr) != {site}:
+        raise BadRequest(f"{site} asks for a certificate that is not its own")
+    return site
+
+
+def _asks_for(csr: x509.CertificateSigningRequest) -> set[str]:
+    """Every site that a request names, anywhere."""
+    names = {str(attribute.value) for attribute in csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)}
+    try:
+        said = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return names
+    return names | {str(name.value).removeprefix(SITE_URI) for name in said}
 
 
 def _issue(

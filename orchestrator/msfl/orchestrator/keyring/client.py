@@ -34,14 +34,26 @@ class KeyringClient:
         self._patience_s = patience_s
 
     def enrol(
-        self, *, token_id: str, csr_pem: bytes, nonce: bytes, proof: bytes, peer_ip: str
+        self, *, token_id: str, csr_pem: bytes, nonce: bytes, proof: bytes, peer_ip: str, again: bool = False
     ) -> Enrolled | EnrolmentRefusal:
         answer = self._ask(
-            do="enrol", token_id=token_id, csr=_text(csr_pem), nonce=_text(nonce), proof=_text(proof), peer_ip=peer_ip
+            do="enrol",
+            token_id=token_id,
+            csr=_text(csr_pem),
+            nonce=_text(nonce),
+            proof=_text(proof),
+            peer_ip=peer_ip,
+            again=again,
         )
-        if "refused" in answer:
-            return EnrolmentRefusal(answer["refused"], answer["message"])
-        return Enrolled(base64.b64decode(answer["certificate"]))
+        return _certificate(answer)
+
+    def renew(self, *, certificate_pem: bytes, csr_pem: bytes, proof: bytes) -> Enrolled | EnrolmentRefusal:
+        answer = self._ask(do="renew", certificate=_text(certificate_pem), csr=_text(csr_pem), proof=_text(proof))
+        return _certificate(answer)
+
+    def sites(self) -> dict[str, int]:
+        """Members, and when each got its latest certificate, Unix time. Raises KeyringDown."""
+        return dict(self._ask(do="sites")["sites"])
 
     def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
         """Raises BadRunSecret, KeyringDown."""
@@ -99,6 +111,12 @@ class KeyringClient:
                 if time.monotonic() > give_up:
                     raise
             time.sleep(0.1)
+
+
+def _certificate(answer: dict[str, Any]) -> Enrolled | EnrolmentRefusal:
+    if "refused" in answer:
+        return EnrolmentRefusal(answer["refused"], answer["message"])
+    return Enrolled(base64.b64decode(answer["certificate"]))
 
 
 def _text(data: bytes) -> str:

@@ -1,12 +1,14 @@
-"""What the keyring does, in one process, under one lock: issue tokens, enrol sites once, hand run keys over.
+"""What the keyring does, in one process, under one lock: issue tokens, enrol sites once, renew their certificates, hand
+run keys over.
 
     folder (0700)   ca.key, ca.pem            the CA
                     centre.key                X25519, HPKE: run secrets are wrapped to it
                     tokens/<id>.json          secrets until it is used, site, expiry, addresses; then `used_at`
-                    sites/<site>.json         the site's symmetric key, how often it was enrolled
+                    sites/<site>.json         the site's symmetric key, when it got its certificates
 
 A token is consumed, durably, before its certificate is returned: of two racing redemptions exactly one wins, and a
-crash in between costs a token, never gives two certificates. A second use is refused and recorded.
+crash in between costs a token, never gives two certificates. A second use is refused and recorded. A member that enrols
+`again`, its home at hand, keeps its symmetric key, so that its running runs go on; else the token's takes its place.
 
 Honest limit: whoever owns this process and the orchestrator's store can read single updates. Secure aggregation is
 the answer to that, and a later one.
@@ -32,7 +34,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import TypeAdapter
 
-from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, sign_site
+from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, renewing_site, sign_site
 from msfl.policies.documents import Slug
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
@@ -50,7 +52,7 @@ class Enrolled:
 
 @dataclass(frozen=True)
 class EnrolmentRefusal:
-    """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr."""
+    """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr, not_enrolled."""
 
     code: str
     message: str
@@ -146,7 +148,15 @@ class Keyring:
         return token
 
     def enrol(
-        self, *, token_id: str, csr_pem: bytes, nonce: bytes, proof_: bytes, peer_ip: str, now: datetime
+        self,
+        *,
+        token_id: str,
+        csr_pem: bytes,
+        nonce: bytes,
+        proof_: bytes,
+        peer_ip: str,
+        now: datetime,
+        again: bool = False,
     ) -> Enrolled | EnrolmentRefusal:
         with self._lock:
             kept = self._get("tokens", token_id)
@@ -165,15 +175,44 @@ class Keyring:
                 return EnrolmentRefusal("token_expired", "the token has expired: ask the operator for a new one")
             if not _allowed(peer_ip, kept["cidrs"]):
                 return EnrolmentRefusal("address_not_allowed", f"{peer_ip} is outside {', '.join(kept['cidrs'])}")
+            member = self._get("sites", kept["site"]) if again else None
+            if again and member is None:
+                return EnrolmentRefusal("not_enrolled", f"{kept['site']} is no member yet: enrol in an empty folder")
             try:
                 key = (self._folder / "ca.key").read_bytes()
                 certificate = sign_site(key, self.ca_pem, csr_pem, kept["site"], now)
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
             at = int(now.timestamp())
+            site_key = kept["site_key"] if member is None else member["site_key"]
             self._put("tokens", token_id, kept | {"used_at": at, "secret": "", "site_key": ""})
-            self._put("sites", kept["site"], {"site_key": kept["site_key"], "enrolled_at": at})
+            self._put("sites", kept["site"], {"site_key": site_key, "enrolled_at": at})
             return Enrolled(certificate)
+
+    def renew(
+        self, *, certificate_pem: bytes, csr_pem: bytes, proof: bytes, now: datetime
+    ) -> Enrolled | EnrolmentRefusal:
+        """A new certificate for the member that `certificate_pem`, the one in use, names and whose key made `proof`.
+
+        Nothing that the orchestrator says of the asker is believed.
+        """
+        with self._lock:
+            try:
+                site = renewing_site(self.ca_pem, certificate_pem, csr_pem, proof, now)
+                member = self._get("sites", site)
+                if member is None:
+                    return EnrolmentRefusal("not_enrolled", f"{site} is no member of this federation (any more)")
+                certificate = sign_site((self._folder / "ca.key").read_bytes(), self.ca_pem, csr_pem, site, now)
+            except BadRequest as error:
+                return EnrolmentRefusal("bad_csr", str(error))
+            self._put("sites", site, member | {"renewed_at": int(now.timestamp())})
+            return Enrolled(certificate)
+
+    def sites(self) -> dict[str, int]:
+        """Members, and when each got its latest certificate, Unix time."""
+        with self._lock:
+            kept = {f.stem: json.loads(f.read_text()) for f in sorted((self._folder / "sites").glob("*.json"))}
+        return {site: int(member.get("renewed_at", member["enrolled_at"])) for site, member in kept.items()}
 
     # -------------------------------------------------------------------- runs
 

@@ -1,6 +1,8 @@
 """The keyring's door: a unix socket (0600) in a folder (0700), one JSON line in, one JSON line out per connection.
 
     {"do": "enrol", …} ▸ {"certificate"} | {"refused", "message"}
+    {"do": "renew", …} ▸ {"certificate"} | {"refused", "message"}
+    {"do": "sites"} ▸ {"sites"}
     {"do": "hand_over", …} ▸ {"sealed"} | {"bad_secret"}
     {"do": "token", …} ▸ {"token"}
 
@@ -37,11 +39,29 @@ def _enrol(keyring: Keyring, asked: JsonObject) -> JsonObject:
         proof_=_bytes(asked["proof"]),
         peer_ip=asked["peer_ip"],
         now=datetime.now(UTC),
+        again=asked["again"] is True,
     )
     if isinstance(answer, EnrolmentRefusal):
         log.warning("enrolment refused", token=asked["token_id"], code=answer.code, peer=asked["peer_ip"])
         return {"refused": answer.code, "message": answer.message}
     return {"certificate": _text(answer.certificate_pem)}
+
+
+def _renew(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    answer = keyring.renew(
+        certificate_pem=_bytes(asked["certificate"]),
+        csr_pem=_bytes(asked["csr"]),
+        proof=_bytes(asked["proof"]),
+        now=datetime.now(UTC),
+    )
+    if isinstance(answer, EnrolmentRefusal):
+        log.warning("renewal refused", code=answer.code, why=answer.message)
+        return {"refused": answer.code, "message": answer.message}
+    return {"certificate": _text(answer.certificate_pem)}
+
+
+def _sites(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    return {"sites": keyring.sites()}
 
 
 def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
@@ -70,6 +90,8 @@ def _token(keyring: Keyring, asked: JsonObject) -> JsonObject:
 
 _DO: dict[str, Callable[[Keyring, JsonObject], JsonObject]] = {
     "enrol": _enrol,
+    "renew": _renew,
+    "sites": _sites,
     "hand_over": _hand_over,
     "token": _token,
 }

@@ -19,10 +19,16 @@ CREATE TABLE IF NOT EXISTS events (
 
 
 class SqliteRunStore:
-    """One connection, one lock: events are small and few, and order matters more than concurrency."""
+    """One connection, one lock: events are small and few, and order matters more than concurrency.
 
-    def __init__(self, file: Path) -> None:
+    `look_only`: beside a serving orchestrator, or to examine what is there; raises sqlite3.Error when nothing is.
+    """
+
+    def __init__(self, file: Path, *, look_only: bool = False) -> None:
         self._lock = threading.Lock()
+        if look_only:
+            self._connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            return
         self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
@@ -49,6 +55,12 @@ class SqliteRunStore:
         with self._lock:
             rows = self._connection.execute("SELECT run_id FROM events WHERE sequence = 1 ORDER BY rowid").fetchall()
         return [run_id for (run_id,) in rows]
+
+    def damage(self) -> str:
+        """What SQLite's own quick check finds; empty when the file is sound."""
+        with self._lock:
+            rows = [str(row[0]) for row in self._connection.execute("PRAGMA quick_check(5)").fetchall()]
+        return "" if rows == ["ok"] else "; ".join(rows)
 
     def close(self) -> None:
         with self._lock:

@@ -478,6 +478,16 @@ class LinkStub:
                 request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.TaskReport.SerializeToString,
                 response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Ack.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/msfl.protos.v1.Link/Renew',
+                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Renewal.SerializeToString,
+                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RenewedCertificate.FromString,
+                _registered_method=True)
+        self.Health = channel.unary_unary(
+                '/msfl.protos.v1.Link/Health',
+                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthQuestion.SerializeToString,
+                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthAnswer.FromString,
+                _registered_method=True)
 
 
 class LinkServicer:
@@ -526,6 +536,18 @@ class LinkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Health(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -563,6 +585,16 @@ def add_LinkServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.TaskReport.FromString,
                     response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Ack.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Renewal.FromString,
+                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RenewedCertificate.SerializeToString,
+            ),
+            'Health': grpc.unary_unary_rpc_method_handler(
+                    servicer.Health,
+                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthQuestion.FromString,
+                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -755,6 +787,60 @@ class Link:
             '/msfl.protos.v1.Link/Report',
             msfl_dot_protos_dot_v1_dot_federation__pb2.TaskReport.SerializeToString,
             msfl_dot_protos_dot_v1_dot_federation__pb2.Ack.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/msfl.protos.v1.Link/Renew',
+            msfl_dot_protos_dot_v1_dot_federation__pb2.Renewal.SerializeToString,
+            msfl_dot_protos_dot_v1_dot_federation__pb2.RenewedCertificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Health(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/msfl.protos.v1.Link/Health',
+            msfl_dot_protos_dot_v1_dot_federation__pb2.HealthQuestion.SerializeToString,
+            msfl_dot_protos_dot_v1_dot_federation__pb2.HealthAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -155,6 +155,8 @@ class LinkStub:
     Upload: _grpc.StreamUnaryMultiCallable[_federation_pb2.UploadPart, _federation_pb2.Ack]
     Download: _grpc.UnaryStreamMultiCallable[_federation_pb2.DownloadFrom, _federation_pb2.Chunk]
     Report: _grpc.UnaryUnaryMultiCallable[_federation_pb2.TaskReport, _federation_pb2.Ack]
+    Renew: _grpc.UnaryUnaryMultiCallable[_federation_pb2.Renewal, _federation_pb2.RenewedCertificate]
+    Health: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HealthQuestion, _federation_pb2.HealthAnswer]
 
 @_typing.type_check_only
 class LinkAsyncStub(LinkStub):
@@ -168,6 +170,8 @@ class LinkAsyncStub(LinkStub):
     Upload: _aio.StreamUnaryMultiCallable[_federation_pb2.UploadPart, _federation_pb2.Ack]  # type: ignore[assignment]
     Download: _aio.UnaryStreamMultiCallable[_federation_pb2.DownloadFrom, _federation_pb2.Chunk]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_federation_pb2.TaskReport, _federation_pb2.Ack]  # type: ignore[assignment]
+    Renew: _aio.UnaryUnaryMultiCallable[_federation_pb2.Renewal, _federation_pb2.RenewedCertificate]  # type: ignore[assignment]
+    Health: _aio.UnaryUnaryMultiCallable[_federation_pb2.HealthQuestion, _federation_pb2.HealthAnswer]  # type: ignore[assignment]
 
 class LinkServicer(metaclass=_abc_1.ABCMeta):
     """--------------------------------------------------------------------- Link"""
@@ -220,5 +224,19 @@ class LinkServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.TaskReport,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.Ack, _abc.Awaitable[_federation_pb2.Ack]]: ...
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _federation_pb2.Renewal,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.RenewedCertificate, _abc.Awaitable[_federation_pb2.RenewedCertificate]]: ...
+
+    @_abc_1.abstractmethod
+    def Health(
+        self,
+        request: _federation_pb2.HealthQuestion,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.HealthAnswer, _abc.Awaitable[_federation_pb2.HealthAnswer]]: ...
 
 def add_LinkServicer_to_server(servicer: LinkServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

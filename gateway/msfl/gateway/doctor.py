@@ -1,0 +1,326 @@
+"""`msfl gateway doctor`: what is wrong at a site, and how to mend it.
+
+    measure(home, now) ─▶ SiteFacts ─▶ examine(facts) ─▶ Findings      nothing is changed, nothing sent but `Health`
+
+Each fact is measured by itself: where one cannot be, it is `Unmeasured`, a finding of its own, and the others stand.
+The steps of the line are named one by one, so that staff see whether to call the network's people or the operator.
+"""
+
+from __future__ import annotations
+
+import platform
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from msfl.gateway.home import Home, NoIdentity, SiteSettings
+from msfl.gateway.membership import expired_remedy
+from msfl.policies.audit import from_line, verify
+from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
+from msfl.policies.refusals import Refusal
+from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot
+from msfl.protos.certificates import CertificateFacts, certificate_facts
+from msfl.protos.channel import SITE_URI
+from msfl.protos.health import (
+    DiskFacts,
+    Finding,
+    LineFacts,
+    Status,
+    Unmeasured,
+    judge_certificate,
+    judge_disk,
+    judge_expiry,
+    judge_line,
+    judge_newest,
+    unmeasured,
+)
+from msfl.protos.messages import SOFTWARE
+from msfl.protos.probe import attempt, disk, largest_file, line
+from msfl.registry.oci_layout import LayoutRegistry
+from msfl.runtime.interface import Protections
+from msfl.runtime.process import ProcessRuntime
+
+ROOT_SOON, CA_SOON, POLICY_SOON = timedelta(days=30), timedelta(days=180), timedelta(days=14)
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """`newest`: None for an empty log. `broken`: why the chain is not whole; empty when it is."""
+
+    entries: int
+    newest: datetime | None
+    broken: str
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    id: str
+    not_before: datetime
+    expires: datetime
+    isolation: Isolation
+
+    @classmethod
+    def of(cls, policy: AssetPolicy) -> PolicyFacts:
+        return cls(policy.id, policy.not_before, policy.expires, policy.isolation)
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """Everything `examine` looks at. `exposed`: files that others on this machine may open. Roots: in force until when,
+    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has."""
+
+    home: Path
+    now: datetime
+    settings: SiteSettings | Unmeasured
+    exposed: tuple[str, ...] | Unmeasured
+    certificate: CertificateFacts | Unmeasured
+    ca: CertificateFacts | Unmeasured
+    site_root: datetime | Refusal | Unmeasured
+    federation_root: datetime | Refusal | Unmeasured
+    policies: tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]] | Unmeasured
+    datasets: tuple[tuple[str, str, str], ...] | Unmeasured
+    audit: AuditFacts | Unmeasured
+    disk: DiskFacts | Unmeasured
+    line: LineFacts | Unmeasured
+    protections: Protections
+    tags: int | Unmeasured
+    pending: tuple[str, ...] | Unmeasured
+
+
+# ------------------------------------------------------------------------------------------------------------ measure
+
+
+def measure(root: Path, now: datetime) -> SiteFacts:
+    home = Home(root)
+    settings = attempt(home.settings)
+    return SiteFacts(
+        home=root,
+        now=now,
+        settings=settings,
+        exposed=attempt(lambda: _exposed(root)),
+        certificate=attempt(lambda: _certificate(home), (NoIdentity,)),
+        ca=attempt(lambda: certificate_facts(home.ca_pem, home.ca_pem)),
+        site_root=attempt(lambda: _until(home.site_root(now))),
+        federation_root=attempt(lambda: _until(home.federation_root(now))),
+        policies=attempt(lambda: _policies(home, now)),
+        datasets=attempt(lambda: tuple(_datasets(home))),
+        audit=attempt(lambda: _audit(root / "audit" / "log.jsonl")),
+        disk=attempt(lambda: disk(root, largest_file(home.runs))),
+        line=attempt(lambda: line(home.settings().link_endpoint, home.ca_pem, home.identity_file)),
+        protections=ProcessRuntime().protections(),
+        tags=attempt(lambda: len(LayoutRegistry(Path(home.settings().registry)).tags())),
+        pending=attempt(lambda: tuple(home.pending())),
+    )
+
+
+def _exposed(root: Path) -> tuple[str, ...]:
+    secrets = [root / "runs", *sorted((root / "tls").glob("*.pem")), *sorted((root / "secrets").iterdir())]
+    return tuple(str(f.relative_to(root)) for f in secrets if stat.S_IMODE(f.stat().st_mode) & 0o077)
+
+
+def _certificate(home: Home) -> CertificateFacts:
+    identity = home.identity()
+    return certificate_facts(identity.certificate_pem, home.ca_pem, identity.key_pem)
+
+
+def _until(root: TrustedSiteRoot | TrustedFederationRoot | Refusal) -> datetime | Refusal:
+    return root if isinstance(root, Refusal) else root.document.expires
+
+
+def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]]:
+    trusted, refused = home.policies(now)
+    return tuple(PolicyFacts.of(p.document) for p in trusted), refused
+
+
+def _datasets(home: Home) -> Iterable[tuple[str, str, str]]:
+    for file in sorted((home.root / "datasets").glob("*.json")):
+        record = home.dataset(file.stem)
+        if isinstance(record, Refusal):
+            yield file.stem, str(file), record.message
+            continue
+        folder = attempt(lambda name=file.stem: home.dataset_folder(name))  # type: ignore[misc]  # bound at once
+        if isinstance(folder, Unmeasured):
+            yield file.stem, str(file), f"it is not known where the data lie ({folder.why})"
+        else:
+            yield file.stem, str(folder), "" if folder.is_dir() else "the folder is not there"
+
+
+def _audit(file: Path) -> AuditFacts:
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    broken = verify(lines)
+    last = from_line(lines[-1]) if lines else "empty"
+    newest = None if isinstance(last, str) else parse_utc(last.at)
+    return AuditFacts(len(lines), newest, broken.why if broken else "")
+
+
+# ------------------------------------------------------------------------------------------------------------ examine
+
+
+def examine(facts: SiteFacts) -> list[Finding]:
+    """In the order in which trust is built; `health.worst_first` sorts them."""
+    if isinstance(facts.settings, Unmeasured):
+        do = "give the folder of an enrolled gateway with --home, or join with: msfl gateway enrol"
+        first = unmeasured(
+            "home", "the site's settings cannot be read", str(facts.home / "site.json"), facts.settings, do
+        )
+        site = "SITE"
+    else:
+        site = facts.settings.site
+        first = Finding("home", Status.OK, f"{site} of {facts.settings.federation}", str(facts.home))
+    return [
+        first,
+        *_judge_modes(facts),
+        *_judge_certificates(facts, site),
+        *_judge_roots(facts),
+        *_judge_policies(facts),
+        *_judge_datasets(facts),
+        *_judge_audit(facts),
+        *_judge_surroundings(facts),
+        *_judge_pending(facts),
+    ]
+
+
+def _judge_modes(facts: SiteFacts) -> Iterable[Finding]:
+    where = str(facts.home)
+    if isinstance(facts.exposed, Unmeasured):
+        yield unmeasured("secrets", "the modes of secret files cannot be read", where, facts.exposed)
+    elif facts.exposed:
+        names = ", ".join(facts.exposed[:5]) + (" …" if len(facts.exposed) > 5 else "")
+        why = "keys and runs' inputs are for the gateway's user alone"
+        what = f"others on this machine may open {names}"
+        yield Finding("secrets", Status.BAD, what, where, why, f"chmod -R go= {where}")
+    else:
+        yield Finding("secrets", Status.OK, "only the gateway's user may open them", where)
+
+
+def _judge_certificates(facts: SiteFacts, site: str) -> Iterable[Finding]:
+    where, ca = str(facts.home / "tls/identity.pem"), str(facts.home / "tls/ca.pem")
+    found = facts.certificate
+    if isinstance(found, Unmeasured):
+        do = f"put the file back from a copy, or {expired_remedy(site)}"
+        yield unmeasured("certificate", "this site's certificate cannot be read", where, found, do)
+    else:
+        # A gateway that serves renews it when a third is left: with a quarter left, something is in the way.
+        soon = (found.not_after - found.not_before) / 4
+        renew = expired_remedy(site)
+        if facts.now < found.not_after:
+            renew = f"it is renewed while `msfl gateway serve` runs; its log says why not. Else {renew}"
+        yield from judge_certificate("this site's certificate", where, found, facts.now, soon=soon, renew=renew)
+        if site != "SITE" and found.names != (f"{SITE_URI}{site}",):
+            what = f"it is for {', '.join(found.names) or 'nobody'}, and this is {site}"
+            yield Finding("certificate", Status.BAD, what, where, "the orchestrator takes us for another", renew)
+    do = "ask the operator: the federation needs a new CA, and each site a new token and folder"
+    if isinstance(facts.ca, Unmeasured):
+        yield unmeasured("certificate", "the federation's CA certificate cannot be read", ca, facts.ca, do)
+    else:
+        yield from judge_certificate("the federation's CA", ca, facts.ca, facts.now, soon=CA_SOON, renew=do)
+
+
+def _judge_roots(facts: SiteFacts) -> Iterable[Finding]:
+    remedies = {
+        "site root": (facts.site_root, "site-root.dsse", "custodians sign a new site root"),
+        "federation root": (
+            facts.federation_root,
+            "federation-root.dsse",
+            "ask the operator for the new federation root: without it every run is refused here",
+        ),
+    }
+    for name, (root, file, do) in remedies.items():
+        where = str(facts.home / "trust" / file)
+        match root:
+            case Unmeasured():
+                yield unmeasured("trust", f"the {name} cannot be read", where, root, do)
+            case Refusal(message=message):
+                yield Finding("trust", Status.BAD, f"the {name} is not trusted", where, message, do)
+            case _:
+                yield judge_expiry("trust", f"the {name}", where, root, facts.now, ROOT_SOON, do)
+
+
+def _judge_policies(facts: SiteFacts) -> Iterable[Finding]:
+    where, do = str(facts.home / "policies"), "a custodian signs a new one: msfl policy new, then msfl policy sign"
+    if isinstance(facts.policies, Unmeasured):
+        yield unmeasured("policies", "the policies cannot be read", where, facts.policies)
+        return
+    trusted, refused = facts.policies
+    for refusal in refused:
+        yield Finding("policies", Status.WARN, "a policy counts for nothing", where, refusal.message, do)
+    if not trusted:
+        yield Finding("policies", Status.WARN, "none is in force, so every run is refused here", where, "", do)
+    for policy in trusted:
+        if facts.now < policy.not_before:
+            what = f"{policy.id} is in force only from {policy.not_before:%Y-%m-%d %H:%M} UTC"
+            yield Finding("policies", Status.WARN, what, where)
+        else:
+            found = judge_expiry("policies", policy.id, where, policy.expires, facts.now, POLICY_SOON, do)
+            # A site may let its policies end: that is a decision, no fault.
+            yield replace(found, status=Status.WARN) if found.status is Status.BAD else found
+        if facts.protections.isolation < policy.isolation:
+            what = (
+                f"{policy.id} asks for isolation {policy.isolation.value}, here is {facts.protections.isolation.value}"
+            )
+            yield Finding("policies", Status.BAD, what, where, "every run under it is refused", "install bubblewrap")
+
+
+def _judge_datasets(facts: SiteFacts) -> Iterable[Finding]:
+    if isinstance(facts.datasets, Unmeasured):
+        yield unmeasured("datasets", "they cannot be read", str(facts.home / "datasets"), facts.datasets)
+        return
+    if not facts.datasets:
+        do = "msfl data import, then msfl data publish"
+        yield Finding("datasets", Status.WARN, "none is published", str(facts.home / "datasets"), "", do)
+    for name, where, wrong in facts.datasets:
+        if wrong:
+            do = "mount or restore the data, or publish it again: msfl data publish"
+            yield Finding("datasets", Status.BAD, f"{name}: {wrong}", where, "runs on it fail", do)
+        else:
+            yield Finding("datasets", Status.OK, name, where)
+
+
+def _judge_audit(facts: SiteFacts) -> Iterable[Finding]:
+    where, found = str(facts.home / "audit/log.jsonl"), facts.audit
+    if isinstance(found, Unmeasured):
+        yield unmeasured("audit", "the audit log cannot be read", where, found, "the gateway does not serve without it")
+        return
+    if found.broken:
+        do = "compare the log with your copies; the gateway does not serve with this one"
+        yield Finding("audit", Status.BAD, "the chain is broken", where, found.broken, do)
+    else:
+        yield Finding("audit", Status.OK, f"the chain of {found.entries} entries is whole", where)
+    if found.newest is not None:
+        yield judge_newest(found.newest, facts.now, where)
+
+
+def _judge_surroundings(facts: SiteFacts) -> Iterable[Finding]:
+    where = str(facts.home)
+    if isinstance(facts.disk, Unmeasured):
+        yield unmeasured("disk", "it cannot be measured", where, facts.disk)
+    else:
+        yield from judge_disk(facts.disk)
+    if isinstance(facts.line, Unmeasured):
+        yield unmeasured(
+            "line", "the orchestrator cannot be dialled from this home", where, facts.line, "see the others"
+        )
+    else:
+        yield from judge_line(facts.line)
+    yield Finding("version", Status.OK, f"{SOFTWARE}, Python {platform.python_version()}")
+    sandboxed = facts.protections.isolation is not Isolation.NONE
+    do = "" if sandboxed else "install bubblewrap, and allow unprivileged user namespaces"
+    status = Status.OK if sandboxed else Status.WARN
+    yield Finding("isolation", status, facts.protections.isolation.value, "", facts.protections.detail[0], do)
+    registry = "" if isinstance(facts.settings, Unmeasured) else facts.settings.registry
+    if isinstance(facts.tags, Unmeasured):
+        do = "mount the registry's folder at this place, readable for the gateway's user, or ask the operator"
+        yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
+    else:
+        yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)
+
+
+def _judge_pending(facts: SiteFacts) -> Iterable[Finding]:
+    if isinstance(facts.pending, Unmeasured):
+        yield unmeasured("runs", "those that wait cannot be read", str(facts.home / "pending"), facts.pending)
+        return
+    for run in facts.pending:
+        do = f"msfl gateway pending, then msfl gateway confirm {run} or refuse {run}"
+        yield Finding("runs", Status.WARN, f"{run} waits for the custodian", str(facts.home), "", do)
