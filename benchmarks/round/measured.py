@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,8 +36,10 @@ class Measured:
     arm: str
     seconds: list[float]
     cpu: float
+    rounds: int  # of the whole run, warm-up included
     memory: dict[str, Memory] = field(default_factory=dict)
     wire: tuple[int, int] | None = None  # bytes sent and received by the server in the whole run, not one round
+    others: float = 0.0  # share of the machine that other processes took
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -47,9 +52,27 @@ def from_marks(arm: str, ends: list[float], meter: Meter) -> Measured:
     if len(ends) <= WARM_UP:
         raise CannotMeasure(f"{arm}: {len(ends)} rounds ended; {WARM_UP + 1} are the fewest that can be measured")
     kept = ends[WARM_UP - 1 :]
-    seconds = [after - before for before, after in zip(kept, kept[1:], strict=False)]
+    seconds = [after - before for before, after in pairwise(kept)]
     cpu = (meter.cpu_at(kept[-1]) - meter.cpu_at(kept[0])) / len(seconds)
-    return Measured(arm, seconds, cpu, meter.memory(), meter.wire())
+    return Measured(arm, seconds, cpu, len(ends), meter.memory(), meter.wire(), meter.others())
+
+
+def wait_for_app(arm: str, child: subprocess.Popen[bytes], checked: Path, log: Path, patience_s: float) -> None:
+    """Until a peer's app has checked its result: `<tensors> <largest deviation>`. Raises CannotMeasure."""
+    give_up = time.monotonic() + patience_s
+    while not (checked.exists() and checked.read_text().endswith("\n")):
+        if child.poll() not in (None, 0):
+            raise CannotMeasure(f"{arm} ended with status {child.returncode}: {_last_line(log)}")
+        if time.monotonic() > give_up:
+            raise CannotMeasure(f"{arm} has no result after {patience_s:.0f} s: {_last_line(log)}")
+        time.sleep(0.1)
+    tensors, worst = checked.read_text().split()
+    if tensors != "108" or float(worst) > 1e-4:
+        raise CannotMeasure(f"{arm} came to a wrong result: {tensors} tensors, off by {worst}")
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1][:300]
 
 
 def read_marks(file: Path) -> list[float]:

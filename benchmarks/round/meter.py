@@ -24,7 +24,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,11 +66,16 @@ class Meter:
         self._thread = threading.Thread(target=self._run, name="meter", daemon=True)
 
     def __enter__(self) -> Meter:
+        self._began, self._busy_before, self._mine_before = time.monotonic(), _busy_seconds(), sum(os.times()[:2])
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        with deaf():
+            self._close()
+
+    def _close(self) -> None:
         self._stop.set()
         self._thread.join()
         end_descendants()
@@ -84,6 +89,13 @@ class Meter:
             raise ValueError("the meter was not running then")
         t0, t1, c0, c1 = self._times[i - 1], self._times[i], self._cpu[i - 1], self._cpu[i]
         return c0 + (c1 - c0) * (at - t0) / (t1 - t0)
+
+    def others(self) -> float:
+        """Share of the machine's cores that processes outside the measurement took meanwhile, 0 to 1."""
+        machine = _busy_seconds() - self._busy_before
+        mine = sum(os.times()[:2]) - self._mine_before + (self._cpu[-1] - self._cpu[0] if self._cpu else 0.0)
+        elapsed = (time.monotonic() - self._began) * (os.cpu_count() or 1)
+        return max(0.0, machine - mine) / elapsed
 
     def memory(self) -> dict[str, Memory]:
         return {name: Memory(seen.peak, seen.anonymous) for name, seen in sorted(self._seen.items())}
@@ -161,6 +173,17 @@ class Meter:
                 self._sockets[fields[4]] = {kind: int(n) for kind, n in _BYTES.findall(line)}
 
 
+@contextlib.contextmanager
+def deaf() -> Iterator[None]:
+    """Ctrl-C has been heard: a second one does not keep us from ending what we started."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def descendants() -> list[int]:
     """All processes below this one, children before their own children."""
     children: dict[int, list[int]] = defaultdict(list)
@@ -193,6 +216,12 @@ def _reap(pid: int) -> bool:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
         return not Path(f"/proc/{pid}").exists()
+
+
+def _busy_seconds() -> float:
+    """Of all cores since boot, idle and waiting for disks left out, what other guests took (steal) included."""
+    user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split(None, 9)[1:9])
+    return (user + nice + system + irq + soft + steal) / _TICKS
 
 
 def _stat(pid: int) -> list[str]:

@@ -7,6 +7,7 @@ orchestrator's own clock. What follows the rounds (validation, tests, export) is
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from datetime import UTC, datetime
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
-RELEASE = HERE / "echo_release"
-sys.path[1:1] = [str(RELEASE), str(HERE.parents[1] / "tests")]  # msfl is a namespace package: now it holds msfl.echo
+# msfl is a namespace package: with the release's folder on the path it holds msfl.echo too.
+sys.path.insert(1, str(Path(__file__).parent / "echo_release"))
+sys.path.insert(1, str(Path(__file__).parents[2] / "tests"))
 
 from fakes.tiny_data import tiny_dataset
 from measured import CannotMeasure, Measured, Task, from_marks
 from meter import Meter
-from msfl.echo.shapes import drift, first_model
+from msfl.echo.shapes import drift, first_model, shapes
 from msfl.learning.weights import TensorFile
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.process import ProcessRuntime
@@ -30,6 +31,7 @@ from msfl.sdk.credentials import Credentials
 from msfl.sdk.demo.federation import DemoSite, Federation
 from msfl.sdk.demo.processes import Processes
 
+RELEASE = Path(__file__).parent / "echo_release"
 DATASET = "lesions"
 PATIENCE_S = 120.0
 CENTRE = ("orchestrator", "aggregator")
@@ -82,7 +84,9 @@ def _measure(task: Task, processes: Processes) -> Measured:
                 disk.append(_bytes_below(task.scratch / "centre"))
         state = run.wait()
         measured = from_marks("product", ends, meter)
-        measured.extra |= _extra(state, ends, disk, meter)
+        measured.extra |= {"isolation": isolation.value, "sites": task.sites, **_extra(state, ends, disk, meter)}
+        values = sum(math.prod(shape) for shape in shapes(task.model_mb).values())
+        measured.extra["payload_mb"] = 4 * values * task.sites / 1e6  # one way
         _check(client.fetch(run.run_id, "weights", task.scratch / "final.safetensors"), task)
         client.close()
         processes.close()
@@ -90,7 +94,7 @@ def _measure(task: Task, processes: Processes) -> Measured:
 
 
 def _extra(state: dict, ends: list[float], disk: list[int], meter: Meter) -> dict:
-    """Isolation aside, what only the product is asked: memory of the centre over time, its disk, its own count."""
+    """What only the product is asked: memory of the centre over time, its disk, its own count."""
     last = len(ends)
     early, late = min(10, max(2, last // 2)), last
     window = max(1, min(5, early - 1, last - early))
