@@ -1,0 +1,1 @@
+"""A release that trains nothing: what a round costs when no learning is in it."""
