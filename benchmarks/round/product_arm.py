@@ -23,7 +23,7 @@ from fakes.tiny_data import tiny_dataset
 from measured import CannotMeasure, Measured, Task, from_marks
 from meter import Meter
 from msfl.echo.shapes import drift, first_model, shapes
-from msfl.learning.weights import TensorFile
+from msfl.learning.weights import load
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.process import ProcessRuntime
 from msfl.sdk.client import Client
@@ -119,9 +119,9 @@ def _until_present(client: Client, sites: int) -> None:
 
 def _check(weights: Path, task: Task) -> None:
     """The final model is the first one moved by what the sites added."""
-    tensors, by = TensorFile(weights), np.float32(drift(task.sites, task.rounds))
+    tensors, by = load(weights), np.float32(drift(task.sites, task.rounds))
     for name, values in first_model(task.model_mb).items():
-        worst = float(np.abs(tensors.read(name) - values - by).max())
+        worst = float(np.abs(tensors[name] - values - by).max())
         if worst > 1e-5 * task.rounds:
             raise CannotMeasure(f"the product: {name} is off by {worst:.2g} after {task.rounds} rounds")
 

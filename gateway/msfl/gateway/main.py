@@ -61,10 +61,12 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.link import Link
     from msfl.gateway.membership import dial_as
     from msfl.gateway.site_run import Surroundings, utc_now
+    from msfl.protos.allocator import keep_memory
     from msfl.protos.messages import SOFTWARE
     from msfl.registry.oci_layout import LayoutRegistry
     from msfl.runtime.process import ProcessRuntime
 
+    keep_memory()
     site = Home(home)
     settings = site.settings()
     registry = LayoutRegistry(Path(settings.registry))

@@ -20,6 +20,7 @@ from msfl.learning.aggregator import Aggregator
 from msfl.learning.contract import FederatedModel
 from msfl.learning.tasks import Workplace, run_tasks
 from msfl.learning.worker import Worker
+from msfl.protos.allocator import keep_memory
 from msfl.protos.tasklink import Hello, TaskLink
 
 LONGEST_SOCKET_PATH = 100
@@ -36,6 +37,7 @@ def serve(model: FederatedModel, argv: Sequence[str] | None = None) -> int:
             worker = Worker(model, place, arguments.site, arguments.data.resolve(), clock=time.monotonic)
             run_tasks(link, Hello(arguments.release), worker.verbs, role="worker", clock=time.monotonic)
         else:
+            keep_memory()
             aggregator = Aggregator(model, place, entropy=os.urandom)
             hello = Hello(arguments.release, aggregator.public_key)
             run_tasks(link, hello, aggregator.verbs, role="aggregator", clock=time.monotonic)

@@ -23,6 +23,7 @@ from msfl.orchestrator.store.sqlite import SqliteRunStore
 from msfl.policies.encoding import sha256_of
 from msfl.policies.refusals import Refusal, Refused
 from msfl.policies.trust import trust_federation_root
+from msfl.protos.allocator import keep_memory
 from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials, server_credentials
 from msfl.protos.v1.federation_pb2_grpc import (
     add_EnrolmentServicer_to_server,
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 def serve_orchestrator(home: CentreHome) -> None:
     """Raises Refused when the federation root cannot be trusted, RuntimeError when a port is taken."""
+    keep_memory()
     settings = home.settings()
     envelope = home.federation_root.read_bytes()
     # The operator put this file here; sites compare its hash with the one in their tokens.
