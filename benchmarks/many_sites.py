@@ -1,8 +1,8 @@
 """How many sites one centre holds: `python benchmarks/many_sites.py --sites 200 --rounds 5`.
 
-Real: orchestrator, keyring, aggregator process, enrolment, mutual TLS with a key and a channel per site, the protocol,
-sealing on both sides, every byte durable at the centre. Not real: the sites' work. Each site is a thread in one of a few
-processes, which opens what comes down and seals it as its update. All share this machine's cores with the centre.
+Real: orchestrator, keyring, aggregator process, enrolment, mutual TLS with a key and a channel per site, the
+protocol, sealing on both sides, every byte durable at the centre. Not real: the sites' work. Each site is a thread in
+one of a few processes, which opens what comes down and seals it as its update. All share this machine's cores.
 
 Printed: seconds per round from one round's model to the next one's, sites lost or late, peak memory and CPU seconds.
 """
@@ -20,6 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -249,12 +250,11 @@ def measure(n_sites: int, rounds: int, kib: int, n_processes: int, folder: Path)
                 closed[:1] = [event["at"]]
             if kind == "CentralDone" and event["task_id"].startswith("aggregate/"):
                 closed.append(event["at"])
-                print(
-                    f"  {event['task_id']}: {closed[-1] - closed[-2]:6.2f} s, of it {event['seconds']:.2f} s at the centre"
-                )
+                took = closed[-1] - closed[-2]
+                print(f"  {event['task_id']}: {took:6.2f} s, of it {event['seconds']:.2f} s at the centre")
         state = run.state()
         client.close()
-        spans = [b - a for a, b in zip(closed, closed[1:], strict=False)]
+        spans = [b - a for a, b in pairwise(closed)]
         lost = sum(m["standing"] != "accepted" for m in state["sites"].values())
         late = sum(len(r["late"]) for r in state["rounds"])
         print(

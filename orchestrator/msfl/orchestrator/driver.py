@@ -38,6 +38,7 @@ from msfl.runtime.hosted import ProcessGone, TaskFailed
 
 JsonObject: TypeAlias = dict[str, Any]
 TRIES = 3
+LAST_WORDS = "aggregator_error"  # What it says of an error that it dies of: memory, its disk, a bug.
 log = structlog.get_logger()
 
 
@@ -141,10 +142,13 @@ class Driver:
                 raise
             self._later("disk", str(error))
         except ProcessGone as gone:
-            self._aggregator_died(state, gone)
+            self._aggregator_died(state, gone.code, str(gone))
         except TaskFailed as failed:
-            log.error("the aggregator refuses", run=self._run_id, code=failed.code, why=failed.detail)
-            self._fail(failed.code)
+            if failed.code == LAST_WORDS:
+                self._aggregator_died(state, failed.code, failed.detail)
+            else:
+                log.error("the aggregator refuses", run=self._run_id, code=failed.code, why=failed.detail)
+                self._fail(failed.code)
         except Refused as refused:
             log.error("the aggregator may not be started", run=self._run_id, why=str(refused))
             self._fail(refused.refusal.code.value)
@@ -199,14 +203,14 @@ class Driver:
 
     # ------------------------------------------------------------ trouble
 
-    def _aggregator_died(self, state: RunState, gone: ProcessGone) -> None:
+    def _aggregator_died(self, state: RunState, code: str, why: str) -> None:
         task = state.step.task_id if state.step is not None else "start"
         died = self._failures[1] + 1 if self._failures[0] == task else 1
         self._failures = (task, died)
-        log.error("the aggregator is gone", run=self._run_id, step=task, times=died, why=str(gone))
+        log.error("the aggregator is gone", run=self._run_id, step=task, times=died, why=why)
         self._stop_aggregator()
         if died >= TRIES:
-            self._fail(gone.code)
+            self._fail(code)
 
     def _stop_aggregator(self) -> None:
         if self._up is not None:

@@ -337,13 +337,16 @@ def test_an_aggregator_that_does_not_start_fails_the_run_with_its_code(
 
 
 @pytest.mark.parametrize("task", ["plan", "aggregate/1", "aggregate/2", "collect/validate", "candidates", "export"])
-def test_an_aggregator_that_dies_is_started_again_and_does_the_step_again(centre: Centre, task: str) -> None:
+@pytest.mark.parametrize("death", [ProcessGone("process_ended", Path("log")), TaskFailed("aggregator_error", "oom")])
+def test_an_aggregator_that_dies_is_started_again_and_does_the_step_again(
+    centre: Centre, task: str, death: Exception
+) -> None:
     died: list[str] = []
 
     def die(asked: CentralTask) -> None:
         if asked.task_id == task and not died:
             died.append(task)
-            raise ProcessGone("process_ended", Path("log"))
+            raise death
 
     centre.before = die
     centre.submit()
