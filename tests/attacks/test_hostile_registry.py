@@ -46,7 +46,7 @@ class Image:
 
     def __init__(self, tar: bytes | None = None, packed: bytes | None = None) -> None:
         tar = tar_of(CODE) if tar is None else tar
-        self.layer = gzip.compress(tar) if packed is None else packed
+        self.layer = gzip.compress(tar, mtime=0) if packed is None else packed
         self.config: dict[str, Any] = {
             "config": {"Entrypoint": ["python", "-m", "x"], "Labels": {"msfl.environment.sha256": digest_of(LOCK)}},
             "rootfs": {"diff_ids": [digest_of(tar)]},
@@ -252,8 +252,8 @@ def test_bombs(tmp_path: Path) -> None:
         gzip.compress(tar_of(CODE)) * 2,
         gzip.compress(tar_of(CODE)[:700]),
         gzip.compress(tar_of(CODE) + b"after the end"),
-        gzip.compress(b"\xff" * 2048),
-        gzip.compress(b""),
+        gzip.compress(b"\xff" * 2048, mtime=0),
+        gzip.compress(b"", mtime=0),
         tar_of(CODE),
     ],
 )

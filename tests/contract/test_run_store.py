@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fakes.stores import MemoryRunStore
-from msfl.orchestrator.store.interface import RunStore, StoredEvent
+from msfl.orchestrator.store.interface import RunStore, StoreDamaged, StoredEvent, StoreUnavailable
 from msfl.orchestrator.store.sqlite import SqliteRunStore
 
 
@@ -67,6 +67,58 @@ class TestRunStore:
         assert [e.sequence for e in events] == list(range(1, 81))
         for name in "abcd":
             assert [e.text for e in events if e.text[0] == name] == [f"{name}{i:02d}" for i in range(20)]
+
+
+@pytest.fixture(params=["sqlite full", "sqlite read-only", "memory"])
+def filling(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[RunStore, Callable[[bool], None]]]:
+    """A store, and how to make its disk full (True) and usable again (False)."""
+    if request.param == "memory":
+        memory = MemoryRunStore()
+        yield memory, lambda full: setattr(memory, "full", full)
+        return
+    sqlite = SqliteRunStore(tmp_path / "runs.sqlite")
+    connection = sqlite._connection
+
+    def fill(full: bool) -> None:
+        if request.param == "sqlite full":
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count={pages if full else 1 << 30}")
+        else:
+            connection.execute(f"PRAGMA query_only={int(full)}")
+
+    yield sqlite, fill
+    sqlite.close()
+
+
+def test_a_full_disk_keeps_nothing_says_so_and_may_be_tried_again(
+    filling: tuple[RunStore, Callable[[bool], None]],
+) -> None:
+    store, fill = filling
+    text = "x" * 10_000
+    store.append("run-1", "a")
+    fill(True)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=r"runs\.sqlite cannot be written"):
+            store.append("run-1", text)
+    assert store.events("run-1") == [StoredEvent(1, "a")]
+    fill(False)
+    assert store.append("run-1", text) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"not a database" * 400, lambda data: data[: len(data) // 2], lambda data: data[:4096] + bytes(8192)],
+    ids=["not ours", "torn", "zeros"],
+)
+def test_a_damaged_file_is_found_at_the_start_and_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "runs.sqlite"
+    store = SqliteRunStore(file)
+    for _ in range(20):
+        store.append("run-1", "x" * 5000)
+    store.close()
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(StoreDamaged, match=r"runs\.sqlite is damaged.*put back your last copy"):
+        SqliteRunStore(file)
 
 
 def test_what_was_acknowledged_is_there_for_the_next_process(tmp_path: Path) -> None:

@@ -9,16 +9,23 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from msfl.orchestrator.store.interface import GapInUpload, Size, StoredEvent
+from msfl.orchestrator.store.interface import GapInUpload, Size, StoredEvent, StoreUnavailable
 
 
 class MemoryRunStore:
+    """`full`: the disk is, and nothing more is kept."""
+
     def __init__(self) -> None:
+        self.full = False
+        self.refused = 0
         self._lock = threading.Lock()
         self._events: dict[str, list[str]] = {}
 
     def append(self, run_id: str, text: str) -> int:
         with self._lock:
+            if self.full:
+                self.refused += 1
+                raise StoreUnavailable("runs.sqlite cannot be written (the disk is full)")
             self._events.setdefault(run_id, []).append(text)
             return len(self._events[run_id])
 

@@ -1,7 +1,7 @@
 """The gateway's main loop: stay on the line, hand orders to runs, beat, and ask the custodian's folder for answers.
 
     while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
-    beside it: a heartbeat every 5 s; every second the answers of the custodian, and the site's certificate
+    beside it: a heartbeat every 3 s; every second the answers of the custodian, and the site's certificate
 
 The agent never listens. Runs live in threads of their own (`site_run`), one worker process each.
 """
@@ -19,7 +19,7 @@ from msfl.gateway.site_run import RunAtSite, Surroundings
 from msfl.policies.documents import DatasetRecord
 from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Offer, Order, SiteProgress
 
-BEAT_S = 5.0
+BEAT_S = 3.0
 log = structlog.get_logger()
 
 

@@ -48,6 +48,7 @@ _TRANSIENT = frozenset(
         grpc.StatusCode.CANCELLED,
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,  # Its disk is full: what it does not keep now, it may keep later.
     }
 )
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
 from msfl.policies.documents import Isolation
 from msfl.protos.tasklink import Progress, Result, Task
 from msfl.runtime.collect import collect, take_over
@@ -53,35 +52,43 @@ class CentralResult:
 class Aggregator:
     """One run's aggregator process. Raises what `HostedProcess` raises."""
 
-    def __init__(self, process: HostedProcess, folder: Path, *, read_only_inbox: bool) -> None:
+    def __init__(
+        self,
+        process: HostedProcess,
+        folder: Path,
+        run_id: str,
+        config: JsonObject,
+        keyring: HandOver,
+        *,
+        read_only_inbox: bool,
+    ) -> None:
         self._process = process
         self._folder = folder
+        self._run_id = run_id
+        self._config = config
+        self._keyring = keyring
         self._read_only_inbox = read_only_inbox
         self._names = itertools.count()
 
     @classmethod
     def start(
-        cls,
-        runtime: Runtime,
-        order: StartOrder,
-        *,
-        run_id: str,
-        config: JsonObject,
-        wrapped: Mapping[str, bytes],
-        keyring: HandOver,
+        cls, runtime: Runtime, order: StartOrder, *, run_id: str, config: JsonObject, keyring: HandOver
     ) -> Aggregator:
         """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
         order.folder.mkdir(parents=True, exist_ok=True)
         contained = runtime.protections().isolation > Isolation.NONE
-        aggregator = cls(HostedProcess.start(runtime, order), order.folder, read_only_inbox=contained)
-        try:
-            sealed = keyring.hand_over(run_id, wrapped, base64.b64decode(aggregator._process.hello.public_key))
-        except (BadRunSecret, KeyringDown):
-            aggregator.stop()
-            raise
-        document = {"run_id": run_id, "sealed_keys": base64.b64encode(sealed).decode()}
-        aggregator.do(CentralTask("open", "open", 0, config, document, {}))
-        return aggregator
+        process = HostedProcess.start(runtime, order)
+        return cls(process, order.folder, run_id, config, keyring, read_only_inbox=contained)
+
+    def open(self, wrapped: Mapping[str, bytes]) -> None:
+        """Hand over the keys of these sites, all there are; again whenever there are more.
+
+        Raises BadRunSecret, KeyringDown.
+        """
+        public = base64.b64decode(self._process.hello.public_key)
+        sealed = self._keyring.hand_over(self._run_id, wrapped, public)
+        document = {"run_id": self._run_id, "sealed_keys": base64.b64encode(sealed).decode()}
+        self.do(CentralTask("open", "open", 0, self._config, document, {}))
 
     def do(self, task: CentralTask) -> CentralResult:
         inbox = self._folder / "inbox"

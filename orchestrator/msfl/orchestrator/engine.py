@@ -1,77 +1,42 @@
-"""The engine obeys the run machine: it keeps events, runs the aggregator's steps and wakes whoever waits.
+"""The engine obeys the run machine: it keeps events, has the central steps done, and wakes whoever waits.
 
-    a door (service.py)                       engine                               store
-      post(run, event) ──▶ news? ──▶ append (durable) ──▶ advance ──▶ wake everybody
+    a door (doors/)                             engine                                   store
+      post(run, event) ──▶ news? ──▶ append (durable) ──▶ advance ──▶ ring who is concerned
                                                              │
       orders(site), state(run) ◀─────────────────────────────┘
-    driver thread, one per run: while the current step is central, do it at the aggregator and post the outcome
-    ticker thread: post DeadlinePassed and SiteSilent
+    one thread per running run    the work of the centre: driver.py
+    one ticker thread             posts DeadlinePassed and SiteSilent: presence.py says who is silent
 
-It remembers nothing that the events do not hold: after a restart it replays them, starts the aggregator again (which
-finds its models on its own disk) and goes on with the same step. Live progress is the one exception; it is for eyes.
+It remembers nothing that the events do not hold: after a restart it replays them and goes on with the same step. Live
+progress and what a run waits for at the centre are for eyes, and not kept. What the store cannot keep has not happened:
+StoreUnavailable, no state moves, nobody is told it did.
+
+Who is woken: of a run's sites only those whose order may have changed, of its watchers all, of other runs nobody.
+Ended runs cost a lookup in a table, and one stop order for each of their sites.
 """
 
 from __future__ import annotations
 
-import base64
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
 
 import structlog
 
-from msfl.orchestrator.aggregator import CentralResult, CentralTask
-from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
-from msfl.orchestrator.runs.events import (
-    CentralDone,
-    CentreFailed,
-    DeadlinePassed,
-    Event,
-    SiteFailed,
-    SiteSilent,
-    Submitted,
-    from_json,
-    to_json,
-)
-from msfl.orchestrator.runs.machine import (
-    Phase,
-    RunState,
-    Standing,
-    Step,
-    advance,
-    central_attempts,
-    central_broadcasts,
-    central_inputs,
-    order_for,
-    submitted,
-)
-from msfl.orchestrator.store.interface import ArtifactStore, RunStore
+from msfl.orchestrator.clock import SteadyClock
+from msfl.orchestrator.driver import Driver, Patience, StartAggregator
+from msfl.orchestrator.presence import Bell, Presence
+from msfl.orchestrator.runs.events import DeadlinePassed, Event, SiteSilent, Submitted, from_json, to_json
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, order_for, submitted
+from msfl.orchestrator.store.interface import ArtifactStore, RunStore, StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json
-from msfl.policies.refusals import Refused
-from msfl.protos.messages import Order, output_key
-from msfl.protos.sealing import EVERYBODY
-from msfl.runtime.hosted import ProcessGone, TaskFailed
+from msfl.protos.messages import Order
 
-JsonObject: TypeAlias = dict[str, Any]
-SILENT_AFTER_S = 15.0
+TICK_S = 0.5
+# A site that was away when a run ended hears of it when it is back, if it is back within this time.
+STOP_ORDERS_FOR_S = 7 * 24 * 3600.0
 log = structlog.get_logger()
-
-
-class CentralProcess(Protocol):
-    """The aggregator of one run, as far as the engine needs it."""
-
-    def do(self, task: CentralTask) -> CentralResult: ...
-
-    def stop(self) -> None: ...
-
-
-class StartAggregator(Protocol):
-    """Pull, verify, start and open the aggregator of a run. Raises ProcessGone, TaskFailed, Refused."""
-
-    def __call__(self, state: RunState, wrapped: Mapping[str, bytes]) -> tuple[CentralProcess, JsonObject]: ...
 
 
 @dataclass(frozen=True)
@@ -85,52 +50,75 @@ class LiveProgress:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class _Run:
+    """A run in memory. `since` is when this process saw the present step open: patience counts from there."""
+
+    def __init__(self, state: RunState, now: float) -> None:
+        self.state = state
+        self.since = now
+        self.changing = threading.Lock()
+        self.bell = Bell()
+        self.progress: dict[str, LiveProgress] = {}
+        self.waits_for = ""
+        self.driver: threading.Thread | None = None
+
+
 class Engine:
     def __init__(
         self,
         store: RunStore,
         artifacts: ArtifactStore,
         start_aggregator: StartAggregator,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         self._store = store
         self.artifacts = artifacts
         self._start_aggregator = start_aggregator
-        self._clock = clock
-        self._states: dict[str, RunState] = {}
-        self._changed = threading.Condition()
-        self._version = 0
+        self.now = clock or SteadyClock()
+        self._patience = patience or Patience()
+        self._presence = Presence(self.now)
+        self._runs: dict[str, _Run] = {}
+        self._active: dict[str, None] = {}
+        self._runs_of: dict[str, dict[str, None]] = {}
+        self._site_bells: dict[str, Bell] = {}
+        self._index = threading.Lock()
         self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._last_heard: dict[str, float] = {}
-        self._progress: dict[str, dict[str, LiveProgress]] = {}
+        self._ticker = threading.Thread(target=self._tick, name="ticker")
 
     # ------------------------------------------------------------- life
 
     def start(self) -> None:
-        """Replay every run, and go on with those that have not ended."""
-        for run_id in self._store.runs():
-            state: RunState | None = None
+        """Replay every run, and go on with those that have not ended. Raises StoreDamaged."""
+        # All are read before the first goes on: a damaged store starts nothing.
+        for state in [self._replayed(run_id) for run_id in self._store.runs()]:
+            self._take_in(state)
+        self._ticker.start()
+
+    def _replayed(self, run_id: str) -> RunState:
+        state: RunState | None = None
+        try:
             for stored in self._store.events(run_id):
                 event = from_json(stored.text)
                 state = _first(event) if state is None else advance(state, event)
-            assert state is not None
-            self._states[run_id] = state
-            if not state.ended:
-                self._spawn(f"run {run_id}", self._drive, run_id)
-        self._spawn("ticker", self._tick)
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"run {run_id} holds an event that this version did not write ({error!r})"
+            raise StoreDamaged(
+                f"{what}: put back your last copy of the runs, or the version that wrote them"
+            ) from error
+        assert state is not None
+        return state
 
     def stop(self) -> None:
         """Stop every thread and aggregator; runs stay as they are and go on at the next start."""
         self._stopping.set()
-        self._wake()
-        for thread in self._threads:
-            thread.join()
-
-    def _spawn(self, name: str, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, name=name)
-        self._threads.append(thread)
-        thread.start()
+        runs = [run for run in list(self._runs.values()) if run.driver is not None]
+        for bell in (*(run.bell for run in list(self._runs.values())), *list(self._site_bells.values())):
+            bell.ring()
+        self._ticker.join()
+        for run in runs:
+            assert run.driver is not None
+            run.driver.join()
 
     @property
     def stopping(self) -> bool:
@@ -139,177 +127,169 @@ class Engine:
     # ----------------------------------------------------------- events
 
     def submit(self, event: Submitted) -> None:
-        """Take on a new run. Raises Malformed when the signed bytes are not a job."""
+        """Take on a new run. Raises Malformed when the signed bytes are not a job, StoreUnavailable."""
         state = _first(event)
-        with self._changed:
-            self._store.append(event.run_id, to_json(event))
-            self._states[event.run_id] = state
-        self._spawn(f"run {event.run_id}", self._drive, event.run_id)
-        self._wake()
+        self._store.append(event.run_id, to_json(event))
+        self._take_in(state)
+        self._ring(state.members)
 
     def post(self, run_id: str, event: Event) -> bool:
-        """Keep an event and advance the run. False: it was no news (late or repeated) and nothing changed."""
-        with self._changed:
-            state = self._states[run_id]
-            following = advance(state, event)
-            if following is state:
+        """Keep an event and advance the run. False: it was no news (late or repeated) and nothing changed.
+
+        Raises StoreUnavailable; then nothing changed either.
+        """
+        run = self._runs[run_id]
+        with run.changing:
+            before = run.state
+            following = advance(before, event)
+            if following is before:
                 return False
             self._store.append(run_id, to_json(event))
-            self._states[run_id] = following
-            self._version += 1
-            self._changed.notify_all()
+            if _step_of(following) != _step_of(before):
+                run.since = self.now()
+            run.state = following
+            if following.ended != before.ended:
+                self._enlist(run)
         log.info("run event", run=run_id, event_kind=type(event).__name__, phase=following.phase.value)
+        run.bell.ring()
+        self._ring(_concerned(before, following))
         return True
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._version += 1
-            self._changed.notify_all()
+    def _take_in(self, state: RunState) -> None:
+        run = _Run(state, self.now())
+        self._runs[state.run_id] = run
+        self._enlist(run)
+
+    def _enlist(self, run: _Run) -> None:
+        """Keep the tables of what goes on, and a driver for what does."""
+        state = run.state
+        with self._index:
+            if state.ended:
+                self._active.pop(state.run_id, None)
+            else:
+                self._active[state.run_id] = None
+            if not state.ended or abs(self.now() - (state.ended_at or 0.0)) < STOP_ORDERS_FOR_S:
+                for site in state.members:
+                    self._runs_of.setdefault(site, {})[state.run_id] = None
+        if not state.ended:
+            run.driver = threading.Thread(
+                target=self._drive, args=(state.run_id, run.driver), name=f"run {state.run_id}"
+            )
+            run.driver.start()
+
+    def _drive(self, run_id: str, former: threading.Thread | None) -> None:
+        if former is not None:
+            former.join()  # Of a run that had ended and was resumed: its aggregator may just be stopping.
+        Driver(self, run_id, self._start_aggregator, self._patience).drive()
+
+    def _ring(self, sites: Mapping[str, object] | frozenset[str]) -> None:
+        for site in sites:
+            if (bell := self._site_bells.get(site)) is not None:
+                bell.ring()
 
     # ------------------------------------------------------------ reads
 
     def state(self, run_id: str) -> RunState | None:
-        with self._changed:
-            return self._states.get(run_id)
+        run = self._runs.get(run_id)
+        return None if run is None else run.state
 
     def runs(self) -> list[RunState]:
-        with self._changed:
-            return list(self._states.values())
+        return [run.state for run in list(self._runs.values())]
 
     def events(self, run_id: str, after: int) -> list[tuple[int, Event]]:
         return [(s.sequence, from_json(s.text)) for s in self._store.events(run_id, after)]
 
     def orders(self, site: str) -> list[tuple[RunState, Order]]:
         """What a site should be doing, over all runs it is part of."""
-        with self._changed:
-            states = list(self._states.values())
+        with self._index:
+            mine = list(self._runs_of.get(site, ()))
+        states = [self._runs[run_id].state for run_id in mine]
         return [(state, order) for state in states if (order := order_for(state, site)) is not None]
 
-    def wait(self, version: int, timeout_s: float) -> int:
-        """Until something changed since `version`, or the time is up; the present version."""
-        with self._changed:
-            if self._version == version and not self._stopping.is_set():
-                self._changed.wait(timeout_s)
-            return self._version
+    def stop_was_heard(self, run_id: str, site: str) -> None:
+        """The site knows that this run has ended: no further stop order for it."""
+        with self._index:
+            if self._runs[run_id].state.ended:
+                self._runs_of.get(site, {}).pop(run_id, None)
+
+    def run_bell(self, run_id: str) -> Bell:
+        """Rings when the run, its progress or what it waits for has changed."""
+        return self._runs[run_id].bell
+
+    def site_bell(self, site: str) -> Bell:
+        """Rings when the site's orders may have changed."""
+        with self._index:
+            return self._site_bells.setdefault(site, Bell())
 
     # --------------------------------------------------------- presence
 
     def heard(self, site: str) -> None:
-        self._last_heard[site] = self._clock()
+        self._presence.heard(site)
 
     def present(self, site: str) -> bool:
-        return self._clock() - self._last_heard.get(site, 0.0) < SILENT_AFTER_S
+        return self._presence.present(site)
 
     def note(self, run_id: str, site: str, progress: LiveProgress) -> None:
-        with self._changed:
-            self._progress.setdefault(run_id, {})[site] = progress
-            self._version += 1
-            self._changed.notify_all()
+        run = self._runs[run_id]
+        run.progress[site] = progress
+        run.bell.ring()
 
     def progress(self, run_id: str) -> dict[str, LiveProgress]:
-        with self._changed:
-            return dict(self._progress.get(run_id, {}))
+        return dict(self._runs[run_id].progress)
 
-    # ---------------------------------------------------------- threads
+    def waits_for(self, run_id: str, what: str, why: str = "") -> None:
+        """Note what of the centre's own a run waits for (`keyring`, `disk`), once per change; empty: nothing."""
+        run = self._runs[run_id]
+        if run.waits_for == what:
+            return
+        run.waits_for = what
+        if what:
+            log.error("a run waits for the centre", run=run_id, waits_for=what, why=why)
+        else:
+            log.info("a run goes on", run=run_id)
+        run.bell.ring()
+
+    def waiting_for(self, run_id: str) -> str:
+        return self._runs[run_id].waits_for
+
+    # ----------------------------------------------------------- ticker
 
     def _tick(self) -> None:
-        started = self._clock()
-        while not self._stopping.wait(0.5):
-            now = self._clock()
-            for state in self.runs():
-                if state.ended:
-                    continue
-                self._tick_run(state, now, started)
+        failing = False
+        while not self._stopping.wait(TICK_S):
+            try:
+                self._look()
+                failing = False
+            except StoreUnavailable as error:
+                if not failing:
+                    log.error("what time has brought cannot be kept", why=str(error))
+                failing = True
 
-    def _tick_run(self, state: RunState, now: float, started: float) -> None:
+    def _look(self) -> None:
+        for site in sorted(self._presence.look()):
+            # Here a run that a site comes back to is told so.
+            self._presence.greeted(site)
+        with self._index:
+            active = list(self._active)
+        for run_id in active:
+            self._look_at(self._runs[run_id])
+
+    def _look_at(self, run: _Run) -> None:
+        state, since, now = run.state, run.since, self.now()
         deadline = state.spec.round_deadline_s
         if state.phase is Phase.OFFERED:
-            if now - state.submitted_at > deadline:
+            if now - since > deadline:
                 self.post(state.run_id, DeadlinePassed(at=now, task_id="offer"))
             return
         step = state.step
         if step is None or step.central:
             return
-        if now - step.opened_at > deadline:
+        if now - since > deadline:
             self.post(state.run_id, DeadlinePassed(at=now, task_id=step.task_id))
             return
         for site in sorted(step.waiting):
-            # A site gets its full patience after a restart of ours, too.
-            if now - max(self._last_heard.get(site, 0.0), started, step.opened_at) > SILENT_AFTER_S:
+            if self._presence.silent(site, since):
                 self.post(state.run_id, SiteSilent(at=now, site=site, task_id=step.task_id))
-
-    def _drive(self, run_id: str) -> None:
-        aggregator: CentralProcess | None = None
-        facts: JsonObject = {}
-        version = -1
-        try:
-            while not self._stopping.is_set():
-                state = self.state(run_id)
-                assert state is not None
-                if state.ended:
-                    return
-                step = state.step
-                try:
-                    # Its start takes seconds: begin while the sites start theirs.
-                    if state.phase is Phase.RUNNING and aggregator is None:
-                        aggregator, facts = self._start_aggregator(state, _wrapped(state))
-                    if step is not None and step.central and aggregator is not None:
-                        self._do_central(state, step, aggregator, facts)
-                        continue
-                except BadRunSecret as error:
-                    # One site's mistake, or its malice, is that site's alone: go on without it.
-                    log.error("a run secret does not open", run=run_id, site=error.site)
-                    self.post(run_id, SiteFailed(self._clock(), error.site, "open", "bad_run_secret"))
-                    continue
-                except KeyringDown as error:
-                    log.error("the keyring does not answer", run=run_id, why=str(error))
-                    self.post(run_id, CentreFailed(at=self._clock(), code="keyring_down"))
-                    return
-                except (ProcessGone, TaskFailed, Refused) as error:
-                    log.error("the centre failed", run=run_id, step=step.task_id if step else "start", why=str(error))
-                    code = error.refusal.code.value if isinstance(error, Refused) else error.code
-                    self.post(run_id, CentreFailed(at=self._clock(), code=code))
-                    return
-                version = self.wait(version, 5.0)
-        finally:
-            if aggregator is not None:
-                aggregator.stop()
-
-    def _do_central(self, state: RunState, step: Step, aggregator: CentralProcess, facts: JsonObject) -> None:
-        began = time.monotonic()
-        if step.verb == "open":  # The aggregator was opened when it was started.
-            self.post(state.run_id, CentralDone(at=self._clock(), task_id=step.task_id, document=facts))
-            return
-        wanted = central_inputs(state) | central_broadcasts(state)
-        files = {name: self.artifacts.local(state.run_id, key) for name, key in wanted.items()}
-        document = {**step.document, "attempts": central_attempts(state), "min_sites": state.spec.min_sites}
-        result = aggregator.do(CentralTask(step.task_id, step.verb, step.round, facts["config"], document, files))
-        keys = []
-        for name, path in result.files.items():
-            artifact, _, site = name.rpartition("/")
-            key = output_key(step.task_id, site, artifact) if artifact else f"{step.task_id}/{name}"
-            self.artifacts.adopt(state.run_id, key, path)
-            keys.append(key)
-        self.post(
-            state.run_id,
-            CentralDone(
-                at=self._clock(),
-                task_id=step.task_id,
-                document=result.document,
-                files=tuple(sorted(keys)),
-                seconds=time.monotonic() - began,
-            ),
-        )
-        self._free(state, step)
-
-    def _free(self, state: RunState, step: Step) -> None:
-        """Sealed streams are kept only as long as somebody may still need them."""
-        for key in central_inputs(state).values():
-            self.artifacts.remove(state.run_id, key)
-        if step.verb == "aggregate" and step.round > 1:
-            for key in state.outputs.get(f"aggregate/{step.round - 1}", ()):
-                if f"/{EVERYBODY}/" not in key:
-                    self.artifacts.remove(state.run_id, key)
 
 
 def _first(event: Event) -> RunState:
@@ -318,9 +298,17 @@ def _first(event: Event) -> RunState:
     return submitted(event, load_json(event.spec.encode(), JobSpec, "the job"))
 
 
-def _wrapped(state: RunState) -> dict[str, bytes]:
-    return {
-        m.site: base64.b64decode(m.wrapped_secret)
-        for m in state.members.values()
-        if m.standing is Standing.ACCEPTED and m.wrapped_secret
-    }
+def _step_of(state: RunState) -> tuple[object, ...]:
+    """Differs as soon as another patience begins."""
+    step = state.step
+    return (state.phase, step.task_id, step.opened_at) if step is not None else (state.phase,)
+
+
+def _concerned(before: RunState, after: RunState) -> frozenset[str]:
+    """The sites whose order may be another one now."""
+    if _step_of(before) != _step_of(after):
+        return frozenset(after.members)
+    changed = frozenset(site for site, member in after.members.items() if member is not before.members.get(site))
+    if before.step is None or after.step is None:
+        return changed
+    return changed | (before.step.waiting ^ after.step.waiting)

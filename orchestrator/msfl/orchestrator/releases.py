@@ -6,13 +6,13 @@ digest, the environment.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from msfl.orchestrator.aggregator import Aggregator, HandOver
-from msfl.orchestrator.engine import CentralProcess
+from msfl.orchestrator.driver import CentralProcess
 from msfl.orchestrator.runs.machine import RunState
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.resolve import resolve_config
@@ -57,7 +57,7 @@ class Releases:
 
 
 class AggregatorStarter:
-    """Fulfils the engine's `StartAggregator`."""
+    """Fulfils `driver.StartAggregator`."""
 
     def __init__(
         self, releases: Releases, registry: Registry, runtime: Runtime, keyring: HandOver, folder: Path
@@ -68,10 +68,10 @@ class AggregatorStarter:
         self._keyring = keyring
         self._folder = folder
 
-    def __call__(self, state: RunState, wrapped: Mapping[str, bytes]) -> tuple[CentralProcess, JsonObject]:
+    def __call__(self, state: RunState) -> tuple[CentralProcess, JsonObject]:
         """The aggregator, and what the run's record keeps of it: `config` as resolved, the stock profile, who vouches.
 
-        Raises Refused, ProcessGone, TaskFailed.
+        Raises Refused, ProcessGone.
         """
         spec = state.spec
         if spec.digest is None:
@@ -95,9 +95,7 @@ class AggregatorStarter:
             site=None,
             log=folder / "aggregator.log",
         )
-        aggregator = Aggregator.start(
-            self._runtime, order, run_id=state.run_id, config=config, wrapped=wrapped, keyring=self._keyring
-        )
+        aggregator = Aggregator.start(self._runtime, order, run_id=state.run_id, config=config, keyring=self._keyring)
         facts = {
             "config": config,
             "stock": dict(release.statement.profiles.get("full", {})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import structlog
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
 from msfl.orchestrator.doors.link import Datasets, LinkDoor
 from msfl.orchestrator.doors.people import PeopleDoor
+from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
 from msfl.orchestrator.keyring.client import KeyringClient
@@ -33,14 +35,27 @@ from msfl.protos.v1.federation_pb2_grpc import (
 from msfl.registry.oci_layout import LayoutRegistry
 from msfl.runtime.process import ProcessRuntime
 
-# Every attending gateway and every watcher holds one thread for as long as it stays.
-THREADS = 256
+# Every attending gateway and every watcher holds one thread for as long as it stays, asleep nearly always. Threads are
+# made when they are needed and none is free; who comes when all are busy waits for one.
+LINK_THREADS = 2048
+PEOPLE_THREADS = 256
 log = structlog.get_logger()
 
 
+def _end_of_a_thread(ended: threading.ExceptHookArgs) -> None:
+    """A bug that ends a thread ends the process: every run is durable, so whoever starts it again loses nothing,
+    while a run whose thread is gone would stand still and nobody would know."""
+    name = ended.thread.name if ended.thread is not None else "?"
+    error = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+    log.critical("a thread died of a bug; the orchestrator ends", thread=name, exc_info=error)
+    os._exit(70)  # EX_SOFTWARE
+
+
 def serve_orchestrator(home: CentreHome) -> None:
-    """Raises Refused when the federation root cannot be trusted, RuntimeError when a port is taken."""
+    """Raises Refused when the federation root cannot be trusted, RuntimeError when a port is taken,
+    StoreDamaged or StoreUnavailable when the runs cannot be read."""
     keep_memory()
+    threading.excepthook = _end_of_a_thread
     settings = home.settings()
     envelope = home.federation_root.read_bytes()
     # The operator put this file here; sites compare its hash with the one in their tokens.
@@ -50,17 +65,19 @@ def serve_orchestrator(home: CentreHome) -> None:
     registry = LayoutRegistry(Path(settings.registry))
     keyring = KeyringClient(home.keyring_socket)
     releases = Releases(registry, root, lambda: datetime.now(UTC))
-    starter = AggregatorStarter(releases, registry, ProcessRuntime(), keyring, home.root / "aggregators")
+    # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.
+    asked_by_runs = KeyringClient(home.keyring_socket, patience_s=0.5)
+    starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
     engine = Engine(SqliteRunStore(home.runs), FolderArtifacts(home.root / "artifacts"), starter)
     datasets = Datasets()
 
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
-    people = grpc.server(ThreadPoolExecutor(THREADS, "people"), options=SERVER_OPTIONS)
+    people = _server("people", PEOPLE_THREADS)
     add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases), people)
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
-    link = grpc.server(ThreadPoolExecutor(THREADS, "link"), options=SERVER_OPTIONS)
+    link = _server("link", LINK_THREADS)
     add_LinkServicer_to_server(LinkDoor(engine, datasets, keyring), link)
     link.add_secure_port(
         f"{settings.host}:{settings.link_port}", mutual_server_credentials(key, certificate, home.ca_pem)
@@ -77,3 +94,7 @@ def serve_orchestrator(home: CentreHome) -> None:
     engine.stop()
     people.stop(1.0).wait()
     link.stop(1.0).wait()
+
+
+def _server(name: str, threads: int) -> grpc.Server:
+    return grpc.server(ThreadPoolExecutor(threads, name), interceptors=(SayUnavailable(),), options=SERVER_OPTIONS)

@@ -30,7 +30,7 @@ from msfl.orchestrator.keyring.service import KeyringServer
 from msfl.protos.certificates import Identity, sign_renewal, unfit
 from msfl.protos.channel import make_csr
 from msfl.protos.registration import RegistrationToken, proof
-from msfl.protos.sealing import open_with, run_key, wrap_run_secret
+from msfl.protos.sealing import EVERYBODY, open_with, run_key, wrap_run_secret
 
 SECRET = bytes([9]) * 32
 
@@ -131,10 +131,17 @@ def test_run_keys_reach_the_aggregator_and_are_the_sites_own(keyring: Keyring) -
     aggregator = X25519PrivateKey.generate()
     box = keyring.hand_over("run-7", wrapped, aggregator.public_key().public_bytes_raw())
     handed = json.loads(open_with(aggregator.private_bytes_raw(), box, b"msfl/aggregator-keys/v1|run-7"))
+    for_all = handed.pop(EVERYBODY)
     assert handed == {
         site: base64.b64encode(run_key(secrets[site], token.site_key, "run-7", site)).decode()
         for site, token in tokens.items()
     }
+    # The key of what goes to all is the run's: the same whenever it is asked for, another one for another run.
+    assert for_all not in handed.values()
+    for run, same in (("run-7", True), ("run-8", False)):
+        box = keyring.hand_over(run, {}, aggregator.public_key().public_bytes_raw())
+        again = json.loads(open_with(aggregator.private_bytes_raw(), box, f"msfl/aggregator-keys/v1|{run}".encode()))
+        assert (again == {EVERYBODY: for_all}) is same
 
 
 def test_a_secret_wrapped_for_another_run_or_site_is_not_handed_over(keyring: Keyring) -> None:

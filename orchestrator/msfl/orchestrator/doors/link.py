@@ -34,12 +34,14 @@ from msfl.protos.convert import (
     progress_from_wire,
     report_from_wire,
 )
-from msfl.protos.messages import PROTOCOL, SOFTWARE, JsonObject, TaskOrder, attempt_of
+from msfl.protos.messages import PROTOCOL, SOFTWARE, JsonObject, Offer, Order, StopOrder, TaskOrder, attempt_of
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkServicer
 
 PART_BYTES = 1 << 20
+# Keepalive finds a dead line within half of this: a stop order sent before, on a line that still stands, has arrived.
+STOP_HEARD_AFTER_S = 60.0
 _M = TypeVar("_M")
 _V = TypeVar("_V")
 
@@ -60,6 +62,17 @@ class Datasets:
             return dict(self._by_site)
 
 
+def _name(order: Order) -> str:
+    """Two orders of one run with the same name are the same order."""
+    match order:
+        case TaskOrder():
+            return f"task {order.task_id}"
+        case Offer():
+            return f"offer {order.generation}"
+        case StopOrder():
+            return "stop"
+
+
 class LinkDoor(LinkServicer):
     def __init__(self, engine: Engine, datasets: Datasets, keyring: KeyringClient) -> None:
         self._engine = engine
@@ -77,16 +90,20 @@ class LinkDoor(LinkServicer):
                 f"this orchestrator speaks protocol {PROTOCOL}, the gateway {arrival.protocol}: update the older one",
             )
         self._datasets.put(site, arrival.datasets)
-        self._engine.heard(site)
-        sent: set[tuple[str, str]] = set()
-        version = -1
+        bell = self._engine.site_bell(site)
+        context.add_callback(bell.ring)  # A cut line is noticed at once.
+        rung = bell.wait(-1, 0.0)
+        last: dict[str, tuple[str, float]] = {}  # of each run, what was sent last, and when
         while context.is_active() and not self._engine.stopping:
             for state, order in self._engine.orders(site):
-                what = f"task {order.task_id}" if isinstance(order, TaskOrder) else type(order).__name__
-                if (state.run_id, what) not in sent:
-                    sent.add((state.run_id, what))
+                what, now = _name(order), self._engine.now()
+                said, at = last.get(state.run_id, ("", now))
+                if said != what:
+                    last[state.run_id] = (what, now)
                     yield order_to_wire(order)
-            version = self._engine.wait(version, 1.0)
+                elif isinstance(order, StopOrder) and now - at > STOP_HEARD_AFTER_S:
+                    self._engine.stop_was_heard(state.run_id, site)
+            rung = bell.wait(rung, STOP_HEARD_AFTER_S)
 
     # ------------------------------------------------------- what sites say
 
@@ -95,7 +112,7 @@ class LinkDoor(LinkServicer):
         answer = self._checked(context, answer_from_wire, request)
         self._run(context, site, answer.run_id)
         event = Answered(
-            at=time.time(),
+            at=self._engine.now(),
             site=site,
             verdict=answer.verdict,
             decision=answer.decision,
@@ -107,7 +124,7 @@ class LinkDoor(LinkServicer):
         site = self._site(context)
         report = self._checked(context, report_from_wire, request)
         self._run(context, site, report.run_id)
-        now = time.time()
+        now = self._engine.now()
         if report.failure:
             failed = SiteFailed(at=now, site=site, task_id=report.task_id, code=report.failure)
             return wire.Ack(stale=not self._engine.post(report.run_id, failed))

@@ -11,7 +11,6 @@ same token and the signature over the job by itself, so a lie told here is found
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -67,7 +66,7 @@ class PeopleDoor(PeopleServicer):
             what = f"no gateway shows {', '.join(missing)}; the datasets now at hand are {', '.join(shown) or 'none'}"
             context.abort(grpc.StatusCode.NOT_FOUND, what)
         # Time first, so that names sort by age; random behind it, so that nobody can guess one.
-        now = time.time()
+        now = self._engine.now()
         run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         self._engine.submit(
             Submitted(now, run_id, request.spec.decode(), request.proof, token, user.name, request.dry_run)
@@ -75,12 +74,15 @@ class PeopleDoor(PeopleServicer):
         return wire.RunName(run_id=run_id)
 
     def Show(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
-        return wire.Document(json=json_bytes(public_state(self._own(context, request.run_id))))
+        shown = public_state(self._own(context, request.run_id))
+        return wire.Document(json=json_bytes(shown | {"waiting_for": self._engine.waiting_for(request.run_id)}))
 
     def Watch(self, request: wire.WatchRun, context: grpc.ServicerContext) -> Iterator[wire.RunEvent]:
-        run_id, after, version = request.run_id, request.after, -1
+        run_id, after, rung = request.run_id, request.after, -1
         said: dict[str, object] = {}
         self._own(context, run_id)
+        bell = self._engine.run_bell(run_id)
+        context.add_callback(bell.ring)  # Who has hung up is not waited for.
         while context.is_active() and not self._engine.stopping:
             state = self._engine.state(run_id)
             for sequence, event in self._engine.events(run_id, after):
@@ -95,11 +97,11 @@ class PeopleDoor(PeopleServicer):
             # The state was read before the events: nothing of an ended run is left out.
             if state is not None and state.ended:
                 return
-            version = self._engine.wait(version, 1.0)
+            rung = bell.wait(rung, 5.0)
 
     def Abort(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
         state = self._own(context, request.run_id)
-        self._engine.post(state.run_id, AbortRequested(at=time.time(), by=state.user))
+        self._engine.post(state.run_id, AbortRequested(at=self._engine.now(), by=state.user))
         return self.Show(request, context)
 
     def List(self, request: wire.ListWhat, context: grpc.ServicerContext) -> wire.Document:

@@ -107,7 +107,7 @@ class KeyringClient:
         while True:
             try:
                 return connection.connect(str(self._socket_file))
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # The last: its queue is full.
                 if time.monotonic() > give_up:
                     raise
             time.sleep(0.1)

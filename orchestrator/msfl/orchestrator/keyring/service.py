@@ -115,6 +115,7 @@ class KeyringServer(socketserver.ThreadingUnixStreamServer):
     """Raises PermissionError when others may enter the folder, RuntimeError when another keyring serves it."""
 
     daemon_threads = True
+    request_queue_size = 128  # Sites that enrol at the same moment.
 
     def __init__(self, socket_file: Path, keyring: Keyring) -> None:
         folder = socket_file.parent

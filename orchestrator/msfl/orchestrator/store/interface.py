@@ -1,7 +1,9 @@
 """The two seams of the centre's memory.
 
 `RunStore` keeps each run's events in order and nothing else: appending is durable before it returns, so whoever got
-an acknowledgement may rely on it. `ArtifactStore` keeps sealed streams, which it cannot read.
+an acknowledgement may rely on it. `ArtifactStore` keeps sealed streams, which it cannot read. What cannot be kept now,
+because the disk is full or read-only, raises `StoreUnavailable`: nothing has changed, and the same call may be tried
+again later.
 
 An artifact grows by `append` at exactly its present size (resume by offset; a repeated part is ignored, a gap is
 refused), and exists for readers only after `finish`, which makes it durable.
@@ -9,9 +11,15 @@ refused), and exists for readers only after `finish`, which makes it durable.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msfl.policies.refusals import CannotProceed
+
+# What an operating system says of a disk that is full, over quota, read-only or failing.
+DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,20 @@ class GapInUpload(ValueError):
         self.have = have
 
 
+class StoreUnavailable(CannotProceed):
+    """The store cannot write now: the disk is full or read-only. Nothing was kept; try again later."""
+
+
+class StoreDamaged(CannotProceed):
+    """What the store holds is not what was put into it. Nobody may go on from it."""
+
+
 class RunStore(Protocol):
     def append(self, run_id: str, text: str) -> int:
-        """Keep one more event; its sequence number, counting from 1 within the run. Durable on return."""
+        """Keep one more event; its sequence number, counting from 1 within the run. Durable on return.
+
+        Raises StoreUnavailable.
+        """
         ...
 
     def events(self, run_id: str, after: int = 0) -> list[StoredEvent]: ...
