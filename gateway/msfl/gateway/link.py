@@ -25,6 +25,7 @@ from msfl.protos.v1.federation_pb2_grpc import LinkStub
 
 PART_BYTES = 1 << 20
 CALL_TIMEOUT_S = 30.0
+BEAT_TIMEOUT_S = 3.0  # Progress is for eyes: whoever works does not wait long for a centre that does not listen.
 _T = TypeVar("_T")
 
 
@@ -79,7 +80,7 @@ class Link:
         self._call(lambda: self._stub.Report(report_to_wire(report), timeout=CALL_TIMEOUT_S))
 
     def beat(self, progress: SiteProgress) -> None:
-        self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=CALL_TIMEOUT_S))
+        self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=BEAT_TIMEOUT_S))
 
     def upload(self, run_id: str, key: str, file: Path) -> None:
         """Send a sealed file; durable at the centre when this returns. Goes on where an earlier try was cut."""

@@ -170,7 +170,7 @@ class RunAtSite:
         self._process: HostedProcess | None = None
         self._unwanted = threading.Event()  # no worker is wanted any more, also none that is just being started
         self._latest: TaskOrder | None = None
-        self._last_beat = 0.0
+        self._last_beat = self._deaf_until = 0.0
         self._limit: threading.Timer | None = None
         self._closing = threading.Event()  # the gateway goes down; nothing waits for the line any more
         self._asides: list[_Aside] = []
@@ -632,12 +632,13 @@ class RunAtSite:
 
     def _beat(self, progress: SiteProgress) -> None:
         now = time.monotonic()
-        if now - self._last_beat < 0.25 and progress.done < progress.total:
+        if now < self._deaf_until or (now - self._last_beat < 0.25 and progress.done < progress.total):
             return
         self._last_beat = now
         try:
             self._around.link.beat(progress)
         except (LineDown, NotWanted) as error:
+            self._deaf_until = time.monotonic() + 5.0  # The work goes on meanwhile.
             log.info("progress was not heard", run=self.run_id, why=str(error))
 
     def _tell(self, call: Callable[[], None]) -> None:
