@@ -2,7 +2,7 @@
 aggregator.
 
     start: listen on F/link.sock ▸ start the process ▸ it dials ▸ Hello
-    call:  Task ▸ (Progress | Alive)* ▸ Result     TaskFailed when it says Failed, ProcessGone when it dies or falls silent
+    call:  Task ▸ (Progress | Alive)* ▸ Result     TaskFailed when it says Failed, ProcessGone when it dies or is silent
     stop:  Stop frame, then the runtime ends whatever is left
 
 A process that works says so every 3 s (`msfl.learning.tasks`); one that has said nothing for `SILENT_S` is stopped, or
