@@ -167,6 +167,21 @@ class LiveFederation:
         child.terminate()
         child.wait(20)
 
+    def kill(self, name: str) -> None:
+        """`kill -9` a long-running part; what it had started dies with it."""
+        self.processes.kill(name)
+
+    def start_again(self, name: str) -> None:
+        """What `kill` ended, as its service manager would."""
+        part, _, site = name.partition(":")
+        centre = self.federation.folder / "centre"
+        command = {
+            "gateway": msfl("gateway", "serve", "--home", self.home(site)),
+            "orchestrator": msfl("orchestrator", "serve", "--home", centre),
+            "keyring": msfl("orchestrator", "keyring", "--home", centre),
+        }[part]
+        self.processes.start(name, command)
+
     def workers(self, site: str) -> list[psutil.Process]:
         """The contained processes that the site's gateway has started, sandbox launcher included."""
         return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "--role" in _command(p)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from msfl.learning.contract import FederatedModel, JsonObject
 from msfl.learning.serve import serve
-from msfl.protos.tasklink import Failed, Hello, Progress, Result, Stop, Task, TaskLink
+from msfl.protos.tasklink import Alive, Failed, Hello, Progress, Result, Stop, Task, TaskLink
 
 CONFIG: JsonObject = {"seed": 1, "validation_fraction": 0.25, "strategy": "fedavg", "weighting": "cases"}
 
@@ -80,6 +80,8 @@ class Host:
             match frame:
                 case Progress():
                     self.progress.append(frame)
+                case Alive():
+                    continue
                 case Result() | Failed():
                     return frame
                 case _:

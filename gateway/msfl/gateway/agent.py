@@ -1,25 +1,30 @@
 """The gateway's main loop: stay on the line, hand orders to runs, beat, and ask the custodian's folder for answers.
 
     while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
-    beside it: a heartbeat every 3 s; every second the answers of the custodian, and the site's certificate
+    beside it: a heartbeat every 3 s; every second the words of the custodian, and the site's certificate; hourly, what
+    was kept for too long goes
 
-The agent never listens. Runs live in threads of their own (`site_run`), one worker process each.
+The agent never listens. Runs live in threads of their own (`site_run`), one worker process each. At its start every run
+that had not ended goes on from its record; of one that has ended, only what is left of it is removed in time.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
 from msfl.gateway.link import LineDown, NotWanted
 from msfl.gateway.membership import Membership
-from msfl.gateway.site_run import RunAtSite, Surroundings
+from msfl.gateway.record import BadRecord, RunRecord, forget
+from msfl.gateway.site_run import KEPT_FOR, RunAtSite, Surroundings
 from msfl.policies.documents import DatasetRecord
-from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Offer, Order, SiteProgress
+from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Order, SiteProgress, StopOrder
 
 BEAT_S = 3.0
+SWEEP_S = 3600.0
 log = structlog.get_logger()
 
 
@@ -37,7 +42,9 @@ class Agent:
             threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
             threading.Thread(target=self._every, args=(1.0, self._membership.look_after), name="membership"),
+            threading.Thread(target=self._every, args=(SWEEP_S, self._sweep), name="sweep"),
         ]
+        self._restore()
         for thread in beside:
             thread.start()
         try:
@@ -68,14 +75,32 @@ class Agent:
             self._stopping.wait(wait)
             wait = min(wait * 2, 5.0)
 
+    def _restore(self) -> None:
+        self._sweep()
+        for folder in self._folders():
+            if RunRecord(folder).living():
+                self._runs[folder.name] = RunAtSite(folder.name, self._around)
+
+    def _sweep(self) -> None:
+        """What was kept of ended runs in case they are resumed does not stay longer than `KEPT_FOR`."""
+        oldest = self._around.clock() - KEPT_FOR
+        for folder in self._folders():
+            try:
+                kept = RunRecord(folder).load()
+            except BadRecord:
+                continue
+            if kept is not None and kept.ended is not None and kept.ended < oldest:
+                forget(folder)
+
+    def _folders(self) -> list[Path]:
+        return sorted(f for f in self._around.home.runs.glob("*") if f.is_dir())
+
     def _dispatch(self, order: Order) -> None:
         run = self._runs.get(order.run_id)
         if run is None:
-            if not isinstance(order, Offer):
-                # A run of before our restart: its worker is gone. Say so, rather than let everybody wait.
-                run = self._runs[order.run_id] = RunAtSite(order.run_id, self._around, lost=True)
-            else:
-                run = self._runs[order.run_id] = RunAtSite(order.run_id, self._around)
+            if isinstance(order, StopOrder):
+                return  # Of a run that has ended here, or never began.
+            run = self._runs[order.run_id] = RunAtSite(order.run_id, self._around)
         run.hear(order)
 
     def _arrival(self) -> Arrival:
@@ -91,6 +116,8 @@ class Agent:
         for run_id, run in list(self._runs.items()):
             if run.parked and (said := self._around.home.said(run_id)) is not None:
                 run.custodian_said(said["verdict"])
+            if (stop := self._around.home.stop_asked(run_id)) is not None:
+                run.custodian_stops(stop["by"])
 
     def _every(self, seconds: float, action: Callable[[], None]) -> None:
         while not self._stopping.wait(seconds):

@@ -6,6 +6,7 @@ On opening, the whole chain is verified: a gateway does not go on writing behind
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Mapping
@@ -34,10 +35,18 @@ class AuditLog:
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, at: datetime, action: str, object: str, fields: Mapping[str, str]) -> Entry:
+        """Raises OSError when the disk will not take the line; then none of it stays, and the chain is whole."""
         with self._lock:
             entry = append(self._last, at, self._actor, action, object, fields)
-            os.write(self._descriptor, entry.to_line())
-            os.fsync(self._descriptor)
+            line = entry.to_line()
+            end = os.fstat(self._descriptor).st_size
+            try:
+                if os.write(self._descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._descriptor)
+            except OSError:
+                os.ftruncate(self._descriptor, end)
+                raise
             self._last = entry
         return entry
 

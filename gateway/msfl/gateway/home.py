@@ -9,7 +9,8 @@
     datasets/<id>.json         records of published datasets; <id>.path says where the data lie
     audit/log.jsonl            hash-chained, written before the effect
     pending/, confirmed/       runs that wait for the custodian, and their answers
-    runs/<run>/                one folder per run: worker's inbox and outbox, sealed files, figures, worker.log
+    stopped/                   running runs that the custodian wants ended
+    runs/<run>/                one folder per run: its record (`record`), the worker's box, sealed files, worker.log
     images/                    verified releases by digest
 
 Secrets are 0600, folders 0700. Writes go to a temporary name first: a torn file never takes a good one's place.
@@ -158,6 +159,20 @@ class Home:
         file = self.root / "confirmed" / f"{run_id}.json"
         return dict(json.loads(file.read_text())) if file.exists() else None
 
+    def forget_said(self, run_id: str) -> None:
+        (self.root / "confirmed" / f"{run_id}.json").unlink(missing_ok=True)
+
+    def ask_to_stop(self, run_id: str, by: str) -> None:
+        """The custodian's word on a running run: no more of it here."""
+        write(self.root / "stopped" / f"{run_id}.json", json.dumps({"by": by}).encode())
+
+    def stop_asked(self, run_id: str) -> dict[str, str] | None:
+        file = self.root / "stopped" / f"{run_id}.json"
+        return dict(json.loads(file.read_text())) if file.exists() else None
+
+    def forget_stop(self, run_id: str) -> None:
+        (self.root / "stopped" / f"{run_id}.json").unlink(missing_ok=True)
+
 
 def write(file: Path, data: bytes, mode: int = 0o600) -> None:
     """Whole or not at all, and durable."""
@@ -169,3 +184,8 @@ def write(file: Path, data: bytes, mode: int = 0o600) -> None:
         target.flush()
         os.fsync(target.fileno())
     os.replace(temporary, file)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

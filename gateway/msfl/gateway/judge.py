@@ -5,6 +5,8 @@
       ─▶ policies trusted under the site's own root ─▶ the dataset's record ─▶ decide()
 
 The first step that fails is the refusal. Nothing here starts anything; nothing that is not verified is used.
+
+`again` builds the same trust for a run that was allowed before the gateway was restarted, from the papers that it kept.
 """
 
 from __future__ import annotations
@@ -15,16 +17,17 @@ from typing import Any, TypeAlias
 
 from msfl.gateway.home import Home
 from msfl.gateway.ledger import Ledger
+from msfl.gateway.record import Papers
 from msfl.policies.decide import Decision, Request, Verdict, decide, recheck
-from msfl.policies.documents import Isolation, JobSpec
+from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.identity import User, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import TrustedFederationRoot, TrustedPolicy, TrustedRelease
 from msfl.protos.messages import Offer
-from msfl.registry.interface import Registry
-from msfl.registry.publish import publication
+from msfl.registry.interface import NotInRegistry, Registry
+from msfl.registry.publish import statements_of, trust_papers
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -44,12 +47,13 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Judgement:
-    """`accepted` is there when the verdict is allow, or would be once the custodian confirms."""
+    """`accepted` and `papers` are there when the verdict is allow, or would be once the custodian confirms."""
 
     decision: Decision
     accepted: Accepted | None
     job: JobSpec | None = None
     user: User | None = None
+    papers: Papers | None = None
 
 
 class Judge:
@@ -59,7 +63,8 @@ class Judge:
         self._ledger = ledger
         self._isolation = isolation
 
-    def judge(self, offer: Offer, now: datetime) -> Judgement:
+    def judge(self, offer: Offer, now: datetime, kept: Papers | None = None) -> Judgement:
+        """`kept`: papers of an earlier decision on this run; its release's serve where the registry cannot be asked."""
         try:
             job = load_json(offer.spec, JobSpec, "the job")
         except Malformed as error:
@@ -75,16 +80,17 @@ class Judge:
             return _refused(proof, job, user)
         if not offer.dry_run and not self._ledger.claim(job.nonce, offer.run_id):
             return _refused(refuse(Code.JOB_REPLAYED, f"The job {job.name} was used for another run."), job, user)
-        release = self._release(job, root, now)
+        envelopes = self._envelopes(job, kept)
+        if isinstance(envelopes, Refusal):
+            return _refused(envelopes, job, user)
+        statement, reviews = envelopes
+        release = _release(job, statement, reviews, root, now)
         if isinstance(release, Refusal):
             return _refused(release, job, user)
         resolved = resolve_config(job, release.statement)
         if isinstance(resolved, Refusal):
             return _refused(resolved, job, user)
-        ref = next((r for r in job.datasets if r.startswith(f"{self._home.settings().site}/")), None)
-        if ref is None:
-            return _refused(refuse(Code.JOB_INCONSISTENT, "The job names no dataset of this site."), job, user)
-        dataset = self._home.dataset(ref.split("/", 1)[1])
+        dataset = self._dataset(job)
         if isinstance(dataset, Refusal):
             return _refused(dataset, job, user)
         policies, untrusted = self._home.policies(now)
@@ -106,30 +112,82 @@ class Judge:
         if decision.verdict is Verdict.REFUSE:
             return Judgement(decision, None, job, user)
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
-        accepted = Accepted(job, user, release, resolved, dataset.id, job.trains_on(ref), policy)
-        return Judgement(decision, accepted, job, user)
+        accepted = Accepted(job, user, release, resolved, dataset.id, job.trains_on(dataset.ref), policy)
+        papers = Papers(offer.spec, offer.proof, user, statement, reviews, policy.document.id, policy.sha256)
+        return Judgement(decision, accepted, job, user, papers)
+
+    def again(self, papers: Papers, now: datetime) -> Accepted | Refusal:
+        """What the decision on `papers` allowed, as far as it still stands: root, job, release, dataset, policy.
+
+        The user's claims are taken as they were verified at the decision: the token was good then, may have expired
+        since, and a run does not end with it. That the job is signed with that user's key is verified again.
+        """
+        try:
+            job = load_json(papers.spec, JobSpec, "the job")
+        except Malformed as error:
+            return refuse(Code.MALFORMED_DOCUMENT, f"The job cannot be read: {error}.")
+        root = self._home.federation_root(now)
+        if isinstance(root, Refusal):
+            return root
+        if (wrong := verify_job(papers.spec, papers.proof, papers.user, proof_required=False)) is not None:
+            return wrong
+        release = _release(job, papers.statement, papers.reviews, root, now)
+        if isinstance(release, Refusal):
+            return release
+        resolved = resolve_config(job, release.statement)
+        if isinstance(resolved, Refusal):
+            return resolved
+        dataset = self._dataset(job)
+        if isinstance(dataset, Refusal):
+            return dataset
+        policies, _ = self._home.policies(now)
+        policy = next((p for p in policies if p.sha256 == papers.policy_sha256), None)
+        if policy is None:
+            return _withdrawn(papers.policy_id)
+        return Accepted(job, papers.user, release, resolved, dataset.id, job.trains_on(dataset.ref), policy)
 
     def recheck(self, accepted: Accepted, round: int, trains: bool, now: datetime) -> Refusal | None:
         """Does the policy that allowed the run still stand, as these very bytes, for this round?"""
         policies, _ = self._home.policies(now)
         policy = next((p for p in policies if p.sha256 == accepted.policy.sha256), None)
         if policy is None:
-            what = f"The policy {accepted.policy.document.id} that allowed this run is not in force any more."
-            return refuse(Code.NO_POLICY, what)
+            return _withdrawn(accepted.policy.document.id)
         # Only training spends rounds; a run that has trained its last one may still evaluate.
         spent = self._ledger.rounds(policy.document.id) if trains else 0
         return recheck(policy, round, now, spent)
 
-    def _release(self, job: JobSpec, root: TrustedFederationRoot, now: datetime) -> TrustedRelease | Refusal:
+    def _dataset(self, job: JobSpec) -> DatasetRecord | Refusal:
+        ref = next((r for r in job.datasets if r.startswith(f"{self._home.settings().site}/")), None)
+        if ref is None:
+            return refuse(Code.JOB_INCONSISTENT, "The job names no dataset of this site.")
+        return self._home.dataset(ref.split("/", 1)[1])
+
+    def _envelopes(self, job: JobSpec, kept: Papers | None) -> tuple[bytes, tuple[bytes, ...]] | Refusal:
         if job.digest is None:
             return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
-        release = publication(self._registry, job.digest, root, now)
-        if isinstance(release, Refusal):
-            return release
-        if release.statement.ref != job.release:
-            what = f"The job names {job.release} with the digest of {release.statement.ref}."
-            return refuse(Code.JOB_INCONSISTENT, what)
-        return release
+        try:
+            return statements_of(self._registry, job.digest)
+        except (NotInRegistry, FileNotFoundError) as error:
+            if kept is not None:
+                return kept.statement, kept.reviews
+            what = f"The registry holds no signed statement for {job.digest} ({error})."
+            return refuse(Code.WRONG_PUBLISHER, what, digest=job.digest)
+
+
+def _release(
+    job: JobSpec, statement: bytes, reviews: tuple[bytes, ...], root: TrustedFederationRoot, now: datetime
+) -> TrustedRelease | Refusal:
+    if job.digest is None:
+        return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
+    release = trust_papers(statement, reviews, job.digest, root, now)
+    if isinstance(release, TrustedRelease) and release.statement.ref != job.release:
+        what = f"The job names {job.release} with the digest of {release.statement.ref}."
+        return refuse(Code.JOB_INCONSISTENT, what)
+    return release
+
+
+def _withdrawn(policy_id: str) -> Refusal:
+    return refuse(Code.NO_POLICY, f"The policy {policy_id} that allowed this run is not in force any more.")
 
 
 def _refused(refusal: Refusal, job: JobSpec | None = None, user: User | None = None) -> Judgement:

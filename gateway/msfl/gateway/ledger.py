@@ -7,6 +7,8 @@ that is not kept: SQLite with `synchronous=FULL`, one row per run and per round,
 
 from __future__ import annotations
 
+import errno
+import os
 import sqlite3
 import threading
 from pathlib import Path
@@ -60,8 +62,15 @@ class Ledger:
         return self._count("SELECT count(*) FROM rounds WHERE policy_id = ?", policy_id)
 
     def _do(self, sql: str, *values: str | int) -> None:
-        with self._lock:
-            self._connection.execute(sql, values)
+        """Raises OSError when the disk is full or read-only, as the other files of a gateway do."""
+        try:
+            with self._lock:
+                self._connection.execute(sql, values)
+        except sqlite3.OperationalError as error:
+            code = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
+            if (number := code.get(error.sqlite_errorcode & 0xFF)) is None:
+                raise
+            raise OSError(number, os.strerror(number)) from error
 
     def _count(self, sql: str, policy_id: str) -> int:
         with self._lock:

@@ -26,6 +26,7 @@ from msfl.protos.v1.federation_pb2_grpc import LinkStub
 
 PART_BYTES = 1 << 20
 CALL_TIMEOUT_S = 30.0
+BEAT_TIMEOUT_S = 3.0  # Progress is for eyes: whoever works does not wait long for a centre that does not listen.
 _T = TypeVar("_T")
 
 
@@ -101,7 +102,7 @@ class Link:
         self._call(lambda: self._stub.Report(report_to_wire(report), timeout=CALL_TIMEOUT_S))
 
     def beat(self, progress: SiteProgress) -> None:
-        self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=CALL_TIMEOUT_S))
+        self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=BEAT_TIMEOUT_S))
 
     def renew(self, csr_pem: bytes, proof: bytes) -> bytes:
         """A certificate for the request, PEM. `proof`: `certificates.sign_renewal`."""

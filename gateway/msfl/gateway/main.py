@@ -135,6 +135,22 @@ def _say(home: Path, run: str, verdict: str, by: str) -> None:
 
 
 @app.command()
+def stop(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
+    """End a running run at this site: its worker within seconds, for good. The run goes on without the site."""
+    from msfl.gateway.record import RunRecord
+
+    site = Home(home)
+    if "/" in run or not RunRecord(site.run_folder(run)).living() or run in site.pending():
+        console.print(
+            f"[red]no run {run} is running here[/red]; `msfl gateway audit` shows what ran, and "
+            "`msfl gateway refuse` keeps away a run that waits for you"
+        )
+        raise typer.Exit(1)
+    site.ask_to_stop(run, by)
+    console.print(f"asked the gateway to stop {run}")
+
+
+@app.command()
 def audit(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Verify the chain of the audit log and show it."""
     file = home / "audit" / "log.jsonl"

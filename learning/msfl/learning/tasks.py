@@ -1,6 +1,6 @@
 """The loop of a contained process: one task in, progress, one result or one failure out, until Stop.
 
-    Hello ▸ ( Task ▸ Progress* ▸ Result | Failed )* ▸ Stop, or the host closes the socket
+    Hello ▸ ( Task ▸ (Progress | Alive)* ▸ Result | Failed )* ▸ Stop, or the host closes the socket
 
 A verb is a function `(task, progress) → Outcome`. It ends in one of three ways:
 
@@ -8,25 +8,31 @@ A verb is a function `(task, progress) → Outcome`. It ends in one of three way
     raises TaskRefusal or ModelRefusal      Failed(code): something the people can act on; the process lives on
     raises anything else                    Failed("<role>_error", traceback), then the process dies of it: a bug
 
+While a verb runs, a thread of its own says `Alive` every few seconds, so that the host can tell a process that computes
+from one that is stopped.
+
 `Workplace` is the folder both sides share: `inbox` is read, `outbox` is written whole files only, `scratch` is this
 process's own memory across restarts, `figures` holds pictures that never leave the site.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
+import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, assert_never
 
 from msfl.learning.contract import JsonObject, ModelRefusal, ReportProgress
 from msfl.learning.files import canonical_json
-from msfl.protos.tasklink import BrokenFrame, Failed, Frame, Hello, Progress, Result, Stop, Task, TaskLink
+from msfl.protos.tasklink import Alive, BrokenFrame, Failed, Frame, Hello, Progress, Result, Stop, Task, TaskLink
 
 PROGRESS_EVERY_S = 0.2
+ALIVE_EVERY_S = 3.0
 T = TypeVar("T")
 
 
@@ -102,13 +108,33 @@ def run_tasks(
         frame: Frame | None = link.receive()
         match frame:
             case Task():
-                link.send(_answer(link, frame, verbs, role, clock))
+                with _alive(link, frame.task_id):
+                    answer = _answer(link, frame, verbs, role, clock)
+                link.send(answer)
             case Stop() | None:
                 return
-            case Hello() | Progress() | Result() | Failed():
+            case Hello() | Progress() | Alive() | Result() | Failed():
                 raise BrokenFrame(f"a host does not send {type(frame).__name__}")
             case _:
                 assert_never(frame)
+
+
+@contextlib.contextmanager
+def _alive(link: TaskLink, task_id: str) -> Iterator[None]:
+    over = threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(OSError):  # The host is gone: whoever sends the answer learns it.
+            while not over.wait(ALIVE_EVERY_S):
+                link.send(Alive(task_id))
+
+    thread = threading.Thread(target=beat, name="alive", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _answer(

@@ -7,6 +7,7 @@ orchestrator, through one unix stream socket and nothing else. The host listens,
        │ ── Hello(release, public_key) ──▶   │
        │ ◀── Task(task_id, verb, …) ──────   │     at most one task at a time
        │ ── Progress(task_id, …) ────────▶   │     any number
+       │ ── Alive(task_id) ──────────────▶   │     every few seconds while a task is worked on
        │ ── Result(task_id, …) ──────────▶   │     or Failed(task_id, code, detail)
        │ ◀── Stop() ───────────────────────  │
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
@@ -65,6 +67,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Alive:
+    """The process still works on the task. Progress alone is no sign of life: one batch may take minutes."""
+
+    task_id: str
+
+
+@dataclass(frozen=True)
 class Result:
     """A finished task. `files` maps an output's name to a bare file name in the outbox."""
 
@@ -85,8 +94,8 @@ class Stop:
     pass
 
 
-Frame: TypeAlias = Hello | Task | Progress | Result | Failed | Stop
-_FRAMES: dict[str, type[Frame]] = {t.__name__: t for t in (Hello, Task, Progress, Result, Failed, Stop)}
+Frame: TypeAlias = Hello | Task | Progress | Alive | Result | Failed | Stop
+_FRAMES: dict[str, type[Frame]] = {t.__name__: t for t in (Hello, Task, Progress, Alive, Result, Failed, Stop)}
 
 
 def encode(frame: Frame) -> bytes:
@@ -134,10 +143,15 @@ def _fits(annotation: object, value: object) -> bool:
 
 
 class TaskLink:
-    """One connected socket, one frame at a time. Not thread-safe for two receivers; sends are atomic per frame."""
+    """One connected socket, one frame at a time. One receiver; any number of threads may send.
 
-    def __init__(self, connection: socket.socket) -> None:
+    `silence_s`: how long to wait for the peer's next bytes, or for it to take ours, before TimeoutError.
+    """
+
+    def __init__(self, connection: socket.socket, silence_s: float | None = None) -> None:
+        connection.settimeout(silence_s)
         self._connection = connection
+        self._sending = threading.Lock()
 
     @classmethod
     def dial(cls, path: str) -> TaskLink:
@@ -145,8 +159,15 @@ class TaskLink:
         connection.connect(path)
         return cls(connection)
 
-    def send(self, frame: Frame) -> None:
-        self._connection.sendall(encode(frame))
+    def send(self, frame: Frame, *, patience_s: float = -1) -> None:
+        """Raises OSError; TimeoutError also when another thread has been sending for `patience_s` (-1: no matter)."""
+        body = encode(frame)
+        if not self._sending.acquire(timeout=patience_s):
+            raise TimeoutError("another frame is stuck on its way")
+        try:
+            self._connection.sendall(body)
+        finally:
+            self._sending.release()
 
     def receive(self) -> Frame | None:
         """The next frame, or None when the peer has closed. Raises BrokenFrame, TimeoutError."""

@@ -105,6 +105,13 @@ def publication(
         statement, reviews = statements_of(registry, digest)
     except NotInRegistry:
         return refuse(Code.WRONG_PUBLISHER, f"The registry holds no signed statement for {digest}.", digest=digest)
+    return trust_papers(statement, reviews, digest, root, now)
+
+
+def trust_papers(
+    statement: bytes, reviews: tuple[bytes, ...], digest: str, root: TrustedFederationRoot, now: datetime
+) -> TrustedRelease | Refusal:
+    """The same for papers that are at hand, from wherever."""
     release = trust_release(statement, reviews, root, now)
     if isinstance(release, TrustedRelease) and release.statement.digest != digest:
         what = f"The statement attached to {digest} is about {release.statement.digest}."

@@ -6,7 +6,8 @@
 
 The registry is not trusted, nor is its tag, header or content type: only the hash of what arrived counts, and it is
 checked before anything is parsed. An index (a choice between images) is refused: one digest, one image.
-A cached image is unpacked anew from the verified bytes and compared, file by file, before it is used again.
+A cached image is unpacked anew from the verified bytes and compared, file by file, before it is used again. Manifest,
+config and layers are all kept by digest, and hashed again, so an image that was here once needs no registry.
 
 `VerifiedImage` cannot be made elsewhere: its constructor wants a seal that only this module holds.
 """
@@ -103,7 +104,7 @@ def pull(registry: Registry, digest: str, cache: Path, limits: PullLimits | None
 
 
 def _pull(registry: Registry, digest: str, cache: Path, limits: PullLimits) -> VerifiedImage:
-    config_at, layers = _parts(_manifest(registry, digest))
+    config_at, layers = _parts(_manifest(registry, digest, cache))
     with _verified_blob(registry, config_at, cache, _MAX_CONFIG_BYTES) as file:
         config = _config(read_json(file.read(), "image config", max_bytes=_MAX_CONFIG_BYTES))
     if len(config.diff_ids) != len(layers):
@@ -150,14 +151,29 @@ def _parts(manifest: JsonObject) -> tuple[Descriptor, tuple[Descriptor, ...]]:
     return config, layers
 
 
-def _manifest(registry: Registry, digest: str) -> JsonObject:
-    body = registry.get_manifest(digest)
-    if len(body) > MAX_MANIFEST_BYTES or sha256_of(body) != digest:
-        raise BadLayer("the registry serves a manifest that does not have this digest")
+def _manifest(registry: Registry, digest: str, cache: Path) -> JsonObject:
+    kept = cache / "blobs" / digest.removeprefix("sha256:")
+    body = kept.read_bytes() if kept.is_file() else b""
+    if sha256_of(body) != digest:
+        body = registry.get_manifest(digest)
+        if len(body) > MAX_MANIFEST_BYTES or sha256_of(body) != digest:
+            raise BadLayer("the registry serves a manifest that does not have this digest")
+        _keep(kept, body)
     manifest = read_json(body, "image manifest", max_bytes=MAX_MANIFEST_BYTES)
     if not isinstance(manifest, dict) or manifest.get("schemaVersion") != 2 or manifest.get("mediaType") != MANIFEST:
         raise BadLayer("the digest does not name a single image (an index or another kind of manifest is refused)")
     return manifest
+
+
+def _keep(path: Path, data: bytes) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def _unpack(

@@ -2,8 +2,11 @@
 aggregator.
 
     start: listen on F/link.sock ▸ start the process ▸ it dials ▸ Hello
-    call:  Task ▸ Progress* ▸ Result           TaskFailed when it says Failed, ProcessGone when it dies
+    call:  Task ▸ (Progress | Alive)* ▸ Result     TaskFailed when it says Failed, ProcessGone when it dies or is silent
     stop:  Stop frame, then the runtime ends whatever is left
+
+A process that works says so every 3 s (`msfl.learning.tasks`); one that has said nothing for `SILENT_S` is stopped, or
+its machine is, and counts as gone. That a verb itself makes no progress is for the host's time limits to notice.
 
 The host trusts nothing that comes through the link but the shape of its frames (`msfl.protos.tasklink`); what the
 process leaves in its outbox is read through `msfl.runtime.collect` only.
@@ -20,9 +23,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from msfl.protos.tasklink import BrokenFrame, Failed, Hello, Progress, Result, Stop, Task, TaskLink
+from msfl.protos.tasklink import Alive, BrokenFrame, Failed, Hello, Progress, Result, Stop, Task, TaskLink
 from msfl.runtime.interface import Handle, Runtime, StartOrder
 
+SILENT_S = 12.0
 OnProgress = Callable[[Progress], None]
 
 
@@ -62,6 +66,7 @@ class HostedProcess:
         order: StartOrder,
         *,
         patience_s: float = 120.0,
+        silence_s: float = SILENT_S,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> HostedProcess:
         """Raises ProcessGone when the process does not come up, Refused when the runtime will not start it.
@@ -77,11 +82,15 @@ class HostedProcess:
             listener.listen(1)
             handle = runtime.start(order)
             try:
-                link = TaskLink(cls._accept(listener, runtime, handle, order, patience_s, cancelled))
+                connection = cls._accept(listener, runtime, handle, order, patience_s, cancelled)
+                link = TaskLink(connection, silence_s)
                 hello = link.receive()
-            except (ProcessGone, BrokenFrame):
+            except ProcessGone:
                 runtime.stop(handle, 1.0)
                 raise
+            except (BrokenFrame, OSError) as error:
+                runtime.stop(handle, 1.0)
+                raise ProcessGone("process_did_not_greet", order.log) from error
         if not isinstance(hello, Hello):
             runtime.stop(handle, 1.0)
             raise ProcessGone("process_did_not_greet", order.log)
@@ -115,6 +124,8 @@ class HostedProcess:
                     match self._link.receive():
                         case Progress() as progress if progress.task_id == task.task_id:
                             on_progress(progress)
+                        case Alive() as alive if alive.task_id == task.task_id:
+                            continue
                         case Result() as result if result.task_id == task.task_id:
                             return result
                         case Failed() as failed if failed.task_id == task.task_id:
@@ -123,13 +134,15 @@ class HostedProcess:
                             raise ProcessGone("process_ended", self._order.log)
                         case _:
                             raise ProcessGone("process_spoke_out_of_turn", self._order.log)
+            except TimeoutError as error:
+                raise ProcessGone("process_silent", self._order.log) from error
             except (BrokenFrame, OSError) as error:
                 raise ProcessGone("process_link_broken", self._order.log) from error
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Ask it to end, then make sure. Safe to call twice and from another thread than `call`."""
         with contextlib.suppress(OSError):  # Gone already: the runtime cleans up behind it.
-            self._link.send(Stop())
+            self._link.send(Stop(), patience_s=1.0)
         give_up = time.monotonic() + grace_s
         while self._runtime.poll(self.handle) is None and time.monotonic() < give_up:
             time.sleep(0.02)

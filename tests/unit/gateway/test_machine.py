@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from msfl.gateway.machine import (
+    LIVING,
+    MOST_LOSSES,
     Answer,
     Broken,
     Confirmed,
+    Consider,
     Decided,
     Declined,
     Event,
     Instruction,
+    Offered,
     Ordered,
     Report,
+    ResultSealed,
     RunTask,
+    SealedResult,
+    Send,
+    Sent,
     SiteRun,
     Stage,
     StartWorker,
     Stopped,
     StopWorker,
-    TaskDone,
+    Unwanted,
+    WorkerLost,
     WorkerUp,
     advance,
+    restored,
 )
 from msfl.protos.messages import TaskOrder, TaskReport
 
@@ -35,6 +46,8 @@ def order(task_id: str = "train/1", verb: str = "train") -> TaskOrder:
 
 START = order("start", "start")
 TRAIN = order()
+DONE = TaskReport("run-1", "train/1", 1, key="k")
+SEALED = SealedResult(DONE, "result.sealed")
 
 
 def follow(*events: Event, state: SiteRun | None = None) -> tuple[SiteRun, list[Instruction]]:
@@ -46,18 +59,24 @@ def follow(*events: Event, state: SiteRun | None = None) -> tuple[SiteRun, list[
     return state, asked
 
 
+def failure(code: str, task_id: str = "train/1", attempt: int = 1) -> Report:
+    return Report(TaskReport("run-1", task_id, attempt, failure=code))
+
+
+UP = (Offered(1), Decided("allow"), Ordered(START), WorkerUp())
+
+
 def test_a_run_that_goes_well() -> None:
-    done = TaskReport("run-1", "train/1", 1, key="k")
-    state, asked = follow(
-        Decided("allow"), Ordered(START), WorkerUp(), Ordered(TRAIN), TaskDone(done), Stopped("finished")
-    )
+    state, asked = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Sent(), Stopped("finished"))
     assert state.stage is Stage.ENDED
     assert asked == [
+        Consider(),
         Answer("allow"),
         StartWorker(START),
         Report(TaskReport("run-1", "start", 1)),
-        RunTask(TRAIN),
-        Report(done),
+        RunTask(TRAIN, 1),
+        Send(SEALED),
+        Report(DONE),
         StopWorker("finished"),
     ]
 
@@ -75,32 +94,110 @@ def test_the_custodian_may_decline() -> None:
     assert asked == [Answer("confirm"), Answer("refuse")]
 
 
+def test_an_offer_that_comes_again_is_answered_again_and_not_judged_again() -> None:
+    for verdict in ("allow", "confirm"):
+        _, asked = follow(Offered(1), Decided(verdict), Offered(1))
+        assert asked == [Consider(), Answer(verdict), Answer(verdict)]
+
+
 def test_a_policy_that_expires_between_rounds_stops_the_worker_before_the_next_one() -> None:
-    _, asked = follow(Decided("allow"), Ordered(START), WorkerUp(), Ordered(TRAIN, recheck="policy_expired"))
-    assert asked[-2:] == [
-        StopWorker("policy_expired"),
-        Report(TaskReport("run-1", "train/1", 1, failure="policy_expired")),
-    ]
+    _, asked = follow(*UP, Ordered(TRAIN, recheck="policy_expired"))
+    assert asked[-2:] == [StopWorker("policy_expired"), failure("policy_expired")]
+
+
+def test_a_policy_that_expires_while_the_worker_is_started_again_stops_the_task() -> None:
+    _, asked = follow(*UP, Ordered(TRAIN), WorkerLost("process_ended"), WorkerUp(recheck="policy_expired"))
+    assert asked[-2:] == [StopWorker("policy_expired"), failure("policy_expired", attempt=2)]
 
 
 def test_what_was_done_is_said_again_and_not_done_again() -> None:
-    done = TaskReport("run-1", "train/1", 1, key="k")
-    state, _ = follow(Decided("allow"), Ordered(START), WorkerUp(), Ordered(TRAIN), TaskDone(done))
-    assert advance(state, Ordered(TRAIN)) == (state, (Report(done),))
+    state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Sent())
+    assert advance(state, Ordered(TRAIN)) == (state, (Report(DONE),))
 
 
-def test_a_task_without_a_worker_is_a_failure_not_a_start() -> None:
-    _, asked = follow(Decided("allow"), Ordered(TRAIN))
-    assert not any(isinstance(i, StartWorker) for i in asked)
-    assert Report(TaskReport("run-1", "train/1", 1, failure="worker_lost")) in asked
+def test_a_lost_worker_is_started_again_and_the_third_loss_is_the_last() -> None:
+    state, asked = follow(*UP, Ordered(TRAIN), WorkerLost("process_ended"), WorkerUp())
+    assert asked[-2:] == [StartWorker(TRAIN), RunTask(TRAIN, 2)]
+    state, asked = follow(WorkerLost("process_silent"), WorkerUp(), WorkerLost("process_ended"), state=state)
+    assert asked == [
+        StartWorker(TRAIN),
+        RunTask(TRAIN, 3),
+        StopWorker("process_ended"),
+        failure("process_ended", attempt=3),
+    ]
+    assert state.stage is Stage.ENDED
+
+
+def test_a_worker_lost_to_a_full_disk_is_nobodys_fault() -> None:
+    lost = (WorkerLost("worker_error", blameless=True), WorkerUp())
+    state, _ = follow(*UP, Ordered(TRAIN), *(lost * 5))
+    assert state.stage is Stage.WORKING
+    assert state.attempts["train/1"] == 6
+
+
+def test_a_worker_that_does_not_come_up_is_started_again() -> None:
+    _, asked = follow(Offered(1), Decided("allow"), Ordered(START), WorkerLost("process_ended_at_start"), WorkerUp())
+    assert asked[-2:] == [StartWorker(START), Report(TaskReport("run-1", "start", 2))]
+
+
+def test_a_gateway_that_comes_back_does_the_task_again_when_it_is_asked_again() -> None:
+    state, _ = follow(*UP, Ordered(TRAIN))
+    state, asked = restored(state, sealed_is_whole=False)
+    assert not asked
+    _, asked_now = follow(Ordered(TRAIN), WorkerUp(), state=state)
+    assert asked_now == [StartWorker(TRAIN), RunTask(TRAIN, 2)]
+
+
+def test_a_gateway_that_comes_back_sends_what_was_sealed() -> None:
+    state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED))
+    back, asked = restored(replace(state, task=None), sealed_is_whole=True)
+    assert asked == (Send(SEALED),)
+    back, asked_now = follow(Ordered(TRAIN), Sent(), Ordered(TRAIN), state=back)
+    assert asked_now == [Report(DONE), Report(DONE)]
+    assert not back.worker
+
+
+def test_a_gateway_that_comes_back_to_half_a_sealed_file_does_the_task_again() -> None:
+    state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED))
+    state, asked = restored(replace(state, task=None), sealed_is_whole=False)
+    assert not asked
+    _, asked_now = follow(Ordered(TRAIN), WorkerUp(), state=state)
+    assert asked_now == [StartWorker(TRAIN), RunTask(TRAIN, 2)]
+
+
+def test_whoever_asks_an_ended_run_hears_why_it_ended() -> None:
+    _, asked = follow(*UP, Broken("custodian_stopped"), Ordered(TRAIN))
+    assert asked[-2:] == [StopWorker("custodian_stopped"), failure("custodian_stopped")]
+
+
+def test_a_resumed_run_is_judged_afresh_and_its_attempts_go_on_counting() -> None:
+    state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Sent(), Stopped("aborted"))
+    state, asked = follow(
+        Offered(1), Offered(2), Ordered(TRAIN), Decided("allow"), Ordered(TRAIN), WorkerUp(), state=state
+    )
+    assert asked == [Consider(), Answer("allow"), StartWorker(TRAIN), RunTask(TRAIN, 2)]
+    assert state.generation == 2
+
+
+def test_a_run_that_was_resumed_behind_our_back_ends_before_it_is_judged() -> None:
+    _, asked = follow(*UP, Offered(2))
+    assert asked[-2:] == [StopWorker("resumed"), Consider()]
+
+
+def test_what_nobody_waits_for_is_not_called_done() -> None:
+    state, asked = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Unwanted(), Ordered(TRAIN))
+    assert asked[-1] == RunTask(TRAIN, 2)
+    assert "train/1" not in state.reports
 
 
 def test_an_explanation_starts_nothing() -> None:
-    _, asked = follow(Decided("allow"), Ordered(START), state=SiteRun("run-1", dry_run=True))
-    assert asked == [Answer("allow")]
+    _, asked = follow(Offered(1, dry_run=True), Decided("allow"), Ordered(START))
+    assert asked == [Consider(), Answer("allow"), failure("explained", "start")]
 
 
 EVENTS: tuple[Event, ...] = (
+    Offered(1),
+    Offered(2),
     Decided("allow"),
     Decided("confirm"),
     Decided("refuse"),
@@ -110,37 +207,92 @@ EVENTS: tuple[Event, ...] = (
     Ordered(TRAIN),
     Ordered(TRAIN, recheck="policy_expired"),
     WorkerUp(),
-    TaskDone(TaskReport("run-1", "train/1", 1)),
-    Broken("worker_error"),
+    WorkerUp(recheck="policy_expired"),
+    WorkerLost("process_ended"),
+    ResultSealed(SEALED),
+    Sent(),
+    Unwanted(),
+    Broken("worker_refusal"),
     Stopped("aborted"),
+)
+BEGINNINGS: tuple[tuple[Event, ...], ...] = (
+    (),
+    (Offered(1), Decided("confirm")),
+    (*UP, Ordered(TRAIN)),
+    (*UP, Ordered(TRAIN), ResultSealed(SEALED)),
+    (*UP, Ordered(TRAIN), WorkerLost("process_ended")),
+    (*UP, Stopped("aborted")),
 )
 
 
-@pytest.mark.parametrize("first", EVENTS)
-def test_every_path_of_four_events_keeps_the_promises(first: Event) -> None:
+class Watch:
+    """Follows a run and checks each step of it against what the machine promises."""
+
+    def __init__(self) -> None:
+        self.state = SiteRun("run-1")
+        self.allowed = self.up = self.starting = self.sealed = False
+        self.busy: str | None = None
+        self.begun: set[tuple[str, int]] = set()
+        self.done: set[str] = set()
+
+    def hear(self, event: Event) -> None:
+        before = self.state
+        self.allowed |= event == Decided("allow") and before.stage is Stage.OFFERED
+        self.allowed |= event == Confirmed() and before.stage is Stage.PARKED
+        after, asked = advance(before, event)
+        if after.generation > before.generation or Consider() in asked:
+            self.allowed, self.done = False, set()
+        if isinstance(event, WorkerLost) and before.stage in (Stage.STARTING, Stage.WORKING):
+            self.up = self.starting = False
+            self.busy = None
+        if isinstance(event, WorkerUp) and self.starting:
+            self.up, self.starting = True, False
+        if isinstance(event, ResultSealed) and before.stage is Stage.WORKING:
+            self.sealed = True
+        if isinstance(event, Unwanted):
+            self.busy = None
+        self.state = after
+        for instruction in asked:
+            self.check(instruction, event)
+        assert (after.stage is Stage.ENDED) <= (not after.worker and after.task is None and after.sealed is None)
+        assert all(n < MOST_LOSSES for n in after.losses.values()) or after.stage is Stage.ENDED
+        back, again = restored(after, sealed_is_whole=True)
+        assert all(isinstance(i, Send) for i in again)
+        assert not (back.stage in LIVING and back.worker)
+
+    def check(self, instruction: Instruction, event: Event) -> None:
+        match instruction:
+            case StartWorker():
+                assert self.allowed
+                assert not self.up
+                assert not self.starting
+                self.starting = True
+            case RunTask(order=asked, attempt=attempt):
+                assert self.up
+                assert self.busy is None
+                assert isinstance(event, Ordered | WorkerUp)
+                assert not event.recheck
+                assert (asked.task_id, attempt) not in self.begun
+                assert asked.task_id not in self.done
+                self.begun.add((asked.task_id, attempt))
+                self.busy = asked.task_id
+            case Send():
+                assert self.sealed
+                self.sealed = False
+            case Report(report=report):
+                if not report.failure:
+                    self.done.add(report.task_id)
+                self.busy = None
+            case StopWorker():
+                self.up = self.starting = False
+                self.busy = None
+            case Answer() | Consider():
+                pass
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_every_path_of_three_events_from_everywhere_keeps_the_promises(beginning: tuple[Event, ...]) -> None:
     for path in itertools.product(EVENTS, repeat=3):
-        state = SiteRun("run-1")
-        allowed = ended = up = busy = False
-        for event in (first, *path):
-            allowed |= event == Decided("allow") and state.stage is Stage.OFFERED
-            allowed |= event == Confirmed() and state.stage is Stage.PARKED
-            state, asked = advance(state, event)
-            for instruction in asked:
-                match instruction:
-                    case StartWorker():
-                        assert allowed
-                        assert not up
-                        assert not ended
-                        up = True
-                    case RunTask():
-                        assert up
-                        assert not busy
-                        assert not ended
-                        assert isinstance(event, Ordered)
-                        assert not event.recheck
-                        busy = True
-                    case Report() | StopWorker():
-                        busy = False
-                    case Answer():
-                        pass
-            ended |= state.stage in (Stage.ENDED, Stage.REFUSED)
+        watch = Watch()
+        for event in (*beginning, *path):
+            watch.hear(event)

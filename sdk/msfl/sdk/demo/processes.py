@@ -49,6 +49,12 @@ class Processes:
         with open(self._logs / f"{name}.log", "ab") as log:
             return self._spawn(name, command, log.fileno(), log.fileno())
 
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a machine that loses power would; `start` with the same name starts it again."""
+        child = self._children[name]
+        child.kill()
+        child.wait()
+
     def run(self, name: str, *commands: list[str], secret: bool = False) -> str:
         """Run commands one after the other to their ends; the last one's output. Raises CommandFailed.
 

@@ -1,0 +1,152 @@
+"""What a site keeps of a run, so that a gateway that was killed goes on where it was.
+
+    runs/<run>/state.json    the machine's state and when the worker was first started; written before each effect
+    runs/<run>/papers.json   what the decision rested on: the job and its proof, the user's verified claims, the
+                             release's signed papers, the hash of the policy; written once per decision
+
+Both are written whole and synced. Nothing in them is trusted for being there: `judge.Judge.again` verifies the papers
+anew. The user's token is not kept: it may have expired since, and nobody else needs to find it here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from msfl.gateway.home import write
+from msfl.gateway.machine import LIVING, SealedResult, SiteRun, Stage
+from msfl.policies.identity import User
+from msfl.protos.messages import TaskReport
+
+JsonObject: TypeAlias = dict[str, Any]
+
+
+class BadRecord(ValueError):
+    """A record that this gateway did not write: somebody changed it, or the disk did."""
+
+
+@dataclass(frozen=True)
+class Papers:
+    """What a decision rested on. `user` are claims that were verified then; the rest can be verified again."""
+
+    spec: bytes
+    proof: str
+    user: User
+    statement: bytes
+    reviews: tuple[bytes, ...]
+    policy_id: str
+    policy_sha256: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """`started`: when the run's worker was first started, for the policy's wall time. `ended`: when the run ended."""
+
+    state: SiteRun
+    started: datetime | None = None
+    ended: datetime | None = None
+
+
+class RunRecord:
+    """The record in one run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._state = folder / "state.json"
+        self._papers = folder / "papers.json"
+
+    def save(self, kept: Kept) -> None:
+        """Durable on return. The task under way is not kept: the orchestrator asks for it again."""
+        state = asdict(replace(kept.state, task=None))
+        document = {"state": state, "started": _text(kept.started), "ended": _text(kept.ended)}
+        write(self._state, json.dumps(document).encode())
+
+    def load(self) -> Kept | None:
+        """None when there is none. Raises BadRecord."""
+        try:
+            raw = json.loads(self._state.read_bytes())
+            return Kept(_state_of(raw["state"]), _time(raw["started"]), _time(raw["ended"]))
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadRecord(f"{self._state} cannot be read: {error!r}") from error
+
+    def save_papers(self, papers: Papers) -> None:
+        document = {
+            "spec": _base64(papers.spec),
+            "proof": papers.proof,
+            "user": {**asdict(papers.user), "expires": papers.user.expires.isoformat()},
+            "statement": _base64(papers.statement),
+            "reviews": [_base64(r) for r in papers.reviews],
+            "policy_id": papers.policy_id,
+            "policy_sha256": papers.policy_sha256,
+        }
+        write(self._papers, json.dumps(document).encode())
+
+    def load_papers(self) -> Papers | None:
+        """None when there are none. Raises BadRecord."""
+        try:
+            raw = json.loads(self._papers.read_bytes())
+            user = raw["user"]
+            return Papers(
+                spec=base64.b64decode(raw["spec"]),
+                proof=str(raw["proof"]),
+                user=User(**{**user, "expires": datetime.fromisoformat(user["expires"])}),
+                statement=base64.b64decode(raw["statement"]),
+                reviews=tuple(base64.b64decode(r) for r in raw["reviews"]),
+                policy_id=str(raw["policy_id"]),
+                policy_sha256=str(raw["policy_sha256"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadRecord(f"{self._papers} cannot be read: {error!r}") from error
+
+    def living(self) -> bool:
+        """Whether a gateway that starts has to go on with this run, or to wait for the custodian's word on it."""
+        try:
+            kept = self.load()
+        except BadRecord:
+            return True  # It ends with that code.
+        return kept is not None and (kept.state.stage in LIVING or kept.state.stage is Stage.PARKED)
+
+
+def forget(folder: Path) -> None:
+    """Patient data, keys and papers of a run. The state stays: attempts are never counted anew."""
+    shutil.rmtree(folder / "box", ignore_errors=True)
+    for name in ("run.secret", "papers.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _state_of(raw: Mapping[str, Any]) -> SiteRun:
+    sealed = raw["sealed"]
+    return SiteRun(
+        run_id=str(raw["run_id"]),
+        stage=Stage(raw["stage"]),
+        generation=int(raw["generation"]),
+        dry_run=bool(raw["dry_run"]),
+        worker=bool(raw["worker"]),
+        sealed=None if sealed is None else SealedResult(TaskReport(**sealed["report"]), str(sealed["file"])),
+        attempts={str(k): int(v) for k, v in raw["attempts"].items()},
+        losses={str(k): int(v) for k, v in raw["losses"].items()},
+        reports={str(k): TaskReport(**v) for k, v in raw["reports"].items()},
+        code=str(raw["code"]),
+    )
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _text(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)

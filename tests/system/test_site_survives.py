@@ -1,0 +1,267 @@
+"""Kill, stop and starve what runs at a site: the run finishes with every site, and the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fakes.federations import SITES, LiveFederation, until
+from msfl.policies.documents import JobSpec
+from msfl.sdk.reporting import report_document
+from msfl.sdk.run import Run
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+SITE = "site-b"
+GATEWAY = f"gateway:{SITE}"
+ROUNDS = 3
+Disturb = Callable[[LiveFederation, Run], None]
+
+
+def spec(live: LiveFederation) -> JobSpec:
+    """Rounds of a second or so, so that there is a middle to strike in."""
+    return live.job(rounds=ROUNDS, seed=11, baseline="local", config={"batches_per_epoch": BATCHES})
+
+
+BATCHES = 250
+
+
+@pytest.fixture(scope="module")
+def undisturbed(live: LiveFederation) -> dict[str, Any]:
+    run = live.client.submit(spec(live))
+    assert run.wait()["phase"] == "finished"
+    return report_document(run.state())
+
+
+@pytest.fixture(autouse=True)
+def a_whole_federation(live: LiveFederation) -> Iterator[None]:
+    until(lambda: not any(live.workers(site) for site in SITES), "earlier workers to end")
+    yield
+    until(live.all_present, "the gateways to be back")
+
+
+def begun(live: LiveFederation, run: Run, task: str) -> int:
+    entries = live.audit(SITE, run.run_id)
+    return sum(e["action"] == "task begins" and e["fields"]["task"] == task for e in entries)
+
+
+def when(live: LiveFederation, run: Run, task: str) -> None:
+    until(lambda: begun(live, run, task), f"{SITE} to begin {task}")
+
+
+def stage(live: LiveFederation, run: Run) -> str:
+    kept = json.loads((live.home(SITE) / "runs" / run.run_id / "state.json").read_text())
+    return str(kept["state"]["stage"])
+
+
+def kill_worker(live: LiveFederation) -> None:
+    for process in live.workers(SITE):
+        process.send_signal(signal.SIGKILL)
+
+
+def restart_gateway(live: LiveFederation) -> None:
+    live.kill(GATEWAY)
+    live.start_again(GATEWAY)
+
+
+@contextmanager
+def held(process: psutil.Process) -> Iterator[None]:
+    """Stopped, so that whoever talks to it waits in the middle of a sentence."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def worker_dies_in_training(live: LiveFederation, run: Run) -> None:
+    when(live, run, "train/2")
+    kill_worker(live)
+
+
+def worker_dies_in_preparation(live: LiveFederation, run: Run) -> None:
+    when(live, run, "prepare")
+    kill_worker(live)
+
+
+def worker_dies_in_its_local_training(live: LiveFederation, run: Run) -> None:
+    when(live, run, "baseline")
+    kill_worker(live)
+
+
+def gateway_dies_in_training(live: LiveFederation, run: Run) -> None:
+    when(live, run, "train/2")
+    restart_gateway(live)
+
+
+def gateway_dies_in_its_local_training(live: LiveFederation, run: Run) -> None:
+    when(live, run, "baseline")
+    restart_gateway(live)
+
+
+def gateway_dies_while_it_starts_the_worker(live: LiveFederation, run: Run) -> None:
+    until(lambda: "worker starts" in live.actions(SITE, run.run_id), "the worker to be started")
+    restart_gateway(live)
+
+
+def gateway_dies_while_it_sends(live: LiveFederation, run: Run) -> None:
+    when(live, run, "train/2")
+    with held(live.process("orchestrator")):
+        until(lambda: stage(live, run) == "sending", "the result to be sealed")
+        live.kill(GATEWAY)
+    live.start_again(GATEWAY)
+    until(lambda: begun(live, run, "train/3"), "the next round")
+    assert begun(live, run, "train/2") == 1, "a sealed result is sent, not made again"
+
+
+def gateway_dies_in_every_round(live: LiveFederation, run: Run) -> None:
+    for round in range(1, ROUNDS + 1):
+        when(live, run, f"train/{round}")
+        restart_gateway(live)
+
+
+@pytest.mark.parametrize(
+    "disturb",
+    [
+        worker_dies_in_preparation,
+        worker_dies_in_training,
+        worker_dies_in_its_local_training,
+        gateway_dies_while_it_starts_the_worker,
+        gateway_dies_in_training,
+        gateway_dies_in_its_local_training,
+        gateway_dies_while_it_sends,
+        gateway_dies_in_every_round,
+    ],
+)
+def test_the_run_finishes_with_the_same_weights(
+    live: LiveFederation, undisturbed: dict[str, Any], disturb: Disturb
+) -> None:
+    run = live.client.submit(spec(live))
+    disturb(live, run)
+    state = run.wait()
+    assert state["phase"] == "finished", state
+    report = report_document(state)
+    assert all(set(r["sites"]) == set(SITES) for r in report["rounds"])
+    assert [r["weights_sha256"] for r in report["rounds"]] == [r["weights_sha256"] for r in undisturbed["rounds"]]
+    assert report["final_weights_sha256"] == undisturbed["final_weights_sha256"]
+    assert report["evaluation"] == undisturbed["evaluation"]
+
+
+def test_a_stopped_worker_is_noticed_within_fifteen_seconds(live: LiveFederation, undisturbed: dict[str, Any]) -> None:
+    run = live.client.submit(spec(live))
+    when(live, run, "train/2")
+    stopped = live.workers(SITE)
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    since = time.monotonic()
+    until(lambda: "worker lost" in live.actions(SITE, run.run_id), "the silence to be noticed")
+    assert time.monotonic() - since < 15
+    lost = next(e for e in live.audit(SITE, run.run_id) if e["action"] == "worker lost")
+    assert lost["fields"]["code"] == "process_silent"
+    state = run.wait()
+    assert state["phase"] == "finished"
+    assert report_document(state)["final_weights_sha256"] == undisturbed["final_weights_sha256"]
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in stopped)
+
+
+def test_a_registry_that_is_gone_after_the_start_does_not_matter(
+    live: LiveFederation, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    registry, away = live.federation.folder / "registry", tmp_path / "registry"
+    run = live.client.submit(spec(live))
+    when(live, run, "train/1")
+    shutil.move(registry, away)
+    try:
+        kill_worker(live)
+        state = run.wait()
+    finally:
+        shutil.move(away, registry)
+    assert state["phase"] == "finished"
+    assert report_document(state)["final_weights_sha256"] == undisturbed["final_weights_sha256"]
+
+
+def test_a_policy_that_is_withdrawn_while_the_gateway_is_down_ends_the_run_there(live: LiveFederation) -> None:
+    run = live.client.submit(live.job(rounds=20, min_sites=2, config={"batches_per_epoch": BATCHES}))
+    when(live, run, "train/1")
+    with live.policies_put_back():
+        live.kill(GATEWAY)
+        live.remove_policy(SITE)
+        live.start_again(GATEWAY)
+        until(lambda: run.state()["sites"][SITE]["standing"] == "out", "the site to say so")
+    assert run.state()["sites"][SITE]["code"] == "no_policy"
+    run.abort()
+    folder = live.home(SITE) / "runs" / run.run_id
+    until(lambda: not (folder / "box").exists(), "the gateway to tidy")
+    assert not (folder / "run.secret").exists()
+
+
+def test_the_custodian_stops_a_run_and_it_goes_on_without_the_site(live: LiveFederation) -> None:
+    run = live.client.submit(live.job(rounds=20, min_sites=2, config={"batches_per_epoch": BATCHES}))
+    when(live, run, "train/1")
+    asked = time.monotonic()
+    said = live.command("gateway", "stop", run.run_id, "--home", live.home(SITE), "--by", "cleo")
+    assert said.returncode == 0, said.stdout
+    until(lambda: not live.workers(SITE), "the worker to end")
+    assert time.monotonic() - asked < 10
+    until(lambda: run.state()["sites"][SITE]["standing"] == "out", "the site to say so")
+    assert run.state()["sites"][SITE]["code"] == "custodian_stopped"
+    stops = next(e for e in live.audit(SITE, run.run_id) if e["action"] == "custodian stops the run")
+    assert stops["fields"] == {"by": "cleo"}
+    assert run.state()["phase"] == "running"
+    run.abort()
+    again = live.command("gateway", "stop", run.run_id, "--home", live.home(SITE), "--by", "cleo")
+    assert again.returncode == 1
+    assert "no run" in again.stdout
+
+
+def test_an_aborted_run_keeps_what_a_resumed_one_needs(live: LiveFederation) -> None:
+    run = live.client.submit(spec(live))
+    when(live, run, "train/2")
+    run.abort()
+    until(lambda: live.actions(SITE, run.run_id)[-1] == "run stopped", "the site to hear of it")
+    folder = live.home(SITE) / "runs" / run.run_id
+    until(lambda: not live.workers(SITE), "the worker to end")
+    assert (folder / "run.secret").exists()
+    assert (folder / "box/scratch/plan.json").exists()
+
+
+@contextmanager
+def small_disk(folder: Path, mib: int) -> Iterator[None]:
+    """A file system of its own over `folder`, which is empty meanwhile."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small file system takes root")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_work_until_there_is_room(live: LiveFederation, undisturbed: dict[str, Any]) -> None:
+    runs = live.home(SITE) / "runs"
+    with small_disk(runs, 16):
+        run = live.client.submit(spec(live))
+        when(live, run, "train/1")
+        filler = runs / "filler"
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        log = live.processes._logs / f"{GATEWAY}.log"
+        until(lambda: "no room to write" in log.read_text(), "the gateway to say that its disk is full")
+        assert run.state()["phase"] == "running"
+        filler.unlink()
+        state = run.wait()
+        assert state["phase"] == "finished", state
+    report = report_document(state)
+    assert all(set(r["sites"]) == set(SITES) for r in report["rounds"])
+    assert report["final_weights_sha256"] == undisturbed["final_weights_sha256"]
