@@ -9,10 +9,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from blake3 import blake3
+
 from fakes.hosts import Host
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import JsonObject, Weights
-from msfl.learning.files import sha256_of_file
 from msfl.protos.notes import note_in
 from msfl.protos.parcel import pack, unpack
 from msfl.protos.sealing import EVERYBODY, StreamHeader, open_sealed, seal, seal_to
@@ -83,7 +84,7 @@ class SealedSites:
         for_all = f"{artifact}/{EVERYBODY}"
         file = host.output(answer, for_all) if for_all in answer.files else self.kept[f"{EVERYBODY}/weights"]
         tensors = _opened(note.secret, note.header(RUN), file)[1]
-        assert sha256_of_file(tensors) == note.sha256
+        assert f"blake3:{blake3(tensors.read_bytes()).hexdigest()}" == note.blake3
         return tensors
 
 

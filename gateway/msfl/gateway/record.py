@@ -46,11 +46,16 @@ class Papers:
 
 @dataclass(frozen=True)
 class Kept:
-    """`started`: when the run's worker was first started, for the policy's wall time. `ended`: when the run ended."""
+    """`started`: when the run's worker was first started, for the policy's wall time. `ended`: when the run ended.
+
+    `boot`: while the machine is up, what a killed process wrote is there. After a power cut it may not be, so a sealed
+    result of before is made again; syncing each of them would cost every round, and that saves one.
+    """
 
     state: SiteRun
     started: datetime | None = None
     ended: datetime | None = None
+    boot: str = ""
 
 
 class RunRecord:
@@ -64,14 +69,14 @@ class RunRecord:
     def save(self, kept: Kept) -> None:
         """Durable on return. The task under way is not kept: the orchestrator asks for it again."""
         state = asdict(replace(kept.state, task=None))
-        document = {"state": state, "started": _text(kept.started), "ended": _text(kept.ended)}
+        document = {"state": state, "started": _text(kept.started), "ended": _text(kept.ended), "boot": boot_id()}
         write(self._state, json.dumps(document).encode())
 
     def load(self) -> Kept | None:
         """None when there is none. Raises BadRecord."""
         try:
             raw = json.loads(self._state.read_bytes())
-            return Kept(_state_of(raw["state"]), _time(raw["started"]), _time(raw["ended"]))
+            return Kept(_state_of(raw["state"]), _time(raw["started"]), _time(raw["ended"]), str(raw["boot"]))
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -115,6 +120,10 @@ class RunRecord:
         except BadRecord:
             return True  # It ends with that code.
         return kept is not None and (kept.state.stage in LIVING or kept.state.stage is Stage.PARKED)
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def forget(folder: Path) -> None:

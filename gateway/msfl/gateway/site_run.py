@@ -22,7 +22,6 @@ the worker's scratch and the run's secret stay, for `KEPT_FOR` at most: momentum
 
 from __future__ import annotations
 
-import os
 import queue
 import secrets
 import shutil
@@ -73,7 +72,7 @@ from msfl.gateway.machine import (
     advance,
     restored,
 )
-from msfl.gateway.record import BadRecord, Kept, RunRecord, forget
+from msfl.gateway.record import BadRecord, Kept, RunRecord, boot_id, forget
 from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.policies.decide import Decision, Verdict, allowed_outputs
 from msfl.policies.documents import seconds
@@ -327,7 +326,7 @@ class RunAtSite:
             self._state = SiteRun(self.run_id, generation=kept.state.generation, attempts=kept.state.attempts)
             return
         sealed = kept.state.sealed
-        whole = sealed is not None and _is_whole(self._folder / sealed.file, sealed.report.bytes_up)
+        whole = sealed is not None and kept.boot == boot_id() and _is_whole(self._folder / sealed.file, sealed.report)
         if kept.state.stage in LIVING:
             self._audit("gateway is back", stage=kept.state.stage.value)
         self._step(*restored(kept.state, sealed_is_whole=whole))
@@ -523,7 +522,7 @@ class RunAtSite:
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
             result = process.call(task, self._on_progress)
             sealed = self._with_room(
-                lambda: _durable(files_here.gate_and_seal(accepted, order, attempt, document, result, template))
+                lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
             )
         except CannotDo as error:
             return self._broken(order, error.code, str(error))
@@ -686,14 +685,8 @@ def _limits(accepted: Accepted) -> Limits:
     return Limits(gpus=resources.gpus, memory_bytes=resources.memory_gib << 30)
 
 
-def _is_whole(file: Path, size: int) -> bool:
-    return file.is_file() and file.stat().st_size == size
-
-
-def _durable(file: Path) -> Path:
-    with open(file, "rb") as written:
-        os.fsync(written.fileno())
-    return file
+def _is_whole(file: Path, report: TaskReport) -> bool:
+    return file.is_file() and file.stat().st_size == report.bytes_up
 
 
 def _revealed(decision: Decision, reveal: str, runtime: Runtime, verdict: str) -> JsonObject:

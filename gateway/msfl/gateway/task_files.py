@@ -9,12 +9,15 @@ may leave the site.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
+
+from blake3 import blake3
 
 from msfl.gateway.egress import CheckedTensors, check_document, head_of
 from msfl.gateway.home import Home
@@ -25,13 +28,16 @@ from msfl.protos.messages import Input, TaskOrder
 from msfl.protos.notes import BadNote, note_in
 from msfl.protos.parcel import BadParcel, Unpacking, beginning
 from msfl.protos.sealing import Opening, SealBroken, Sealing, StreamHeader, run_key
-from msfl.protos.tasklink import Result
+from msfl.protos.tasklink import WEIGHTS_NAME, Result
 from msfl.protos.tensors import BadTensors
 from msfl.runtime.collect import open_output
 
 JsonObject: TypeAlias = dict[str, Any]
 Download: TypeAlias = Callable[[str, Callable[[bytes], None]], int]
 """Fetch a sealed stream by its key, hand its pieces on as they arrive, and say how many bytes they were."""
+
+
+_WRITTEN_OVER = frozenset({"000.safetensors", WEIGHTS_NAME})
 
 
 class CannotDo(Exception):
@@ -88,20 +94,22 @@ class TaskFiles:
             raise CannotDo("input_broken", str(error)) from error
         if note is None:
             return document, tensors, received
-        opened = self._open(note.secret, note.header(self._run_id), note.key, target, download, note.sha256)
+        opened = self._open(note.secret, note.header(self._run_id), note.key, target, download, note.blake3)
         return opened[0], opened[1], received + opened[2]
 
     def _open(
-        self, key: bytes, header: StreamHeader, name: str, target: Path, download: Download, sha256: str | None
+        self, key: bytes, header: StreamHeader, name: str, target: Path, download: Download, hashed: str | None
     ) -> tuple[JsonObject, int, int]:
-        """Open a sealed stream while it arrives. `target` appears only when all of it is verified."""
-        partial = self._folder / "incoming.tensors"
-        digest = hashlib.sha256()
-        with open(partial, "wb", buffering=0, opener=_private) as tensors:
+        """Open a sealed stream while it arrives. `target` is gone again unless all of it is verified.
+
+        The worker can see it grow, and is told of it only afterwards.
+        """
+        digest = blake3()
+        with _overwriting(target) as tensors:
 
             def take(piece: memoryview) -> None:
                 tensors.write(piece)
-                if sha256 is not None:
+                if hashed is not None:
                     digest.update(piece)
 
             unpacking = Unpacking(take)
@@ -112,10 +120,8 @@ class TaskFiles:
                 document = unpacking.close()
             except (SealBroken, BadParcel) as error:
                 raise CannotDo("input_broken", str(error)) from error
-        if sha256 not in (None, f"sha256:{digest.hexdigest()}"):
-            raise CannotDo("input_broken", f"{name} is not the file that the note is about")
-        if unpacking.tensor_bytes:
-            partial.rename(target)
+            if hashed not in (None, f"blake3:{digest.hexdigest()}"):
+                raise CannotDo("input_broken", f"{name} is not the file that the note is about")
         return document, unpacking.tensor_bytes, received
 
     def gate_and_seal(
@@ -147,7 +153,7 @@ class TaskFiles:
         )
         sealed = self._folder / "result.sealed"
         try:
-            with open(sealed, "wb", buffering=0, opener=_private) as out:
+            with _overwriting(sealed) as out:
                 sealing = Sealing(self._key(), header, out, salt=secrets.token_bytes(32))
                 sealing.write(beginning(passed, tensors="weights" in result.files))
                 if "weights" in result.files:
@@ -156,7 +162,6 @@ class TaskFiles:
                         sealing.write(piece)
                 sealing.close()
         except (Refused, BadTensors) as error:
-            sealed.unlink(missing_ok=True)
             raise CannotDo(Code.OUTPUT_BLOCKED.value, str(error)) from error
         return sealed
 
@@ -167,9 +172,18 @@ class TaskFiles:
             yield from CheckedTensors(file, size, head_of(template), max_bytes).pieces()
 
     def clear(self) -> None:
-        """Nothing of a task stays in the boxes: the next one starts with empty ones."""
-        for leftover in (*self.inbox.iterdir(), *(self._box / "outbox").iterdir()):
-            leftover.unlink()
+        """Nothing of a task stays in the boxes but the files that the next round writes over.
+
+        The outbox is the worker's: there may be anything in it that has a name.
+        """
+        for leftover in self.inbox.iterdir():
+            if leftover.name not in _WRITTEN_OVER:
+                leftover.unlink()
+        for leftover in (self._box / "outbox").iterdir():
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            elif leftover.name not in _WRITTEN_OVER or leftover.is_symlink() or not leftover.is_file():
+                leftover.unlink()
 
     def _key(self) -> bytes:
         return run_key(
@@ -177,5 +191,17 @@ class TaskFiles:
         )
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+@contextmanager
+def _overwriting(file: Path) -> Iterator[BinaryIO]:
+    """A file that is written over from its beginning, and as long as what was written; gone when that raises.
+
+    Its pages and blocks are used again: for a model of 125 MB that saves a third of what writing it costs.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb", buffering=0) as out:
+        try:
+            yield out
+        except BaseException:
+            file.unlink()
+            raise
+        os.ftruncate(descriptor, out.tell())

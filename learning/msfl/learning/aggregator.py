@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import shutil
 import tempfile
@@ -39,6 +38,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from msfl.learning import weights as weight_files
@@ -46,7 +46,7 @@ from msfl.learning.contract import FederatedModel, JsonObject, Weights
 from msfl.learning.examination import OPTIONAL_FIELDS, UpdateRefused, summaries_document, training_document
 from msfl.learning.files import canonical_json, json_hash
 from msfl.learning.mixing import finite_blocks, mix, must_be_like, refusing, survey
-from msfl.learning.sealed_tensors import SealedTensors, SealedWriter, read_weights
+from msfl.learning.sealed_tensors import Hashes, SealedTensors, SealedWriter, read_weights
 from msfl.learning.strategies import STRATEGIES, WEIGHTINGS
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
 from msfl.learning.weights import as_bytes
@@ -136,15 +136,15 @@ class Aggregator:
         files = {
             f"plan/{EVERYBODY}": self._seal_document(broadcast_header(self._the_run.run_id, "plan", 0, "plan"), kept)
         }
-        written, weights_sha256 = self._seal_weights("plan", 0, initial)
+        written, hashes = self._seal_weights("plan", 0, initial)
         files[f"weights/{EVERYBODY}"] = written
         files |= self._plans("plan", 0, recipients, kept)
-        files |= self._notes("plan", 0, "weights", recipients, Note("plan", 0, "weights", b"", weights_sha256))
+        files |= self._notes("plan", 0, "weights", recipients, Note("plan", 0, "weights", b"", hashes.blake3))
         document = {
             "plan_hash": kept["plan_hash"],
             "plan_summary": plan.get("summary", {}),
             "n_parameters": sum(values.size for values in initial.values()),
-            "weights_sha256": weights_sha256,
+            "weights_sha256": hashes.sha256,
         }
         return Outcome(document, files)
 
@@ -161,19 +161,19 @@ class Aggregator:
         progress(0, 1)
         while len(good := [site for site in senders if site not in refused]) >= max(least, 1):
             try:
-                sites, written, weights_sha256 = self._mixed(task, good)
+                sites, written, hashes = self._mixed(task, good)
             except UpdateRefused as bad:
                 refused[bad.site] = bad.code
                 continue
-            note = Note(f"aggregate/{task.round}", task.round, "weights", b"", weights_sha256)
+            note = Note(f"aggregate/{task.round}", task.round, "weights", b"", hashes.blake3)
             files = {f"weights/{EVERYBODY}": written}
             files |= self._notes(note.task_id, task.round, "weights", recipients, note)
             progress(1, 1)
-            return Outcome({"sites": sites, "refused": refused, "weights_sha256": weights_sha256}, files)
+            return Outcome({"sites": sites, "refused": refused, "weights_sha256": hashes.sha256}, files)
         return Outcome({"sites": {}, "refused": refused})
 
-    def _mixed(self, task: Task, senders: list[str]) -> tuple[JsonObject, str, str]:
-        """The round over these sites: what they said, the sealed next model's bare name, its hash.
+    def _mixed(self, task: Task, senders: list[str]) -> tuple[JsonObject, str, Hashes]:
+        """The round over these sites: what they said, the sealed next model's bare name, its hashes.
 
         Raises UpdateRefused.
         """
@@ -190,9 +190,9 @@ class Aggregator:
                     continue
                 writer = files.enter_context(self._writing(header, model.head))
                 norms = mix(strategy, model, updates, writer.write)
-                weights_sha256 = writer.close()
+                hashes = writer.close()
                 sites = {site: {**document, "update_norm": norms[site]} for site, document in documents.items()}
-                return sites, writer.name, weights_sha256
+                return sites, writer.name, hashes
         raise AssertionError("the last pass returns")
 
     def _round(
@@ -225,7 +225,7 @@ class Aggregator:
             progress(done, len(senders))
             artifact = f"local:{site}"
             try:
-                written, sha256 = self._local_model(task, site, best, artifact)
+                written, hashed = self._local_model(task, site, best, artifact)
             except UpdateRefused as bad:
                 refused[site] = bad.code
                 continue
@@ -233,7 +233,7 @@ class Aggregator:
                 files[f"{artifact}/{EVERYBODY}"] = written
                 others = [r for r in recipients if r != site]
                 files |= self._notes(
-                    "candidates", best, artifact, others, Note("candidates", best, artifact, b"", sha256)
+                    "candidates", best, artifact, others, Note("candidates", best, artifact, b"", hashed)
                 )
         return Outcome({"refused": refused}, files)
 
@@ -251,7 +251,7 @@ class Aggregator:
             with self._writing(header, local.head) as writer:
                 for block in finite_blocks(site, local):
                     writer.write(bytes(as_bytes(block)))
-                return writer.name, writer.close()
+                return writer.name, writer.close().blake3
 
     def _collect(self, task: Task, open_progress: OpenProgress) -> Outcome:
         sites: dict[str, JsonObject] = {}
@@ -320,11 +320,11 @@ class Aggregator:
         """A note about a round's model. Its hash is taken here, from the model itself: who else says it may lie."""
         with ExitStack() as files:
             model = self._model_of(task, round, files)
-            digest = hashlib.sha256(model.head)
+            digest = blake3(model.head)
             for block in model.blocks():
                 digest.update(as_bytes(block))
         task_id = "plan" if round == 0 else f"aggregate/{round}"
-        return Note(task_id, round, "weights", b"", f"sha256:{digest.hexdigest()}")
+        return Note(task_id, round, "weights", b"", f"blake3:{digest.hexdigest()}")
 
     def _update(self, task: Task, site: str, task_id: str, round: int, files: ExitStack) -> SealedTensors:
         """A site's sealed tensors. Raises UpdateRefused."""
@@ -366,8 +366,8 @@ class Aggregator:
         finally:
             writer.discard()
 
-    def _seal_weights(self, task_id: str, round: int, weights: Weights) -> tuple[str, str]:
-        """Sealed for all; the bare name in the outbox and the hash."""
+    def _seal_weights(self, task_id: str, round: int, weights: Weights) -> tuple[str, Hashes]:
+        """Sealed for all; the bare name in the outbox and the hashes."""
         parts = weight_files.encoded(weights)
         header = broadcast_header(self._the_run.run_id, task_id, round, "weights")
         with self._writing(header, bytes(next(parts))) as writer:

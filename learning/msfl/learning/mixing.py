@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from msfl.protos.parcel import BadParcel
 from msfl.protos.sealing import SealBroken
 from msfl.protos.tensors import BadTensors, must_match
 
+_T = TypeVar("_T")
 EXPLODED = 1e3
 """An update whose change, root mean square over all values, is this many times the model's (or 1, where the model is
 smaller) is no training result. Weights of a network are of the order of 1 or below."""
@@ -63,7 +66,7 @@ def mix(
     """
     squares = dict.fromkeys(updates, 0.0)
     scale, n = 0.0, 0
-    for current, pieces in in_step(model, updates):
+    for current, pieces in read_ahead(in_step(model, updates)):
         for site, piece in zip(updates, pieces, strict=True):
             squares[site] += _change(site, piece, current)
         scale += _square(current)
@@ -78,7 +81,7 @@ def mix(
 
 def survey(strategy: Strategy, model: SealedTensors, updates: Mapping[str, SealedTensors]) -> None:
     """A pass that only looks. Raises UpdateRefused."""
-    for current, pieces in in_step(model, updates):
+    for current, pieces in read_ahead(in_step(model, updates)):
         for site, piece in zip(updates, pieces, strict=True):
             _change(site, piece, current)
         strategy.look(current, pieces)
@@ -100,6 +103,18 @@ def in_step(model: SealedTensors, updates: Mapping[str, SealedTensors]) -> Itera
         with refusing(site):
             if next(blocks, None) is not None:
                 raise BadTensors("layout", "more values than the model has")
+
+
+def read_ahead(rows: Iterator[_T]) -> Iterator[_T]:
+    """The same rows; the next one is read and opened in a thread of its own while this one is used.
+
+    Blocks stay valid for as long as that needs (`sealed_tensors`), and no longer.
+    """
+    with ThreadPoolExecutor(1, "read ahead") as reader:
+        coming = reader.submit(next, rows, None)
+        while (row := coming.result()) is not None:
+            coming = reader.submit(next, rows, None)
+            yield row
 
 
 def finite_blocks(site: str, tensors: SealedTensors) -> Iterator[Block]:

@@ -15,10 +15,12 @@ import io
 import struct
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from msfl.learning.contract import JsonObject, Weights
@@ -53,7 +55,7 @@ class SealedTensors:
         return read_table(io.BytesIO(self.head))
 
     def blocks(self) -> Iterator[Block]:
-        """Each is valid until the next is asked for. Raises SealBroken, BadTensors("layout") for half a value."""
+        """Each is valid until the next but one is asked for. Raises SealBroken, BadTensors("layout": half a value)."""
         if len(self._first):
             yield _floats(self._first)
         while (piece := self._next()) is not None:
@@ -107,6 +109,14 @@ def read_weights(source: SealedTensors) -> Weights:
     return named(table, flat)
 
 
+@dataclass(frozen=True)
+class Hashes:
+    """Of one tensors file: SHA-256 for people, who can check it with what they have, BLAKE3 for sites, who must."""
+
+    sha256: str
+    blake3: str
+
+
 class SealedWriter:
     """A sealed parcel of tensors without a document, in the making; `head` is the tensors file up to its data.
 
@@ -118,7 +128,7 @@ class SealedWriter:
         self._partial = path.with_name(f".{path.name}.part")
         self._file = self._partial.open("wb", buffering=0)
         self._sealing = Sealing(key, header, self._file, salt=salt)
-        self._digest = hashlib.sha256()
+        self._sha256, self._blake3 = hashlib.sha256(), blake3()
         self._hashing = ThreadPoolExecutor(1, "hash")
         self._ahead: list[Future[None]] = []
         self._sealing.write(beginning({}, tensors=True))
@@ -130,20 +140,24 @@ class SealedWriter:
 
     def write(self, block: bytes | memoryview) -> None:
         """`block` must not change afterwards: it is hashed while the next one is made."""
-        self._ahead.append(self._hashing.submit(self._digest.update, block))
+        self._ahead.append(self._hashing.submit(self._hash, block))
         self._sealing.write(block)
         if len(self._ahead) > _AHEAD:
             self._ahead.pop(0).result()
 
-    def close(self) -> str:
-        """`sha256:<hex>` of the tensors file inside; the sealed file is there, whole, under its name."""
+    def _hash(self, block: bytes | memoryview) -> None:
+        self._sha256.update(block)
+        self._blake3.update(block)
+
+    def close(self) -> Hashes:
+        """Of the tensors file inside; the sealed file is there, whole, under its name."""
         self._sealing.close()
         self._hashing.shutdown(wait=True)
         for future in self._ahead:
             future.result()
         self._file.close()
         self._partial.rename(self._path)
-        return f"sha256:{self._digest.hexdigest()}"
+        return Hashes(f"sha256:{self._sha256.hexdigest()}", f"blake3:{self._blake3.hexdigest()}")
 
     def discard(self) -> None:
         """Throw away what was not closed; after `close` nothing happens."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,16 @@ def write(path: Path, weights: Weights) -> None:
     pieces = encoded(weights)
     head = next(pieces)  # All checks come before the first piece, and so before there is a file.
     write_whole(path, itertools.chain([head], pieces))
+
+
+def write_over(path: Path, weights: Weights) -> None:
+    """As `write`, over the file that may be there: its pages are used again, and it is whole only on return."""
+    pieces = encoded(weights)
+    head = next(pieces)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb", buffering=0) as file:
+        for piece in itertools.chain([head], pieces):
+            file.write(piece)
+        file.truncate()
 
 
 def encoded(weights: Weights) -> Iterator[bytes | memoryview]:

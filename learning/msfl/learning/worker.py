@@ -39,7 +39,7 @@ from msfl.learning.contract import (
 from msfl.learning.files import canonical_json, json_hash, read_json_object, sha256_of_file, write_whole
 from msfl.learning.splits import split_cases
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
-from msfl.protos.tasklink import Task
+from msfl.protos.tasklink import WEIGHTS_NAME, Task
 from msfl.protos.tensors import BadTensors
 
 VALIDATION_FRACTION = 0.2
@@ -205,10 +205,10 @@ class Worker:
 
     def _save(self, weights: Weights, received: Weights) -> str:
         _check_same_tensors(weights, received)
-        path = self._place.output("safetensors")
+        path = self._place.outbox / WEIGHTS_NAME
         try:
             # In the received order: the gate and the centre compare the first bytes of the file with the model's.
-            weight_files.write(path, {name: weights[name] for name in received})
+            weight_files.write_over(path, {name: weights[name] for name in received})
         except BadTensors as error:
             raise TaskRefusal(f"weights_{error.code}", f"after training: {error}") from error
         return path.name

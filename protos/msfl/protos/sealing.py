@@ -121,8 +121,8 @@ class Sealing:
 class Opening:
     """A sealed stream that is being read, in pieces of any size as they arrive.
 
-    `take` gets each chunk of plaintext once it is authenticated, as a view that is valid during the call only. What it
-    got is the stream's beginning; that the stream is whole shows in `close`. Raises SealBroken.
+    `take` gets each chunk of plaintext once it is authenticated, as a view that is valid until the next but one. What
+    it got is the stream's beginning; that the stream is whole shows in `close`. Raises SealBroken.
     """
 
     def __init__(self, key: bytes, expected: StreamHeader, take: Callable[[memoryview], object]) -> None:
@@ -132,7 +132,7 @@ class Opening:
         self._cipher: AESGCM | None = None
         self._beginning = bytearray()
         self._chunk = memoryview(bytearray(CHUNK + TAG))
-        self._plain = memoryview(bytearray(CHUNK))
+        self._plain = (memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK)))
         self._held = 0
         self._i = 0
         self._written = 0
@@ -179,7 +179,7 @@ class Opening:
         assert self._cipher is not None
         if self._held < TAG:
             raise SealBroken("truncated", f"the stream ends before or inside chunk {self._i}")
-        chunk, plain = self._chunk[: self._held], self._plain[: self._held - TAG]
+        chunk, plain = self._chunk[: self._held], self._plain[self._i % 2][: self._held - TAG]
         try:
             self._cipher.decrypt_into(_nonce(self._i, last), chunk, self._head, plain)
         except InvalidTag as error:
@@ -207,8 +207,8 @@ def open_sealed(key: bytes, expected: StreamHeader, source: BinaryIO, out: Binar
 
 
 def opened_chunks(key: bytes, expected: StreamHeader, source: BinaryIO) -> Iterator[memoryview]:
-    """The plaintext chunk by chunk, each authenticated, valid until the next is asked for. Raises SealBroken; that the
-    stream is whole is known only when the iterator has ended."""
+    """The plaintext chunk by chunk, each authenticated, valid until the next but one is asked for. Raises SealBroken;
+    that the stream is whole is known only when the iterator has ended."""
     ready: list[memoryview] = []
     opening = Opening(key, expected, ready.append)
     # A piece is at most a chunk, so it completes at most one: no view is overwritten before it was handed out.

@@ -28,6 +28,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
+WEIGHTS_NAME = "weights.safetensors"
+"""Where a worker leaves its weights in the outbox, each time over those of before."""
 _LENGTH = struct.Struct(">I")
 
 JsonObject: TypeAlias = dict[str, Any]

@@ -9,7 +9,7 @@ import pytest
 
 from fakes.governance import NOW, World
 from msfl.gateway.machine import SealedResult, SiteRun, Stage
-from msfl.gateway.record import BadRecord, Kept, Papers, RunRecord, forget
+from msfl.gateway.record import BadRecord, Kept, Papers, RunRecord, boot_id, forget
 from msfl.protos.messages import TaskOrder, TaskReport
 
 REPORT = TaskReport("run-1", "train/1", 2, key="k", bytes_up=7, seconds=1.5, peak_rss_mib={"worker": 80.5})
@@ -29,11 +29,11 @@ def test_a_state_comes_back_but_for_the_task_under_way(tmp_path: Path) -> None:
     record = RunRecord(tmp_path / "run-1")
     assert record.load() is None
     order = TaskOrder("run-1", "train/1", "train", 1, 1, {}, ())
-    kept = Kept(SiteRun("run-1", stage=Stage.WORKING, task=order, attempts={"train/1": 1}), NOW, None)
+    kept = Kept(SiteRun("run-1", stage=Stage.WORKING, task=order, attempts={"train/1": 1}), NOW, None, boot_id())
     record.save(kept)
-    assert record.load() == Kept(SiteRun("run-1", stage=Stage.WORKING, attempts={"train/1": 1}), NOW, None)
+    assert record.load() == Kept(SiteRun("run-1", stage=Stage.WORKING, attempts={"train/1": 1}), NOW, None, boot_id())
     record.save(Kept(STATE, NOW, NOW + timedelta(hours=1)))
-    assert record.load() == Kept(STATE, NOW, NOW + timedelta(hours=1))
+    assert record.load() == Kept(STATE, NOW, NOW + timedelta(hours=1), boot_id())
     assert record.living()
 
 

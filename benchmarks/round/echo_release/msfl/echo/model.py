@@ -58,8 +58,9 @@ class Echo:
         progress: ReportProgress,
     ) -> Trained:
         little = epsilon(int(site.site_id.rpartition("-")[2]))
-        moved = {name: values + little for name, values in weights.items()}
-        return Trained(moved, len(site.train_cases), {"train_loss": 0.0})
+        for values in weights.values():
+            values += little
+        return Trained(weights, len(site.train_cases), {"train_loss": 0.0})
 
     def evaluate(
         self,
