@@ -19,17 +19,19 @@ from typing import Any, BinaryIO, TypeAlias
 
 from blake3 import blake3
 
+from msfl.gateway.differences import Patch, differences
 from msfl.gateway.egress import CheckedTensors, check_document, head_of
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.policies.decide import allowed_outputs
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
-from msfl.protos.notes import BadNote, note_in
+from msfl.protos.notes import BadNote, Note, note_in
 from msfl.protos.parcel import BadParcel, Unpacking, beginning
 from msfl.protos.sealing import Opening, SealBroken, Sealing, StreamHeader, run_key
 from msfl.protos.tasklink import WEIGHTS_NAME, Result
 from msfl.protos.tensors import BadTensors
+from msfl.protos.wire_formats import FLOAT32
 from msfl.runtime.collect import open_output
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -58,12 +60,17 @@ class TaskFiles:
         self._folder = folder
         self._box = folder / "box"
         self.inbox = self._box / "inbox"
+        self._held: dict[Path, str] = {}  # models in the inbox that this process has verified, by their hash
+        self._wire = FLOAT32
 
-    def take_inputs(self, order: TaskOrder, download: Download) -> tuple[JsonObject, dict[str, str], int]:
+    def take_inputs(
+        self, order: TaskOrder, download: Download, wire: str = FLOAT32
+    ) -> tuple[JsonObject, dict[str, str], int]:
         """Fetch and open every sealed input. JSON joins the task's document, tensors become files in the inbox.
 
-        The document, bare file names by input, bytes received. Raises CannotDo.
+        The document, bare file names by input, bytes received. `wire` is the run's wire format. Raises CannotDo.
         """
+        self._wire = wire
         document = dict(order.document)
         files: dict[str, str] = {}
         received = 0
@@ -94,8 +101,35 @@ class TaskFiles:
             raise CannotDo("input_broken", str(error)) from error
         if note is None:
             return document, tensors, received
+        if note.base and note.base == self._held.get(target):
+            n, patched = self._patch(note, target, download)
+            received += n
+            if patched:
+                return {}, target.stat().st_size, received
         opened = self._open(note.secret, note.header(self._run_id), note.key, target, download, note.blake3)
+        self._held[target] = note.blake3
         return opened[0], opened[1], received + opened[2]
+
+    def _patch(self, note: Note, model: Path, download: Download) -> tuple[int, bool]:
+        """The model that lies here becomes the next one by a difference; bytes received, and whether it did.
+
+        When it did not, nothing is lost: what lies here is not used, and the whole model is fetched.
+        """
+        self._held.pop(model, None)
+        with open(model, "r+b", buffering=0) as file:
+            patch = Patch(file, head_of(model), self._wire)
+            unpacking = Unpacking(patch.feed)
+            opening = Opening(note.difference_secret, note.difference_header(self._run_id), unpacking.feed)
+            try:
+                received = download(note.difference_key, opening.feed)
+                opening.close()
+                unpacking.close()
+            except (SealBroken, BadParcel) as error:
+                raise CannotDo("input_broken", str(error)) from error
+            if patch.close() != note.blake3:
+                return received, False
+        self._held[model] = note.blake3
+        return received, True
 
     def _open(
         self, key: bytes, header: StreamHeader, name: str, target: Path, download: Download, hashed: str | None
@@ -152,13 +186,17 @@ class TaskFiles:
             artifact="result",
         )
         sealed = self._folder / "result.sealed"
+        wire = str(accepted.resolved.get("wire", FLOAT32)) if asked.get("stream") == "federated" else FLOAT32
         try:
             with _overwriting(sealed) as out:
                 sealing = Sealing(self._key(), header, out, salt=secrets.token_bytes(32))
                 sealing.write(beginning(passed, tensors="weights" in result.files))
                 if "weights" in result.files:
                     assert template is not None
-                    for piece in self._checked(result.files["weights"], template, rules.weights_max_bytes):
+                    pieces = self._checked(result.files["weights"], template, rules.weights_max_bytes)
+                    if wire != FLOAT32:
+                        pieces = differences(pieces, template, self._folder, order.round, wire)
+                    for piece in pieces:
                         sealing.write(piece)
                 sealing.close()
         except (Refused, BadTensors) as error:
@@ -179,6 +217,7 @@ class TaskFiles:
         for leftover in self.inbox.iterdir():
             if leftover.name not in _WRITTEN_OVER:
                 leftover.unlink()
+                self._held.pop(leftover, None)
         for leftover in (self._box / "outbox").iterdir():
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)

@@ -9,10 +9,8 @@ load          the header is checked (`msfl.protos.tensors`): float32 only, no du
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from msfl.learning.contract import Weights
 from msfl.learning.files import sha256_of_file, write_whole
 from msfl.protos.tensors import BadTensors, TensorTable, read_table
+from msfl.protos.wire_formats import spelled
 
 
 def save(path: Path, weights: Weights) -> str:
@@ -63,9 +62,7 @@ def encoded(weights: Weights) -> Iterator[bytes | memoryview]:
     for name, values in weights.items():
         begin, end = end, end + values.nbytes
         header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    yield struct.pack("<Q", len(text)) + text
+    yield spelled(header)
     for values in weights.values():
         yield as_bytes(np.ascontiguousarray(values, dtype="<f4"))
 
