@@ -94,21 +94,21 @@ class TaskFiles:
             direction="down",
             artifact=wanted.artifact,
         )
-        document, tensors, received = self._open(self._key(), header, wanted.key, target, download, None)
+        document, received = self._read(header, wanted.key, download)
         try:
             note = note_in(document)
         except BadNote as error:
             raise CannotDo("input_broken", str(error)) from error
         if note is None:
-            return document, tensors, received
+            return document, 0, received
         if note.base and note.base == self._held.get(target):
             n, patched = self._patch(note, target, download)
             received += n
             if patched:
                 return {}, target.stat().st_size, received
-        opened = self._open(note.secret, note.header(self._run_id), note.key, target, download, note.blake3)
+        n, tensors = self._store(note, target, download)
         self._held[target] = note.blake3
-        return opened[0], opened[1], received + opened[2]
+        return {}, tensors, received + n
 
     def _patch(self, note: Note, model: Path, download: Download) -> tuple[int, bool]:
         """The model that lies here becomes the next one by a difference; bytes received, and whether it did.
@@ -120,43 +120,44 @@ class TaskFiles:
             patch = Patch(file, head_of(model), self._wire)
             unpacking = Unpacking(patch.feed)
             opening = Opening(note.difference_secret, note.difference_header(self._run_id), unpacking.feed)
-            try:
+            with _opening():
                 received = download(note.difference_key, opening.feed)
                 opening.close()
                 unpacking.close()
-            except (SealBroken, BadParcel) as error:
-                raise CannotDo("input_broken", str(error)) from error
             if patch.close() != note.blake3:
                 return received, False
         self._held[model] = note.blake3
         return received, True
 
-    def _open(
-        self, key: bytes, header: StreamHeader, name: str, target: Path, download: Download, hashed: str | None
-    ) -> tuple[JsonObject, int, int]:
-        """Open a sealed stream while it arrives. `target` is gone again unless all of it is verified.
+    def _read(self, header: StreamHeader, name: str, download: Download) -> tuple[JsonObject, int]:
+        """A stream for this site alone, which holds a document: it, and the bytes received."""
+        unpacking = Unpacking(_unexpected)
+        opening = Opening(self._key(), header, unpacking.feed)
+        with _opening():
+            received = download(name, opening.feed)
+            opening.close()
+            return unpacking.close(), received
 
-        The worker can see it grow, and is told of it only afterwards.
+    def _store(self, note: Note, target: Path, download: Download) -> tuple[int, int]:
+        """The file that a note is about, opened while it arrives: bytes received, bytes of tensors.
+
+        The worker can see `target` grow, and is told of it only afterwards; unless all of it is verified it is gone.
         """
         digest = blake3()
-        with _overwriting(target) as tensors:
+        with _overwriting(target) as tensors, _opening():
 
             def take(piece: memoryview) -> None:
                 tensors.write(piece)
-                if hashed is not None:
-                    digest.update(piece)
+                digest.update(piece)
 
             unpacking = Unpacking(take)
-            opening = Opening(key, header, unpacking.feed)
-            try:
-                received = download(name, opening.feed)
-                opening.close()
-                document = unpacking.close()
-            except (SealBroken, BadParcel) as error:
-                raise CannotDo("input_broken", str(error)) from error
-            if hashed not in (None, f"blake3:{digest.hexdigest()}"):
-                raise CannotDo("input_broken", f"{name} is not the file that the note is about")
-        return document, unpacking.tensor_bytes, received
+            opening = Opening(note.secret, note.header(self._run_id), unpacking.feed)
+            received = download(note.key, opening.feed)
+            opening.close()
+            unpacking.close()
+            if note.blake3 != f"blake3:{digest.hexdigest()}":
+                raise CannotDo("input_broken", f"{note.key} is not the file that the note is about")
+        return received, unpacking.tensor_bytes
 
     def gate_and_seal(
         self,
@@ -228,6 +229,19 @@ class TaskFiles:
         return run_key(
             (self._folder / "run.secret").read_bytes(), self._home.secret("site.key"), self._run_id, self._site
         )
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """What does not open stops the task with a code."""
+    try:
+        yield
+    except (SealBroken, BadParcel) as error:
+        raise CannotDo("input_broken", str(error)) from error
+
+
+def _unexpected(piece: memoryview) -> None:
+    raise BadParcel("tensors where a document was expected")
 
 
 @contextmanager
