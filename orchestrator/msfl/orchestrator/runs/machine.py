@@ -38,7 +38,10 @@ from msfl.orchestrator.runs.events import (
     CentreFailed,
     DeadlinePassed,
     Event,
+    PauseRequested,
+    Resumed,
     SiteFailed,
+    SiteReturned,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -186,7 +189,7 @@ def advance(state: RunState, event: Event) -> RunState:
     if state.ended:
         return state
     match event:
-        case Submitted():
+        case Submitted() | SiteReturned() | PauseRequested() | Resumed():
             return state
         case Answered():
             return _answered(state, event)

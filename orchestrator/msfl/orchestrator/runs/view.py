@@ -11,7 +11,10 @@ from msfl.orchestrator.runs.events import (
     CentreFailed,
     DeadlinePassed,
     Event,
+    PauseRequested,
+    Resumed,
     SiteFailed,
+    SiteReturned,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -36,9 +39,11 @@ def public_event(event: Event) -> JsonObject:
             return shown | {"site": event.site, "task_id": event.task_id, "code": code}
         case CentralDone():
             return shown | {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
+        case SiteReturned():
+            return shown | {"site": event.site}
         case DeadlinePassed():
             return shown | {"task_id": event.task_id}
-        case AbortRequested():
+        case AbortRequested() | PauseRequested() | Resumed():
             return shown | {"by": event.by}
         case CentreFailed():
             return shown | {"code": event.code}
