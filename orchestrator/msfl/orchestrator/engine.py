@@ -199,6 +199,12 @@ class Engine:
     def events(self, run_id: str, after: int) -> list[tuple[int, Event]]:
         return [(s.sequence, from_json(s.text)) for s in self._store.events(run_id, after)]
 
+    def seen(self, run_id: str, after: int) -> tuple[RunState, list[tuple[int, Event]]]:
+        """The events from a sequence number on, and the state that they have led to: neither is ahead of the other."""
+        run = self._runs[run_id]
+        with run.changing:
+            return run.state, self.events(run_id, after)
+
     def orders(self, site: str) -> list[tuple[RunState, Order]]:
         """What a site should be doing, over all runs it is part of."""
         with self._index:
