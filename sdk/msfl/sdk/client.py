@@ -168,7 +168,7 @@ class Client:
                 keep=keep,
                 on_dropout=on_dropout,
                 retain=_part("retain", Retention, retain or {}),
-                early_stopping=None if early_stopping is None else _part("early_stopping", EarlyStopping, early_stopping),
+                early_stopping=_part("early_stopping", EarlyStopping, early_stopping) if early_stopping else None,
                 on_divergence=_part("on_divergence", OnDivergence, on_divergence or {}),
                 seed=seed,
                 nonce=secrets.token_urlsafe(24),
@@ -258,11 +258,13 @@ def _part(argument: str, kind: type[D], given: Mapping[str, Any]) -> D:
     try:
         return kind(**given)
     except ValidationError as error:
+        if unknown := sorted(set(given) - set(kind.model_fields)):
+            raise BadJob(f"{argument} has no {unknown[0]!r}; it takes {', '.join(kind.model_fields)}") from error
         raise BadJob(_first_problem(argument, error)) from error
 
 
 def _first_problem(argument: str, error: ValidationError) -> str:
-    """`retain.last: Input should be greater than 0`: where, what; and for a key that is none, which there are."""
+    """`retain.last: Input should be greater than 0`: where, and what."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in (argument, *first["loc"]) if part) or "the job"
     return f"{where}: {first['msg']}"
