@@ -149,6 +149,7 @@ class Client:
         settings = dict(config or {})
         if local_epochs is not None:
             settings["local_epochs"] = local_epochs
+        stopping = None if early_stopping is None else _part("early_stopping", EarlyStopping, early_stopping)
         try:
             return JobSpec(
                 name=name,
@@ -168,7 +169,7 @@ class Client:
                 keep=keep,
                 on_dropout=on_dropout,
                 retain=_part("retain", Retention, retain or {}),
-                early_stopping=_part("early_stopping", EarlyStopping, early_stopping) if early_stopping else None,
+                early_stopping=stopping,
                 on_divergence=_part("on_divergence", OnDivergence, on_divergence or {}),
                 seed=seed,
                 nonce=secrets.token_urlsafe(24),
