@@ -150,7 +150,9 @@ class Run:
 
         folder = Path(folder) if folder else Path("runs") / self.run_id
         overlays = more.pop("overlays", {})
-        document = report_document(self.state(), **more)
+        state = self.state()
+        events = self.events() if state["ended_at"] is not None else ()
+        document = report_document(state, events=events, **more)
         return Report(write_report(document, folder, overlays), document)
 
     def export_nnunet(self, path: Path | str) -> Path:
