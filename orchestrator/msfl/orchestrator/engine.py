@@ -5,7 +5,7 @@
                                                              │
       orders(site), state(run) ◀─────────────────────────────┘
     one thread per running run    the work of the centre: driver.py
-    one ticker thread             posts DeadlinePassed and SiteSilent: presence.py says who is silent
+    one ticker thread             posts DeadlinePassed, SiteSilent, SiteReturned: presence.py says who is there
 
 It remembers nothing that the events do not hold: after a restart it replays them and goes on with the same step. Live
 progress and what a run waits for at the centre are for eyes, and not kept. What the store cannot keep has not happened:
@@ -26,8 +26,8 @@ import structlog
 from msfl.orchestrator.clock import SteadyClock
 from msfl.orchestrator.driver import Driver, Patience, StartAggregator
 from msfl.orchestrator.presence import Bell, Presence
-from msfl.orchestrator.runs.events import DeadlinePassed, Event, SiteSilent, Submitted, from_json, to_json
-from msfl.orchestrator.runs.machine import Phase, RunState, advance, order_for, submitted
+from msfl.orchestrator.runs.events import DeadlinePassed, Event, SiteReturned, SiteSilent, Submitted, from_json, to_json
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, order_for, runnable, submitted
 from msfl.orchestrator.store.interface import ArtifactStore, RunStore, StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json
@@ -272,9 +272,6 @@ class Engine:
                 failing = True
 
     def _look(self) -> None:
-        for site in sorted(self._presence.look()):
-            # Here a run that a site comes back to is told so.
-            self._presence.greeted(site)
         with self._index:
             active = list(self._active)
         for run_id in active:
@@ -282,11 +279,16 @@ class Engine:
 
     def _look_at(self, run: _Run) -> None:
         state, since, now = run.state, run.since, self.now()
+        if not runnable(state):
+            return
         deadline = state.spec.round_deadline_s
         if state.phase is Phase.OFFERED:
             if now - since > deadline:
                 self.post(state.run_id, DeadlinePassed(at=now, task_id="offer"))
             return
+        for member in state.members.values():
+            if member.absent and self._presence.present(member.site):
+                self.post(state.run_id, SiteReturned(at=now, site=member.site))
         step = state.step
         if step is None or step.central:
             return
@@ -307,7 +309,8 @@ def _first(event: Event) -> RunState:
 def _step_of(state: RunState) -> tuple[object, ...]:
     """Differs as soon as another patience begins."""
     step = state.step
-    return (state.phase, step.task_id, step.opened_at) if step is not None else (state.phase,)
+    of_step = (step.task_id, step.opened_at, step.last_call) if step is not None else ()
+    return (state.phase, state.generation, state.paused, *of_step)
 
 
 def _concerned(before: RunState, after: RunState) -> frozenset[str]:
