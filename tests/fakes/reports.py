@@ -169,7 +169,7 @@ def troubled_report(rounds: int = 12) -> dict[str, Any]:
     del third["sites"]["site-b"]
     seventh["flags"] = [
         remark("site-b", "loss_rising", "its training loss has risen for several rounds"),
-        remark("site-c", "outlier", "its update is much larger or smaller than the others'"),
+        remark("site-c", "update_outlier", "its update is far larger than the others'"),
     ]
     seventh["late"] = ["site-a"]
     report["course"] = [

@@ -17,7 +17,7 @@ from msfl.policies.identity import mint_token
 from msfl.policies.keys import KeyPair
 from msfl.sdk.client import BadJob, attach, connect
 from msfl.sdk.credentials import Credentials
-from msfl.sdk.words import said
+from msfl.sdk.words import paused_words, said
 
 JsonObject: TypeAlias = dict[str, Any]
 app = typer.Typer(help="Submit, follow, hold and end your runs.", no_args_is_help=True)
@@ -115,7 +115,7 @@ def told_state(state: JsonObject) -> list[str]:
     reason = f": {state['reason']}" if state["reason"] else ""
     lines = [f"run {state['run_id']} ({spec['name']}) is {_phase(state)}{reason}"]
     if state["paused"]:
-        lines.append(f"paused: {state['pause_reason']}; `msfl job resume {state['run_id']}` lets it go on")
+        lines.append(f"{paused_words(state['pause_reason'])}; `msfl job resume {state['run_id']}` lets it go on")
     if state["step"] is not None:
         waiting = ", ".join(state["step"]["waiting"])
         lines.append(f"now: {state['step']['task_id']}" + (f", at {waiting}" if waiting else ", at the centre"))

@@ -21,7 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from msfl.sdk.words import advice, said
+from msfl.sdk.words import advice, paused_words, said
 
 if TYPE_CHECKING:
     from msfl.sdk.run import Run
@@ -140,7 +140,7 @@ class Picture:
                 self._there(event["site"]).doing = "back"
                 return [f"{event['site']} is back{since} and takes part again"]
             case "PauseRequested":
-                self.paused = f"by {event['by']}"
+                self.paused = f"paused by {event['by']}"
                 return [f"paused by {event['by']}: what the sites have begun they finish, then nothing begins"]
             case "Resumed":
                 self.paused = ""
@@ -200,7 +200,7 @@ class Picture:
             elif site not in event["absent"] and row.away_since is not None:
                 self._there(site).doing = "back"
         if event["paused"] and not self.paused:
-            lines.append(f"paused: {event['pause_reason']}; `run.resume()` lets it go on")
+            lines.append(f"{paused_words(event['pause_reason'])}; `run.resume()` lets it go on")
         self.paused = event["pause_reason"] if event["paused"] else ""
         sites = tuple(event["waiting_for_sites"])
         if sites and sites != self.waits_for_sites:
@@ -280,7 +280,7 @@ class Picture:
         head = Text(f"{word}{where} · {_duration(now - self.began)} so far{self._left_words(now)}", style="bold")
         troubles = []
         if self.paused:
-            troubles.append(Text(f"paused: {self.paused}", style="yellow"))
+            troubles.append(Text(paused_words(self.paused), style="yellow"))
         if self.waits_for_sites:
             troubles.append(Text(self._waiting_words(self.waits_for_sites), style="yellow"))
         if self.waits_for:

@@ -36,7 +36,7 @@ _WORDS = {
     "disk": "room on the centre's disk; its operator must make some",
     # Conspicuous in a round, and no more than that.
     "loss_rising": "its training loss has risen for several rounds",
-    "outlier": "its update is much larger or smaller than the others'",
+    "update_outlier": "its update is far larger than the others'",
 }
 
 
@@ -46,6 +46,11 @@ def said(code: str) -> str:
         return _WORDS[code]
     family = code.partition("_")[0] + "_"
     return _WORDS.get(family, code.replace("_", " "))
+
+
+def paused_words(reason: str) -> str:
+    """That a run is paused, and by whom or why; the machine's own reason for a pause does not name the pause."""
+    return reason if reason.startswith("paused") else f"paused: {reason}"
 
 
 def advice(code: str) -> str:

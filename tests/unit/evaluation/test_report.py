@@ -234,7 +234,7 @@ def test_troubles_are_told_where_they_happened() -> None:
     assert "1 update of site-b was refused by the centre" in text
     assert "2 rounds went on without a site that was away or late" in text
     assert "site-b: update refused, the update holds NaN or infinity update_not_finite" in text
-    assert "site-c: conspicuous, its update is much larger or smaller than the others' outlier" in text
+    assert "site-c: conspicuous, its update is far larger than the others' update_outlier" in text
     assert "site-a: away or late" in text
     assert "offered to its sites 2 times; each decided afresh" in text
     assert "2026-11-24T09:01:00Z paused by ada@uni.example" in text
@@ -266,7 +266,7 @@ def test_a_run_without_troubles_has_no_word_of_them() -> None:
 @pytest.mark.parametrize("kind", ["late", "refused", "flags"])
 def test_a_round_that_names_a_stranger_is_no_round(kind: str) -> None:
     report = example_report(rounds=1)
-    report["rounds"][0][kind] = ["site-x"] if kind == "late" else [remark("site-x", "outlier", "it is")]
+    report["rounds"][0][kind] = ["site-x"] if kind == "late" else [remark("site-x", "update_outlier", "it is")]
     with pytest.raises(BadReport, match="site-x"):
         check_report(report)
 

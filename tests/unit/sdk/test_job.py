@@ -173,10 +173,12 @@ def test_list_and_show_are_text_or_json(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def test_how_a_run_stands_is_told_in_a_few_lines() -> None:
-    told = told_state(state(paused=True, pause_reason="by ada", waiting_for="disk", waiting_for_sites=["site-b"]))
+    told = told_state(
+        state(paused=True, pause_reason="paused by ada", waiting_for="disk", waiting_for_sites=["site-b"])
+    )
     assert told == [
         "run run-1 (story) is running, paused",
-        "paused: by ada; `msfl job resume run-1` lets it go on",
+        "paused by ada; `msfl job resume run-1` lets it go on",
         "now: train/2, at site-a",
         "waits for site-b: 2 sites are needed",
         "waits for room on the centre's disk; its operator must make some",

@@ -117,7 +117,7 @@ def test_a_pause_is_no_part_of_a_round() -> None:
 
 def test_nothing_is_promised_while_the_run_waits() -> None:
     for trouble in (
-        {"paused": True, "pause_reason": "by ada"},
+        {"paused": True, "pause_reason": "paused by ada"},
         {"waiting_for_sites": ["site-b"]},
         {"waiting_for": "disk"},
     ):
@@ -215,20 +215,20 @@ def test_a_round_of_refused_updates_is_not_called_closed() -> None:
 
 
 def test_flags_are_shown_and_no_verdict() -> None:
-    story = begun().done("train/1").closed(1, flags={"site-b": ["loss_rising", "outlier"]}, refused={})
+    story = begun().done("train/1").closed(1, flags={"site-b": ["loss_rising", "update_outlier"]}, refused={})
     told_lines = lines(story)
     assert told_lines[-3] == (
         "round 1: site-b is conspicuous: its training loss has risen for several rounds (loss_rising)"
     )
-    assert "(outlier)" in told_lines[-2]
+    assert "(update_outlier)" in told_lines[-2]
 
 
 # ------------------------------------------------------------------- pauses and the centre
 
 
 def test_a_pause_and_its_end_are_said_once() -> None:
-    story = begun().say("PauseRequested", by="ada").now(paused=True, pause_reason="by ada")
-    story.now(after=60.0, paused=True, pause_reason="by ada").say("Resumed", by="ada").now()
+    story = begun().say("PauseRequested", by="ada").now(paused=True, pause_reason="paused by ada")
+    story.now(after=60.0, paused=True, pause_reason="paused by ada").say("Resumed", by="ada").now()
     assert [line for line in lines(story) if "paused" in line or "resumed" in line] == [
         "paused by ada: what the sites have begun they finish, then nothing begins",
         "resumed by ada",

@@ -27,6 +27,7 @@ from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import AbortRequested, CentralDone, Event, PauseRequested, Resumed, Submitted
 from msfl.orchestrator.runs.machine import Phase, RunState
 from msfl.orchestrator.runs.machine import waiting_for as waiting_for_sites
+from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, load_json
@@ -179,7 +180,11 @@ class PeopleDoor(PeopleServicer):
         """The run as it is by now; `spec_text` are the signed bytes, for whoever resumes it."""
         run_id = state.run_id
         now = self._engine.state(run_id) or state
-        more = {"spec_text": now.spec_text, "waiting_for": self._engine.waiting_for(run_id)}
+        more = {
+            "spec_text": now.spec_text,
+            "waiting_for": self._engine.waiting_for(run_id),
+            "kept_rounds": sorted(retained_rounds(now) - {0}),
+        }
         return wire.Document(json=json_bytes(public_state(now) | more))
 
     def _user(self, context: grpc.ServicerContext) -> tuple[User, str]:
