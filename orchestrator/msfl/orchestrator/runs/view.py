@@ -19,7 +19,7 @@ from msfl.orchestrator.runs.events import (
     Submitted,
     TaskDone,
 )
-from msfl.orchestrator.runs.machine import RoundRecord, RunState
+from msfl.orchestrator.runs.machine import RoundRecord, RunState, waiting_for
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -38,7 +38,8 @@ def public_event(event: Event) -> JsonObject:
             code = event.code if isinstance(event, SiteFailed) else "silent"
             return shown | {"site": event.site, "task_id": event.task_id, "code": code}
         case CentralDone():
-            return shown | {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
+            shown |= {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
+            return shown | {"refused": event.document.get("refused", {})}
         case SiteReturned():
             return shown | {"site": event.site}
         case DeadlinePassed():
@@ -59,6 +60,8 @@ def public_round(record: RoundRecord) -> JsonObject:
         "bytes_down": record.bytes_down,
         "weights_sha256": record.weights_sha256,
         "validation_dice": record.validation_dice(),
+        "refused": dict(record.refused),
+        "flags": {site: list(flags) for site, flags in record.flags.items()},
     }
 
 
@@ -69,6 +72,10 @@ def public_state(state: RunState) -> JsonObject:
         "user": state.user,
         "phase": state.phase.value,
         "reason": state.reason,
+        "paused": state.paused,
+        "pause_reason": state.pause_reason,
+        "generation": state.generation,
+        "waiting_for_sites": list(waiting_for(state)),
         "dry_run": state.dry_run,
         "spec": state.spec.model_dump(mode="json"),
         "submitted_at": state.submitted_at,
@@ -80,6 +87,7 @@ def public_state(state: RunState) -> JsonObject:
                 "trains": m.trains,
                 "standing": m.standing.value,
                 "code": m.code,
+                "absent": m.absent,
                 "decision": m.decision,
             }
             for m in state.members.values()
