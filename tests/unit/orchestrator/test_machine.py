@@ -14,7 +14,10 @@ from msfl.orchestrator.runs.events import (
     CentreFailed,
     DeadlinePassed,
     Event,
+    PauseRequested,
+    Resumed,
     SiteFailed,
+    SiteReturned,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -30,6 +33,7 @@ from msfl.orchestrator.runs.machine import (
     is_news,
     order_for,
     submitted,
+    waiting_for,
 )
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
@@ -300,15 +304,16 @@ def test_a_site_that_needs_confirmation_holds_the_start_until_its_custodian_answ
     assert walk.waiting == {"a", "b", "c"}
 
 
-def test_with_a_quorum_the_run_begins_and_who_is_late_is_told() -> None:
+def test_with_a_quorum_the_run_begins_and_the_others_may_still_answer() -> None:
     walk = Walk(job(start="quorum"))
     walk.answer("c", "confirm")
     walk.answer("a")
     walk.answer("b")
     assert walk.state.phase is Phase.RUNNING
     assert walk.waiting == {"a", "b"}
-    assert order_for(walk.state, "c") == StopOrder("run-1", "answered_too_late")
-    assert not is_news(walk.state, Answered(9.0, "c", "allow"))
+    assert isinstance(order_for(walk.state, "c"), Offer)
+    assert walk.answer("c", "refuse", "no_policy").members["c"].standing is Standing.REFUSED
+    assert order_for(walk.state, "c") is None
 
 
 def test_at_the_deadline_of_offers_the_run_begins_with_those_who_answered() -> None:
@@ -365,10 +370,14 @@ def test_a_site_that_is_silent_in_a_round_is_late_and_asked_again_in_the_next() 
     walk.do_step()
     assert walk.state.rounds[0].late == ("b",)
     assert walk.task == "train/2"
-    assert walk.waiting == {"a", "b", "c"}
     order = order_for(walk.state, "b")
     assert isinstance(order, TaskOrder)
     assert order.inputs[0].key == "aggregate/1/b/down/weights"
+    # Nobody waits for it before it is heard of.
+    assert walk.waiting == {"a", "c"}
+    walk.tell(SiteReturned(walk.tick(), "b"))
+    assert walk.waiting == {"a", "b", "c"}
+    assert not walk.state.members["b"].code
 
 
 def test_the_deadline_of_a_round_makes_the_slow_ones_late() -> None:
@@ -379,22 +388,87 @@ def test_the_deadline_of_a_round_makes_the_slow_ones_late() -> None:
     assert walk.state.members["c"].standing is Standing.ACCEPTED
 
 
-def test_at_the_deadline_of_a_round_too_few_updates_end_the_run() -> None:
+def test_a_round_without_its_quorum_has_one_more_deadline_and_then_the_run_fails() -> None:
     walk = started().go_to("train/1")
     walk.done("a")
     walk.tell(DeadlinePassed(walk.tick(), "train/1"))
+    assert walk.state.phase is Phase.RUNNING
+    assert waiting_for(walk.state) == ("b", "c")
+    assert public_state(walk.state)["waiting_for_sites"] == ["b", "c"]
+    walk.tell(DeadlinePassed(walk.tick(), "train/1"))
     assert walk.state.phase is Phase.FAILED
-    assert walk.state.reason == "quorum_not_reached (c: too_late)"
+    assert walk.state.reason == "quorum_not_reached (b: too_late; c: too_late)"
+
+
+def test_a_quorum_that_is_lost_to_silence_is_waited_for_until_one_more_deadline() -> None:
+    walk = started().go_to("train/1")
+    walk.done("a")
+    for site in "bc":
+        walk.tell(SiteSilent(walk.tick(), site, "train/1"))
+    assert walk.state.step is not None
+    assert walk.state.step.last_call
+    walk.tell(SiteReturned(walk.tick(), "c"))
+    assert waiting_for(walk.state) == ()
+    walk.done("c")
+    assert walk.task == "aggregate/1"
+    assert set(central_inputs(walk.state)) == {"a", "c"}
 
 
 @pytest.mark.parametrize("task", ["start", "fingerprint", "prepare", "validate", "baseline", "evaluate/test"])
-def test_a_site_that_is_silent_anywhere_else_is_out(task: str) -> None:
+def test_a_site_that_is_silent_anywhere_is_left_out_of_that_step_and_no_more(task: str) -> None:
     walk = started().go_to(task)
     walk.tell(SiteSilent(walk.tick(), "b", task))
-    assert walk.state.members["b"].standing is Standing.OUT
+    member = walk.state.members["b"]
+    assert (member.standing, member.absent, member.code) == (Standing.ACCEPTED, True, "silent")
     assert walk.waiting == {"a", "c"}
-    assert order_for(walk.state, "b") == StopOrder("run-1", "silent")
+    assert isinstance(order_for(walk.state, "b"), TaskOrder)  # If it hears of it, it may still do it.
+    walk.do_step()
+    assert "b" not in walk.state.results[task]
     assert walk.to_the_end().phase is Phase.FINISHED
+
+
+def test_a_site_that_is_back_before_the_step_closes_may_finish_it() -> None:
+    walk = started().go_to("train/1")
+    walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
+    walk.done("b")
+    assert not walk.state.members["b"].absent
+    walk.do_step()
+    assert set(central_inputs(walk.state)) == set(ALL)
+
+
+@pytest.mark.parametrize(("missed", "catches_up"), [("start", ["start", "prepare"]), ("prepare", ["prepare"])])
+def test_a_site_that_is_back_catches_up_and_joins_the_next_round(missed: str, catches_up: list[str]) -> None:
+    walk = started(job(rounds=3)).go_to(missed)
+    walk.tell(SiteSilent(walk.tick(), "b", missed))
+    walk.go_to("train/1")
+    assert walk.waiting == {"a", "c"}
+    asked = []
+    while isinstance(order := order_for(walk.state, "b"), TaskOrder):
+        asked.append(order)
+        walk.done("b", order.task_id)
+    assert [order.task_id for order in asked] == catches_up
+    assert asked[-1].inputs == (Input("plan", "plan", 0, "plan", "plan/b/down/plan"),)
+    assert walk.waiting == {"a", "c"}
+    walk.go_to("train/2")
+    assert walk.waiting == {"a", "b", "c"}
+    assert walk.state.rounds[0].late == ()
+    assert walk.to_the_end().phase is Phase.FINISHED
+
+
+def test_whatever_is_heard_of_an_absent_site_makes_it_present() -> None:
+    walk = started().go_to("train/1")
+    walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
+    gone = walk.state
+    for heard in (
+        SiteReturned(9.0, "b"),
+        TaskDone(9.0, "b", "prepare", "old", 1.0, 1, 1),
+        Answered(9.0, "b", "allow"),
+    ):
+        back = advance(gone, heard)
+        assert not back.members["b"].absent
+        assert back.step is not None
+        assert back.step.waiting == {"a", "b", "c"}
+        assert not is_news(back, heard)
 
 
 @pytest.mark.parametrize("task", ["start", "fingerprint", "train/1", "train/2", "validate", "baseline"])
@@ -429,8 +503,11 @@ def test_no_round_is_closed_with_fewer_updates_than_the_quorum() -> None:
     walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
     assert walk.waiting == {"c"}
     walk.tell(SiteFailed(walk.tick(), "c", "train/1", "worker_error"))
+    assert walk.task == "train/1"
+    assert waiting_for(walk.state) == ("b",)
+    walk.tell(DeadlinePassed(walk.tick(), "train/1"))
     assert walk.state.phase is Phase.FAILED
-    assert walk.state.reason.startswith("quorum_not_reached")
+    assert walk.state.reason == "quorum_not_reached (b: silent; c: worker_error)"
 
 
 def test_an_evaluate_only_site_may_fail_without_touching_the_quorum() -> None:
@@ -490,8 +567,9 @@ def test_a_late_site_cannot_bring_its_update_into_a_later_sum() -> None:
     walk.everybody(but="b")
     walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
     for task in ("train/1", "aggregate/1", "train/2"):
-        assert advance(walk.state, TaskDone(9.0, "b", "train/1", "k", 1.0, 1, 1)) is walk.state, task
+        walk.tell(TaskDone(9.0, "b", "train/1", "k", 1.0, 1, 1))
         walk.do_step() if walk.task == "aggregate/1" else None
+    assert walk.task == "train/2", task
     assert set(walk.state.results["train/1"]) == {"a", "c"}
 
 
