@@ -292,8 +292,7 @@ class Engine:
         step = state.step
         if step is None or step.central:
             return
-        if now - since > deadline:
-            self.post(state.run_id, DeadlinePassed(at=now, task_id=step.task_id))
+        if now - since > deadline and self.post(state.run_id, DeadlinePassed(at=now, task_id=step.task_id)):
             return
         for site in sorted(step.waiting):
             if self._presence.silent(site, since):

@@ -69,7 +69,7 @@ from msfl.orchestrator.runs.state import (
     training,
     with_members,
 )
-from msfl.orchestrator.runs.steps import begin, following, takes_part, with_notes_of
+from msfl.orchestrator.runs.steps import begin, expected, following, needs_results, takes_part, with_notes_of
 from msfl.protos.sealing import EVERYBODY
 
 __all__ = [
@@ -263,8 +263,8 @@ def _deadline(state: RunState, event: DeadlinePassed) -> RunState:
     if step is None or step.task_id != event.task_id or step.central:
         return state
     waits = state.spec.on_dropout == "wait"
-    if waits and step.last_call and not step.waiting:
-        return state
+    if waits and step.last_call:
+        return state  # It closes with the quorum, whenever that is.
     for site in sorted(step.waiting):
         state = _absent(state, site, "too_late", event.at)
         if state.ended:
@@ -289,32 +289,20 @@ def _settle(state: RunState, at: float) -> RunState:
         return state
     step = _joined(state, step)
     waits = state.spec.on_dropout == "wait"
-    if not waits and not step.last_call and _expected(state, step) < state.spec.min_sites:
+    if not waits and not step.last_call and expected(state, step) < state.spec.min_sites:
         step = replace(step, last_call=True)
     if step is not state.step:
         state = replace(state, step=step)
-    held = step.waiting or (step.away and waits and not step.last_call)
-    in_already = len(step.done) if _needs_results(step) else _expected(state, step)
+    held = not step.last_call and (step.waiting or step.away) if waits else step.waiting
+    in_already = len(step.done) if needs_results(step) else expected(state, step)
     if held or in_already < state.spec.min_sites:
         return state
     return _closed(state, step, at)
 
 
-def _needs_results(step: Step) -> bool:
-    """A plan or a sum over fewer sites than the quorum would show what a single one holds."""
-    return step.verb in ("fingerprint", "train")
-
-
-def _expected(state: RunState, step: Step) -> int:
-    """How many count for the quorum when all who are waited for report."""
-    if _needs_results(step):
-        return len(step.done) + len(step.waiting)
-    return sum(not state.members[site].absent for site in training(state))
-
-
 def _joined(state: RunState, step: Step) -> Step:
     """A step that is short of its quorum takes in who has become ready for it meanwhile."""
-    if not _needs_results(step) or _expected(state, step) >= state.spec.min_sites:
+    if not needs_results(step) or expected(state, step) >= state.spec.min_sites:
         return step
     known = step.waiting | step.away | step.done.keys()
     ready = [m for m in state.members.values() if m.site not in known and takes_part(state, step, m)]
@@ -330,7 +318,7 @@ def _closed(state: RunState, step: Step, at: float) -> RunState:
         results={**state.results, step.task_id: dict(step.done)},
         step_seconds={**state.step_seconds, step.task_id: at_least_zero(at - step.opened_at)},
         round_bytes=(step.bytes_up, step.bytes_down),
-        left_behind=tuple(sorted(step.away)),
+        left_behind=tuple(sorted(step.waiting | step.away)),
     )
     return _settle(following(state, step, at), at)
 

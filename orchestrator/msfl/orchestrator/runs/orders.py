@@ -7,7 +7,7 @@ Nothing of it is remembered on the side, so a restart needs nothing but the even
 from __future__ import annotations
 
 from msfl.orchestrator.runs.state import Member, Note, Phase, RunState, Standing, Step, runnable
-from msfl.orchestrator.runs.steps import in_generation
+from msfl.orchestrator.runs.steps import expected, in_generation
 from msfl.protos.messages import Input, Offer, Order, StopOrder, TaskOrder, attempt_of, output_key
 from msfl.protos.sealing import EVERYBODY
 
@@ -56,10 +56,12 @@ def task_of(state: RunState, site: str) -> Step | None:
 def waiting_for(state: RunState) -> tuple[str, ...]:
     """The absent sites without which the run cannot go on."""
     step = state.step
-    if step is None or step.central or step.waiting or not runnable(state):
+    if step is None or step.central or not runnable(state):
         return ()
-    # Nobody else holds the step up, and still it is open.
-    return tuple(sorted(m.site for m in state.members.values() if m.accepted and m.absent and m.trains))
+    if step.waiting and expected(state, step) >= state.spec.min_sites:
+        return ()
+    absent = (m for m in state.members.values() if m.accepted and m.absent)
+    return tuple(sorted(m.site for m in absent if m.trains or m.site in step.away))
 
 
 def _inputs(state: RunState, step: Step, member: Member) -> tuple[Input, ...]:

@@ -139,6 +139,18 @@ def takes_part(state: RunState, step: Step, member: Member) -> bool:
             raise AssertionError(f"{step.verb} is no step at the sites")
 
 
+def needs_results(step: Step) -> bool:
+    """A plan or a sum over fewer sites than the quorum would show what a single one holds."""
+    return step.verb in ("fingerprint", "train")
+
+
+def expected(state: RunState, step: Step) -> int:
+    """How many count for the quorum of a step at the sites, when all who are waited for report."""
+    if needs_results(step):
+        return len(step.done) + len(step.waiting)
+    return sum(not state.members[site].absent for site in training(state))
+
+
 def _open_sites(state: RunState, task_id: str, verb: str, round: int, document: JsonObject, at: float) -> RunState:
     step = Step(task_id=task_id, verb=verb, round=round, central=False, opened_at=at, document=document)
     able = {m for m in state.members if takes_part(state, step, state.members[m])}

@@ -38,8 +38,10 @@ def public_event(event: Event) -> JsonObject:
             code = event.code if isinstance(event, SiteFailed) else "silent"
             return shown | {"site": event.site, "task_id": event.task_id, "code": code}
         case CentralDone():
-            shown |= {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
-            return shown | {"refused": event.document.get("refused", {})}
+            said = {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
+            if event.task_id.startswith("aggregate/"):
+                said["refused"] = event.document.get("refused", {})
+            return shown | said
         case SiteReturned():
             return shown | {"site": event.site}
         case DeadlinePassed():
@@ -55,13 +57,13 @@ def public_round(record: RoundRecord) -> JsonObject:
         "round": record.round,
         "sites": {site: dict(values) for site, values in record.sites.items()},
         "late": list(record.late),
+        "refused": dict(record.refused),
+        "flags": {site: list(flags) for site, flags in record.flags.items()},
         "seconds": record.seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
         "weights_sha256": record.weights_sha256,
         "validation_dice": record.validation_dice(),
-        "refused": dict(record.refused),
-        "flags": {site: list(flags) for site, flags in record.flags.items()},
     }
 
 
@@ -75,12 +77,12 @@ def public_state(state: RunState) -> JsonObject:
         "paused": state.paused,
         "pause_reason": state.pause_reason,
         "generation": state.generation,
-        "waiting_for_sites": list(waiting_for(state)),
         "dry_run": state.dry_run,
         "spec": state.spec.model_dump(mode="json"),
         "submitted_at": state.submitted_at,
         "ended_at": state.ended_at,
         "step": None if state.step is None else {"task_id": state.step.task_id, "waiting": sorted(state.step.waiting)},
+        "waiting_for_sites": list(waiting_for(state)),
         "sites": {
             m.site: {
                 "dataset": m.dataset,
@@ -94,7 +96,14 @@ def public_state(state: RunState) -> JsonObject:
         },
         "rounds": [public_round(r) for r in state.rounds],
         "best_round": state.best_round() if state.rounds else None,
-        "documents": {task: doc for task, doc in state.documents.items() if not task.startswith("aggregate/")},
+        "documents": _documents(state),
         "step_seconds": dict(state.step_seconds),
         "peak_rss_mib": dict(state.peak_rss_mib),
     }
+
+
+def _documents(state: RunState) -> JsonObject:
+    """What the centre said, without rounds; of its openings the latest, as `open`."""
+    shown = {task: doc for task, doc in state.documents.items() if not task.startswith(("aggregate/", "open/"))}
+    opened = state.documents.get(f"open/{state.generation}")
+    return shown if opened is None else shown | {"open": opened}
