@@ -28,7 +28,8 @@ ROUNDS = 4
 
 def spec(live: LiveFederation, **changes: Any) -> JobSpec:
     """Rounds of a second or so, so that there is a middle to strike in."""
-    return live.job(**({"rounds": ROUNDS, "seed": 23, "config": {"batches_per_epoch": 250}} | changes))
+    given = {"rounds": ROUNDS, "seed": 23, "local_epochs": 5, "config": {"batches_per_epoch": 1000}}
+    return live.job(**(given | changes))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_a_paused_run_begins_nothing_and_goes_on_with_the_same_weights(
     until(lambda: closed(run) == 1, "the first round")
     shown = run.pause()
     assert shown["paused"]
-    time.sleep(4.0)  # several rounds' worth
+    time.sleep(4.0)  # what had begun may end
     held = closed(run)
     time.sleep(4.0)
     assert closed(run) == held < ROUNDS
@@ -114,7 +115,8 @@ def test_an_aborted_run_is_taken_up_again_and_ends_with_the_same_weights(
     until(lambda: not any(live.workers(site) for site in SITES), "the workers to end")
     assert run.resume()["generation"] == 2
     report = finished(run)
-    assert report["rounds"][:2] == before["rounds"][:2]
+    kept = [r["weights_sha256"] for r in before["rounds"]]
+    assert [r["weights_sha256"] for r in report["rounds"]][: len(kept)] == kept
     assert same_weights(report, undisturbed)
     assert report["generation"] == 2
     assert report["evaluation"] == undisturbed["evaluation"]
@@ -134,7 +136,7 @@ def test_a_resumed_run_is_decided_on_by_its_sites_afresh(live: LiveFederation) -
 
 
 def test_a_gateway_that_stays_away_is_missed_and_comes_back(live: LiveFederation) -> None:
-    run = live.client.submit(spec(live, rounds=20, min_sites=2, config={"batches_per_epoch": 700}))
+    run = live.client.submit(spec(live, rounds=20, min_sites=2))
     until(lambda: closed(run) == 1, "the first round")
     live.kill(GATEWAY)
     gone = time.monotonic()
@@ -159,7 +161,7 @@ def test_a_gateway_that_stays_away_is_missed_and_comes_back(live: LiveFederation
 def test_who_answers_late_joins_a_run_that_began_with_a_quorum(live: LiveFederation) -> None:
     with live.policies_put_back():
         live.sign_policy(SITE, edit(live.policy(SITE), "mode: auto", "mode: confirm"))
-        asked = spec(live, rounds=20, min_sites=2, start="quorum", config={"batches_per_epoch": 700})
+        asked = spec(live, rounds=20, min_sites=2, start="quorum")
         run = live.client.submit(asked)
         until(lambda: closed(run) == 2, "the quorum to train")
         assert run.state()["sites"][SITE]["standing"] == "needs confirmation"
