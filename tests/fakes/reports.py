@@ -156,7 +156,8 @@ def troubled_report(rounds: int = 12) -> dict[str, Any]:
     report = example_report(rounds)
     report["survival"] = {
         "rounds": 40, "min_sites": 2, "start": "quorum", "round_deadline_s": 7200, "on_dropout": "continue",
-        "retain": {"last": 2, "best": 1, "every": 5}, "early_stopping": {"patience": 5, "min_delta": 0.005},
+        "keep": "best", "retain": {"last": 2, "best": 1, "every": 5},
+        "early_stopping": {"patience": 5, "min_delta": 0.005},
         "on_divergence": {"rounds": 3, "action": "pause"},
     }  # fmt: skip
     report["generation"] = 2

@@ -261,14 +261,15 @@ def _survival(report: Report) -> list[tuple[str, str]]:
     if rules is None:
         return []
     drops = {
-        "continue": "goes on with the others, while enough are there",
-        "wait": "waits for it to come back",
+        "continue": "goes on with the others; with too few, it waits for one more deadline and then fails",
+        "wait": "waits for it until the deadline; with too few sites, without end",
         "abort": "ends",
     }
     retain, stopping, diverging = rules["retain"], rules["early_stopping"], rules["on_divergence"]
     kept = [f"of the last {_count(retain['last'], 'round')}"] if retain["last"] else []
     kept += ["of the best round"] if retain["best"] else []
-    kept += [f"of every {retain['every']}th round"] if retain["every"] else []
+    kept += [f"of one round in {retain['every']}"] if retain["every"] else []
+    kept = ["of every round"] if rules["keep"] == "all" else kept
     grows = f" by more than {stopping['min_delta']:g}" if stopping and stopping["min_delta"] else ""
     return [
         ("training sites needed", f"{rules['min_sites']}, in every round"),

@@ -124,9 +124,11 @@ class Client:
             start: `all` waits for every site's answer; `quorum` begins as soon as `min_sites` allow the run, and a site
                 that answers later joins then.
             round_deadline: `90s`, `30m`, `2h`: how long a step waits for a site.
-            keep: which round's model is evaluated and exported: the `best` by validation Dice, or the `last`.
-            on_dropout: a site falls silent or misses the deadline: `continue` with the others while `min_sites` are
-                there, and wait for one to come back otherwise; `wait` for it in any case; `abort` the run.
+            keep: which round's model is evaluated and exported: the `best` by validation Dice, or the `last`; `all`:
+                the best, and the models of all rounds stay at the centre.
+            on_dropout: a site falls silent or misses the deadline: `continue` with the others, or, with fewer than
+                `min_sites`, wait for one more deadline and then fail; `wait` for it until the deadline, and for
+                `min_sites` without end; `abort` the run. Whoever comes back joins the next step.
             retain: of which rounds the centre keeps the model, sealed, so that one can go on from it: those of the
                 `last` rounds, the `best` one (1 or 0), and `every` so many rounds (0: none).
                 `{"last": 2, "best": 1, "every": 0}` when not given.

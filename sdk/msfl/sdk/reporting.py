@@ -15,7 +15,8 @@ JsonObject: TypeAlias = dict[str, Any]
 WORK_STEPS = ("fingerprint", "prepare", "train", "validate", "baseline", "evaluate")
 # Of the job: what is done when something goes wrong.
 SURVIVAL = (
-    "rounds", "min_sites", "start", "round_deadline_s", "on_dropout", "retain", "early_stopping", "on_divergence",
+    "rounds", "min_sites", "start", "round_deadline_s", "on_dropout", "keep", "retain", "early_stopping",
+    "on_divergence",
 )  # fmt: skip
 INTERRUPTIONS = (
     "SiteFailed", "SiteSilent", "DeadlinePassed", "SiteReturned", "PauseRequested", "Resumed", "AbortRequested",

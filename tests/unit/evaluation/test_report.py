@@ -244,8 +244,8 @@ def test_troubles_are_told_where_they_happened() -> None:
 def test_the_rules_for_troubles_are_told_in_words() -> None:
     text = shown(troubled_report())
     assert "training sites needed 2, in every round" in text
-    assert "when a site drops out the run goes on with the others, while enough are there" in text
-    assert "models that are kept of the last 2 rounds and of the best round and of every 5th round" in text
+    assert "when a site drops out the run goes on with the others; with too few," in text
+    assert "models that are kept of the last 2 rounds and of the best round and of one round in 5" in text
     assert "when the validation Dice has not grown by more than 0.005 for 5 rounds" in text
     assert "for 3 rounds on end: the run pauses" in text
 
