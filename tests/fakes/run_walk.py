@@ -140,12 +140,9 @@ class Walk:
                 said = {"sites": sites, "refused": refused, "weights_sha256": f"sha256:{step.round}"}
                 return {**said, "peak_rss_mib": 80.0 + step.round}, self._files(("weights",), recipients)
             case "collect":
-                last = {"n": 2, "loss": 0.6}
-                sites = {
-                    s: {"summaries": {"federated": last | {"dice": {"mean": dice(len(self.state.rounds), s)}}}}
-                    for s in senders
-                }
-                return {"sites": sites}, ()
+                last = len(self.state.rounds)
+                measured = {s: {"n": 2, "loss": 0.6, "dice": {"mean": dice(last, s)}} for s in senders}
+                return {"sites": {s: {"summaries": {"federated": m}} for s, m in measured.items()}}, ()
             case "candidates":
                 notes = self._files(("federated",), step.document["recipients"])
                 for other in senders:
