@@ -158,6 +158,27 @@ def test_a_gateway_that_stays_away_is_missed_and_comes_back(live: LiveFederation
     assert any("is back" in entry["message"] for entry in course)
 
 
+def test_a_run_that_waited_in_vain_for_its_quorum_is_taken_up_again(
+    live: LiveFederation, undisturbed: dict[str, Any]
+) -> None:
+    run = live.client.submit(spec(live, round_deadline="20s"))
+    until(lambda: closed(run) == 1, "the first round")
+    live.kill(GATEWAY)
+    try:
+        until(lambda: run.state()["waiting_for_sites"] == [SITE], "the run to say whom it waits for")
+        until(lambda: run.state()["phase"] == "failed", "the last deadline")
+    finally:
+        live.start_again(GATEWAY)
+    state = run.state()
+    assert state["reason"] == f"quorum_not_reached ({SITE}: silent)"
+    until(live.all_present, "the gateway to be back")
+    until(lambda: not any(live.workers(site) for site in SITES), "the workers to end")
+    run.resume()
+    report = finished(run)
+    assert all(set(r["sites"]) == set(SITES) for r in report["rounds"])
+    assert same_weights(report, undisturbed)
+
+
 def test_who_answers_late_joins_a_run_that_began_with_a_quorum(live: LiveFederation) -> None:
     with live.policies_put_back():
         live.sign_policy(SITE, edit(live.policy(SITE), "mode: auto", "mode: confirm"))

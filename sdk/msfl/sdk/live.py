@@ -79,6 +79,7 @@ class Picture:
     round: int = 0
     round_seconds: dict[int, float] = field(default_factory=dict)
     spent: float = 0.0  # on the round that is going on
+    held: float = 0.0  # nothing happened, until somebody resumed the run
     paused: str = ""
     waits_for_sites: tuple[str, ...] = ()
     waits_for: str = ""
@@ -103,8 +104,11 @@ class Picture:
         at, kept = event["at"], kind not in ("Now", "Progress")
         # Time belongs to the step whose event ends it: a pause ends with `Resumed`, and is no part of a round.
         if kept:
-            if kind != "Resumed" and (_trains(self.phase) or _trains(event.get("task_id", ""))):
-                self.spent += max(at - self.heard_at, 0.0)
+            passed = max(at - self.heard_at, 0.0)
+            if kind == "Resumed":
+                self.held += passed
+            elif _trains(self.phase) or _trains(event.get("task_id", "")):
+                self.spent += passed
             self.heard_at = at
         return self._heard(kind, event, at)
 

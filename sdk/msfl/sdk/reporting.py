@@ -56,7 +56,8 @@ def report_document(
     name, _, version = spec["release"].partition(":")
     release = {"name": name, "version": version, "digest": spec["digest"]}
     release |= {k: opened[k] for k in ("publisher", "reviewers") if k in opened}
-    seconds = _timings(state) | dict(timings or {})
+    interruptions, held = course(state, events)
+    seconds = _timings(state) | ({"held": held} if held else {}) | dict(timings or {})
     exported = documents.get("export", {}).get("weights_sha256")
     document: JsonObject = {
         "schema_version": 1,
@@ -85,7 +86,7 @@ def report_document(
         "rounds": [_round(r, state["kept_rounds"]) for r in state["rounds"]],
         "survival": {key: spec[key] for key in SURVIVAL},
         "generation": state["generation"],
-        "course": course(state, events),
+        "course": interruptions,
         "best_round": state["best_round"],
         "evaluated_round": state["best_round"] if "collect/test" in documents else None,
         "final_weights_sha256": _sha256(exported),
@@ -113,11 +114,12 @@ def report_document(
 def overhead_share(state: JsonObject, timings: Mapping[str, float]) -> float | None:
     """Which part of the wall time was not spent computing at the sites.
 
-    The wall time is `total` where an observer measured one (a demo, with its start-up), else the run's own. Of a round,
+    The wall time is `total` where an observer measured one (a demo, with its start-up), else the run's own, without the
+    time for which the run was paused, or had ended, until it was resumed. Of a round,
     the work is what its slowest worker measured inside itself; sealing, transport and waiting are overhead.
     """
-    total = timings.get("total") or timings.get("run")
-    if not total or not state["rounds"]:
+    total = (timings.get("total") or timings.get("run", 0.0)) - timings.get("held", 0.0)
+    if total <= 0 or not state["rounds"]:
         return None
     work = sum(timings.get(step, 0.0) for step in WORK_STEPS if step != "train")
     work += timings.get("data", 0.0)
@@ -165,15 +167,15 @@ def _site(site: str, member: JsonObject, state: JsonObject, known: JsonObject) -
     }
 
 
-def course(state: JsonObject, events: Iterable[tuple[str, JsonObject]]) -> list[JsonObject]:
-    """What interrupted a run and what brought it back, in the words of the live view."""
+def course(state: JsonObject, events: Iterable[tuple[str, JsonObject]]) -> tuple[list[JsonObject], float]:
+    """What interrupted a run and what brought it back, in the words of the live view; and for how long it was held."""
     picture = Picture.of(state)
     told = []
     for kind, event in events:
         lines = picture.hear(kind, event)
         if kind in INTERRUPTIONS:
             told += [{"at": _instant(event["at"]), "event": kind, "message": line} for line in lines]
-    return told
+    return told, round(picture.held, 3)
 
 
 def _remarks(codes: Iterable[tuple[str, str]]) -> list[JsonObject]:

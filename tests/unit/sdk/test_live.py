@@ -113,6 +113,7 @@ def test_a_pause_is_no_part_of_a_round() -> None:
     for kind, event in story.events:
         seen.hear(kind, event)
     assert seen.round_seconds == {1: 10.0, 2: 10.0}
+    assert seen.held == 3600.0
 
 
 def test_nothing_is_promised_while_the_run_waits() -> None:
