@@ -52,7 +52,7 @@ from msfl.learning.sealed_tensors import Block, Hashes, SealedTensors, SealedWri
 from msfl.learning.strategies import STRATEGIES, WEIGHTINGS
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
 from msfl.learning.weights import as_bytes
-from msfl.protos.notes import DIFFERENCE, Note, broadcast_header
+from msfl.protos.notes import DIFFERENCE, LEFT_OVER, Note, broadcast_header
 from msfl.protos.parcel import BadParcel, Unpacking, pack
 from msfl.protos.sealing import (
     EVERYBODY,
@@ -68,7 +68,7 @@ from msfl.protos.tensors import BadTensors
 from msfl.protos.wire_formats import DTYPES, FLOAT32, encode_difference, head_as
 
 SALT_BYTES = 32
-PLAN, WEIGHTS, LEFT_OVER = f"{EVERYBODY}/plan", f"{EVERYBODY}/weights", f"{EVERYBODY}/left-over"
+PLAN, WEIGHTS, BEFORE = f"{EVERYBODY}/plan", f"{EVERYBODY}/weights", f"{EVERYBODY}/{LEFT_OVER}"
 """Under which names a task brings the plan, a model, and what rounding lost; no site is called so."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment a zip can hold
 
@@ -203,11 +203,11 @@ class Aggregator:
         if wire == FLOAT32:
             return _NextModel(task.round, weights)
         before = None
-        if LEFT_OVER in task.files:
-            before = self._broadcast(task, LEFT_OVER, f"aggregate/{task.round - 1}", task.round - 1, "left-over", files)
+        if BEFORE in task.files:
+            before = self._broadcast(task, BEFORE, f"aggregate/{task.round - 1}", task.round - 1, LEFT_OVER, files)
         difference = writing(DIFFERENCE, head_as(model.head, wire))
         return _NextModelByDifference(
-            task.round, weights, difference, writing("left-over", model.head), model, before, wire
+            task.round, weights, difference, writing(LEFT_OVER, model.head), model, before, wire
         )
 
     def _round(
@@ -486,7 +486,7 @@ class _NextModelByDifference(_NextModel):
         mixed = super().close(sites)
         self._difference.close()
         self._left_over.close()
-        files = {f"{DIFFERENCE}/{EVERYBODY}": self._difference.name, f"left-over/{EVERYBODY}": self._left_over.name}
+        files = {f"{DIFFERENCE}/{EVERYBODY}": self._difference.name, f"{LEFT_OVER}/{EVERYBODY}": self._left_over.name}
         note = replace(mixed.note, base=f"blake3:{self._base.hexdigest()}")
         return replace(mixed, files=mixed.files | files, note=note)
 

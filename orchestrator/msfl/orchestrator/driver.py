@@ -1,6 +1,6 @@
 """One run's work at the centre: its aggregator is started, opened, asked for each central step, and started again.
 
-    while the run has not ended:
+    while the run has not ended and is not paused:
         RUNNING and no aggregator               start one
         a secret the aggregator does not have   open it (again) with all of them
         the current step is central             do it ▸ adopt its files ▸ keep the event ▸ free what nobody needs
@@ -37,11 +37,12 @@ from msfl.orchestrator.runs.machine import (
     central_attempts,
     central_broadcasts,
     central_inputs,
+    disposable_keys,
+    runnable,
 )
 from msfl.orchestrator.store.interface import DISK_TROUBLE, ArtifactStore, StoreUnavailable
 from msfl.policies.refusals import Refused
 from msfl.protos.messages import output_key
-from msfl.protos.sealing import EVERYBODY
 from msfl.runtime.hosted import ProcessGone, TaskFailed
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -122,6 +123,7 @@ class Driver:
         self._bad_secrets: set[bytes] = set()
         self._failures = ("", 0)  # the step, and how often the aggregator died in it
         self._wait_s = patience.first_s
+        self._freed: frozenset[str] = frozenset()
 
     def drive(self) -> None:
         try:
@@ -163,7 +165,7 @@ class Driver:
         return True
 
     def _advance(self, state: RunState) -> bool:
-        if state.phase is not Phase.RUNNING:
+        if state.phase is not Phase.RUNNING or not runnable(state):
             return False
         if self._up is None:
             # Its start takes seconds: begin while the sites start theirs.
@@ -199,16 +201,14 @@ class Driver:
                 at=now, task_id=step.task_id, document=result.document, files=tuple(sorted(made)), seconds=seconds
             )
         )
-        self._free(state, step)
+        self._free()
 
-    def _free(self, state: RunState, step: Step) -> None:
+    def _free(self) -> None:
         """Sealed streams are kept only as long as somebody may still need them."""
-        for key in central_inputs(state).values():
-            self._runs.artifacts.remove(state.run_id, key)
-        if step.verb == "aggregate" and step.round > 1:
-            for key in state.outputs.get(f"aggregate/{step.round - 1}", ()):
-                if f"/{EVERYBODY}/" not in key:
-                    self._runs.artifacts.remove(state.run_id, key)
+        disposable = disposable_keys(self._state())
+        for key in sorted(disposable - self._freed):
+            self._runs.artifacts.remove(self._run_id, key)
+        self._freed = disposable
 
     # ------------------------------------------------------------ trouble
 
