@@ -38,6 +38,7 @@ from msfl.orchestrator.runs.machine import (
     central_broadcasts,
     central_inputs,
     disposable_keys,
+    model_to_start_from,
     runnable,
 )
 from msfl.orchestrator.store.interface import DISK_TROUBLE, ArtifactStore, StoreUnavailable
@@ -54,8 +55,11 @@ log = structlog.get_logger()
 class CentralProcess(Protocol):
     """The aggregator of one run, as far as the engine needs it."""
 
-    def open(self, wrapped: Mapping[str, bytes]) -> None:
-        """Hand over the sites' run secrets, all of them. Raises BadRunSecret, KeyringDown, ProcessGone, TaskFailed."""
+    def open(self, wrapped: Mapping[str, bytes], earlier: str) -> None:
+        """Hand over the sites' run secrets, all of them; `earlier` is the run that this one starts from.
+
+        Raises BadRunSecret, KeyringDown, ProcessGone, TaskFailed.
+        """
         ...
 
     def do(self, task: CentralTask) -> CentralResult:
@@ -172,7 +176,7 @@ class Driver:
             self._up = _Up(*self._start_aggregator(state))
         wrapped = {site: box for site, box in _wrapped(state).items() if box not in self._bad_secrets}
         if self._up.opened is None or not wrapped.items() <= self._up.opened.items():
-            self._up.process.open(wrapped)
+            self._up.process.open(wrapped, state.spec.start_from.run if state.spec.start_from is not None else "")
             self._up.opened = wrapped
             self._fine()
         if state.step is None or not state.step.central:
@@ -189,6 +193,16 @@ class Driver:
         wanted = central_inputs(state) | central_broadcasts(state)
         files = {name: artifacts.local(state.run_id, key) for name, key in wanted.items()}
         document = {**step.document, "attempts": central_attempts(state), "min_sites": state.spec.min_sites}
+        if step.verb == "plan" and (start := state.spec.start_from) is not None:
+            earlier = self._runs.state(start.run)
+            assert earlier is not None, "the people's door took the job"
+            round, keys = model_to_start_from(earlier, start.round)
+            try:
+                files |= {name: artifacts.local(start.run, key) for name, key in keys.items()}
+            except FileNotFoundError as error:
+                log.error("the model to start from is gone", run=self._run_id, why=str(error))
+                return self._fail("earlier_model_gone")
+            document["start_from"] = {"run": start.run, "round": round}
         result = up.process.do(CentralTask(step.task_id, step.verb, step.round, up.facts["config"], document, files))
         made = {}
         for name, path in result.files.items():

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import grpc
 from pydantic import BaseModel, ValidationError
 
-from msfl.policies.documents import EarlyStopping, JobSpec, OnDivergence, Retention, seconds
+from msfl.policies.documents import EarlyStopping, JobSpec, OnDivergence, Retention, StartFrom, seconds
 from msfl.policies.encoding import encode
 from msfl.policies.identity import sign_job
 from msfl.policies.refusals import CannotProceed
@@ -29,6 +29,12 @@ from msfl.sdk.run import Run
 JsonObject: TypeAlias = dict[str, Any]
 D = TypeVar("D", bound=BaseModel)
 CALL_TIMEOUT_S = 30.0
+
+
+_SAME_AGAIN = (
+    *("name", "release", "datasets", "evaluate_only", "profile", "config", "strategy", "baseline", "min_sites"),
+    *("start", "keep", "on_dropout", "retain", "early_stopping", "on_divergence", "seed"),
+)
 
 
 class RefusedByGovernance(Exception):
@@ -112,6 +118,7 @@ class Client:
         retain: Mapping[str, int] | None = None,
         early_stopping: Mapping[str, float] | None = None,
         on_divergence: Mapping[str, Any] | None = None,
+        start_from: Mapping[str, Any] | None = None,
         seed: int = 1,
         name: str = "run",
     ) -> JobSpec:
@@ -136,6 +143,8 @@ class Client:
                 by more than `min_delta` for `patience` rounds; None trains all rounds.
             on_divergence: a site's training loss rises in `rounds` rounds on end: `flag` it, or `pause` the run until
                 you resume it. `{"rounds": 3, "action": "flag"}` when not given.
+            start_from: `{"run": run_id, "round": 12}`: begin with that model and its plan, without a round with that
+                run's best; it must be yours and of the same release. The learning rate starts anew.
             seed: of weights, batches and splits; the same job with the same seed and sites gives the same weights.
         """
         known = {row["release"]: row for row in self.releases()}
@@ -151,6 +160,7 @@ class Client:
         settings = dict(config or {})
         if local_epochs is not None:
             settings["local_epochs"] = local_epochs
+        begins_with = None if start_from is None else _part("start_from", StartFrom, start_from)
         stopping = None if early_stopping is None else _part("early_stopping", EarlyStopping, early_stopping)
         try:
             return JobSpec(
@@ -173,6 +183,7 @@ class Client:
                 retain=_part("retain", Retention, retain or {}),
                 early_stopping=stopping,
                 on_divergence=_part("on_divergence", OnDivergence, on_divergence or {}),
+                start_from=begins_with,
                 seed=seed,
                 nonce=secrets.token_urlsafe(24),
             )
@@ -184,6 +195,11 @@ class Client:
         return self.submit(self.job(**arguments))
 
     # ------------------------------------------------------------ for Run
+
+    def again(self, spec: JsonObject, **changes: Any) -> Run:
+        """A job like an earlier one's `spec`, but for `changes`. Raises BadJob."""
+        given = {key: spec[key] for key in _SAME_AGAIN} | {"round_deadline": f"{spec['round_deadline_s']}s"}
+        return self.submit(self.job(**(given | changes)))
 
     def show(self, run_id: str) -> JsonObject:
         return self._json(self._call(self._people.Show, wire.RunName(run_id=run_id)))

@@ -37,6 +37,8 @@ class Server(Protocol):
 
     def fetch(self, run_id: str, artifact: str, target: Path) -> Path: ...
 
+    def again(self, spec: JsonObject, **changes: Any) -> Run: ...
+
 
 class SiteRefusal(Exception):
     """The run was refused. `refusals`: each refusing site with its code and as much of the reason as it reveals."""
@@ -133,6 +135,15 @@ class Run:
         decides afresh, by its policy of today. Raises NotNow (finished, refused, or not paused), RefusedByGovernance.
         """
         return self._server.resume(self.run_id)
+
+    def extend(self, rounds: int, *, round: int | None = None, **changes: Any) -> Run:
+        """A new run of `rounds` more rounds, which starts from this one's best model, or from that of `round`.
+
+        The same job otherwise, but for `changes` (`config`, `min_sites`, … as in `Client.job`); every site decides
+        on it afresh. Optimisers start anew. Raises BadJob when that model is not kept any more.
+        """
+        start = {"run": self.run_id, **({} if round is None else {"round": round})}
+        return self._server.again(self.state()["spec"], rounds=rounds, start_from=start, **changes)
 
     def abort(self) -> JsonObject:
         """End the run; the sites stop their workers. `resume` can take it up again. Returns the state."""

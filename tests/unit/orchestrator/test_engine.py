@@ -59,7 +59,7 @@ class FakeAggregator:
     tasks: list[CentralTask] = field(default_factory=list)
     stopped: bool = False
 
-    def open(self, wrapped: Mapping[str, bytes]) -> None:
+    def open(self, wrapped: Mapping[str, bytes], earlier: str) -> None:
         self.opening(wrapped)
 
     def do(self, task: CentralTask) -> CentralResult:

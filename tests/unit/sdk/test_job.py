@@ -51,9 +51,14 @@ class FakePeople:
     def __init__(self, **changes: Any) -> None:
         self.now = state(**changes)
         self.troubles: Exception | None = None
+        self.asked_again: JsonObject = {}
 
     def run(self, run_id: str) -> Run:
         return Run(run_id, self)
+
+    def again(self, spec: JsonObject, **changes: Any) -> Run:
+        self.asked_again = {**spec, **changes}
+        return Run("run-2", self)
 
     def runs(self) -> list[JsonObject]:
         return [{"run_id": "run-1", "name": "story", "phase": "running", "paused": self.now["paused"], "rounds": 1}]
@@ -247,3 +252,14 @@ def test_the_sdk_loads_no_numpy_and_no_torch() -> None:
     code = f"import sys, msfl.sdk, msfl.sdk.live, msfl.sdk.job; print({heavy})"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_extending_a_run_asks_for_a_new_one_that_starts_from_its_model() -> None:
+    people = FakePeople()
+    again = people.run("run-1").extend(20, round=2, config={"initial_lr": 0.001})
+    assert again.run_id == "run-2"
+    asked = people.asked_again
+    assert (asked["rounds"], asked["start_from"]) == (20, {"run": "run-1", "round": 2})
+    assert asked["config"] == {"initial_lr": 0.001}
+    people.run("run-1").extend(5)
+    assert people.asked_again["start_from"] == {"run": "run-1"}

@@ -71,6 +71,8 @@ class PeopleDoor(PeopleServicer):
             shown = sorted(d["ref"] for ds in known.values() for d in ds)
             what = f"no gateway shows {', '.join(missing)}; the datasets now at hand are {', '.join(shown) or 'none'}"
             context.abort(grpc.StatusCode.NOT_FOUND, what)
+        if spec.start_from is not None:
+            self._can_start_from(context, spec)
         # Time first, so that names sort by age; random behind it, so that nobody can guess one.
         now = self._engine.now()
         run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
@@ -206,6 +208,20 @@ class PeopleDoor(PeopleServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"you have no run {run_id}; `msfl job list` names yours")
         assert state is not None
         return state
+
+    def _can_start_from(self, context: grpc.ServicerContext, spec: JobSpec) -> None:
+        """Only from one's own run, of the very same release, and a model that is still kept."""
+        start = spec.start_from
+        assert start is not None
+        earlier = self._own(context, start.run)
+        if earlier.spec.digest != spec.digest:
+            what = f"run {start.run} was made with {earlier.spec.release}; its model does not fit {spec.release}"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"start_from: {what}")
+        kept = sorted(retained_rounds(earlier) & set(range(len(earlier.rounds) + 1)))
+        if "plan" not in earlier.documents or (start.round is not None and start.round not in kept):
+            shown = ", ".join(map(str, kept)) if "plan" in earlier.documents else "none"
+            what = f"run {start.run} has no model of round {start.round}; kept are those of rounds {shown}"
+            context.abort(grpc.StatusCode.NOT_FOUND, f"start_from: {what}")
 
     @staticmethod
     def _refuse(context: grpc.ServicerContext, refusal: Refusal) -> None:

@@ -124,6 +124,16 @@ def central_broadcasts(state: RunState) -> dict[str, str]:
             return {}
 
 
+def model_to_start_from(earlier: RunState, round: int | None) -> tuple[int, dict[str, str]]:
+    """Plan and model of a round of an earlier run, of its best when none is named: the round, and `{name: key}`."""
+    found = earlier.best_round() if round is None else round
+    task_id = "plan" if found == 0 else f"aggregate/{found}"
+    return found, {
+        f"{EVERYBODY}/earlier-plan": output_key("plan", EVERYBODY, "plan"),
+        f"{EVERYBODY}/earlier-weights": output_key(task_id, EVERYBODY, "weights"),
+    }
+
+
 def _broadcast_model(round: int) -> dict[str, str]:
     """The global model after a round; round 0 is the initial one."""
     task_id = "plan" if round == 0 else f"aggregate/{round}"

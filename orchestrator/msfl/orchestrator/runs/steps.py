@@ -8,6 +8,8 @@
 run which is resumed, and one which never stopped, take the same way. Before a step for which some sites hold no
 readable note of the plan or the model (they joined late, or have a new secret), `[issue/n]` makes these notes.
 
+A run that starts from an earlier run's model takes its plan as well, and asks nobody for a fingerprint.
+
 `start`, `open` and `prepare` of a later generation carry its number: `prepare/2`.
 """
 
@@ -44,8 +46,11 @@ def following(state: RunState, step: Step, at: float) -> RunState:
     match step.verb:
         case "start":
             return _open_centre(state, in_generation(state, "open"), "open", 0, {}, at)
-        case "open" if "plan" not in state.documents:
+        case "open" if "plan" not in state.documents and state.spec.start_from is None:
             return _open_sites(state, "fingerprint", "fingerprint", 0, {}, at)
+        case "open" if "plan" not in state.documents:
+            # The plan is that of the earlier run: another one would not fit its model.
+            return _open_centre(state, "plan", "plan", 0, {"recipients": accepted(state)}, at)
         case "fingerprint":
             return _open_centre(state, "plan", "plan", 0, {"recipients": accepted(state)}, at)
         case "train":
