@@ -20,7 +20,15 @@ from msfl.orchestrator.driver import TRIES, CentralProcess, Patience
 from msfl.orchestrator.engine import TICK_S, Engine, LiveProgress
 from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
 from msfl.orchestrator.presence import SILENT_AFTER_S, Presence
-from msfl.orchestrator.runs.events import AbortRequested, Answered, SiteFailed, Submitted, TaskDone
+from msfl.orchestrator.runs.events import (
+    AbortRequested,
+    Answered,
+    PauseRequested,
+    Resumed,
+    SiteFailed,
+    Submitted,
+    TaskDone,
+)
 from msfl.orchestrator.runs.machine import Phase, RunState
 from msfl.orchestrator.store.interface import StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
@@ -72,6 +80,8 @@ class FakeAggregator:
             case "plan":
                 everybody = (*recipients, EVERYBODY)
                 files = {f"{what}/{s}": self._file(task, what, s) for s in everybody for what in ("plan", "weights")}
+            case "issue":
+                files = {f"{what}/{s}": self._file(task, what, s) for s in recipients for what in ("plan", "weights")}
             case "aggregate":
                 files = {f"weights/{s}": self._file(task, "weights", s) for s in (*recipients, EVERYBODY)}
                 sites = {s: {"n_train": 4, "train_loss": 1.0, "incoming": None} for s in task.files if s in ALL}
@@ -126,8 +136,8 @@ class Centre:
         self.opening(wrapped)
         self.wrapped.append(dict(wrapped))
 
-    def submit(self, *, dry_run: bool = False) -> None:
-        text = encode(SPEC).decode()
+    def submit(self, *, dry_run: bool = False, **changes: Any) -> None:
+        text = encode(SPEC.model_copy(update=changes)).decode()
         self.engine.submit(Submitted(self.now, RUN, text, "proof", "token", "ada", dry_run))
 
     @property
@@ -145,13 +155,13 @@ class Centre:
         for site in sites:
             for _, order in self.engine.orders(site):
                 match order:
-                    case Offer():
+                    case Offer(generation=generation):
                         secret = "c2VjcmV0"
-                        self.engine.post(RUN, Answered(self.now, site, "allow", {}, secret))
+                        self.engine.post(RUN, Answered(self.now, site, "allow", {}, secret, generation))
                     case StopOrder():
                         pass
                     case TaskOrder(task_id=task):
-                        key = result_key(task, site, 1)
+                        key = result_key(task, site, self.state.generation)
                         self.artifacts.append(RUN, key, 0, site.encode())
                         self.artifacts.finish(RUN, key, 1)
                         self.engine.post(RUN, TaskDone(self.now, site, task, key, 1.0, 1, 1))
@@ -635,6 +645,84 @@ def test_a_site_that_beats_is_waited_for_until_the_deadline(centre: Centre) -> N
     assert centre.state.step.waiting == {"c"}
     centre.now += 1
     assert centre.play(lambda s: bool(s.rounds), sites=()).rounds[0].late == ("c",)
+
+
+def test_a_site_that_is_back_is_waited_for_again(centre: Centre) -> None:
+    centre.submit()
+    centre.play_to("train/1")
+    centre.answer_orders(("a",))
+    engine = centre.engine
+    centre.now += SILENT_AFTER_S + 1
+    engine.heard("b")
+    engine._look()
+    assert centre.state.members["c"].absent
+    engine._look()
+    assert centre.state.members["c"].absent
+    engine.heard("c")
+    engine._look()
+    assert not centre.state.members["c"].absent
+    assert centre.state.step is not None
+    assert centre.state.step.waiting == {"b", "c"}
+
+
+def test_a_run_that_waits_for_a_quorum_without_end_keeps_no_event_for_that(centre: Centre) -> None:
+    centre.submit(on_dropout="wait")
+    centre.play_to("train/1")
+    centre.answer_orders(("a",))
+    for _ in range(5):
+        centre.now += SPEC.round_deadline_s + 1
+        centre.engine._look()
+    kept = len(centre.store.events(RUN))
+    for _ in range(5):
+        centre.now += SPEC.round_deadline_s + 1
+        centre.engine._look()
+    assert len(centre.store.events(RUN)) == kept
+    assert not centre.state.ended
+
+
+def test_while_a_run_is_paused_no_time_passes_and_the_centre_does_nothing(centre: Centre) -> None:
+    centre.submit()
+    centre.play_to("train/1")
+    assert centre.engine.post(RUN, PauseRequested(centre.now, "ada"))
+    for site in ALL:
+        assert centre.engine.orders(site) == []
+        key = result_key("train/1", site, 1)
+        centre.artifacts.append(RUN, key, 0, site.encode())
+        centre.artifacts.finish(RUN, key, 1)
+        centre.engine.post(RUN, TaskDone(centre.now, site, "train/1", key, 1.0, 1, 1))
+    centre.now += 10 * SPEC.round_deadline_s
+    centre.engine._look()
+    assert centre.state.step is not None
+    assert centre.state.step.task_id == "aggregate/1"
+    assert "aggregate/1" not in centre.verbs
+    assert centre.engine.post(RUN, Resumed(centre.now, "ada"))
+    centre.engine._look()
+    assert centre.play(ended).phase is Phase.FINISHED
+    assert all(record.late == () for record in centre.state.rounds)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_failed_is_resumed_with_a_new_aggregator_and_new_keys(centre: Centre, restart: bool) -> None:
+    def refuse_it(task: CentralTask) -> None:
+        if task.task_id == "aggregate/2":
+            raise TaskFailed("update_nan", "secret detail")
+
+    centre.before = refuse_it
+    centre.submit()
+    assert centre.play(ended).phase is Phase.FAILED
+    centre.before = lambda task: None
+    if restart:
+        centre.engine.stop()
+        centre.again()
+    assert centre.engine.post(RUN, Resumed(centre.now, "ada", "token-2", "proof-2"))
+    offers = [order for _, order in centre.engine.orders("a")]
+    assert [order.generation for order in offers if isinstance(order, Offer)] == [2]
+    assert centre.play(ended).phase is Phase.FINISHED
+    assert len(centre.aggregators) == 2
+    assert centre.aggregators[1].tasks[0].task_id == "issue/1"
+    assert set(centre.aggregators[1].tasks[0].files) == {"ALL/plan", "ALL/weights"}
+    assert centre.verbs.count("aggregate/1") == 1
+    assert [r.round for r in centre.state.rounds] == [1, 2]
 
 
 @pytest.mark.parametrize("jump", [-1e9, -3600.0, 3600.0, 1e9])

@@ -68,6 +68,8 @@ class Observed(Walk):
         assert advance(before, event) == state, "the same event, the same state"
         if state is before:
             return state
+        if isinstance(event, Answered) and state.members[event.site].accepted:
+            assert event.generation == state.generation
         if isinstance(event, CentralDone) and step is not None and step.task_id == event.task_id:
             self.removed -= set(event.files)
             if not state.ended:
@@ -149,11 +151,17 @@ class AnyOrder(RuleBasedStateMachine):
         baseline=st.sampled_from([None, "local"]),
         only_tested=st.sampled_from([(), ("c/lesions",)]),
         keep=st.sampled_from(["best", "last"]),
+        best=st.integers(0, 1),
+        far=st.integers(0, 14),
     )
-    def begin(self, only_tested: tuple[str, ...], **spec: Any) -> None:
-        retain = {"last": 1}
+    def begin(self, only_tested: tuple[str, ...], best: int, far: int, **spec: Any) -> None:
+        """`far`: so many steps have gone well before."""
+        retain = {"last": 1, "best": best}
         self.walk = Observed(job(evaluate_only=only_tested, retain=retain, early_stopping={"patience": 2}, **spec))
         self.held: list[Event] = []
+        if far:
+            self.walk.allow(*(ALL if spec["start"] == "all" else ("a", "b")))
+        self.goes_on(far, [0.1, 0.3, 0.2, 0.2, 0.2])
 
     # ---------------------------------------------------------------- as it should be
 
