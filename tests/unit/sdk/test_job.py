@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from msfl.sdk import client as client_module
 from msfl.sdk import main as main_module
@@ -99,8 +100,11 @@ def people(monkeypatch: pytest.MonkeyPatch) -> FakePeople:
 def msfl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     """Exit code of the console script."""
     monkeypatch.setattr(sys, "argv", ["msfl", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main_module.main()
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main_module.main()
+    finally:
+        structlog.reset_defaults()  # Its log lines went to a standard error of this test alone.
     return int(ended.value.code or 0)
 
 
