@@ -19,8 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from demo_runs import run_demo
 from nnunet_oneprocess import RELEASE, nothing, open_site
+
+from demo_runs import run_demo
 
 COUNTED = ("start", "open", "fingerprint", "plan", "prepare", "train", "aggregate")
 
