@@ -17,6 +17,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -25,13 +26,14 @@ from pathlib import Path
 
 import psutil
 
-ECHO = Path(__file__).resolve().parent / "echo"
+ECHO = Path(__file__).resolve().parent / "round/echo_release"
 sys.path.insert(0, str(ECHO))  # The release's own part of the package msfl.
 
 from msfl.gateway.agent import BEAT_S  # noqa: E402
 from msfl.gateway.enrol import enrol  # noqa: E402
 from msfl.gateway.home import Home, write  # noqa: E402
 from msfl.gateway.link import LineDown, Link, NotWanted  # noqa: E402
+from msfl.gateway.membership import dial_as  # noqa: E402
 from msfl.gateway.task_files import TaskFiles  # noqa: E402
 from msfl.orchestrator.home import CentreHome  # noqa: E402
 from msfl.orchestrator.keyring.client import KeyringClient  # noqa: E402
@@ -39,7 +41,6 @@ from msfl.policies.documents import Isolation, Review  # noqa: E402
 from msfl.policies.encoding import encode, sha256_of  # noqa: E402
 from msfl.policies.envelope import RELEASE_STATEMENT, REVIEW, sign  # noqa: E402
 from msfl.policies.keys import KeyPair  # noqa: E402
-from msfl.protos.channel import dial  # noqa: E402
 from msfl.protos.messages import (  # noqa: E402
     PROTOCOL,
     Arrival,
@@ -65,7 +66,7 @@ from msfl.sdk.demo.processes import Processes  # noqa: E402
 
 DATASET = "none"
 _SAYS: dict[str, JsonObject] = {
-    "fingerprint": {"n": 1},
+    "fingerprint": {"n_cases": 4, "labels": {"background": 0, "lesion": 1}},
     "prepare": {"n_train": 4, "n_val": 0, "n_test": 1},
     "train": {"n_train": 4, "train_loss": 1.0, "seconds": 0.0},
     "evaluate": {"summaries": {"federated": {"n": 1}}},
@@ -79,10 +80,8 @@ class SimulatedSite:
 
     def __init__(self, root: Path) -> None:
         self._home = Home(root)
-        settings = self._home.settings()
-        self.site = settings.site
-        tls = self._home.tls
-        self.link = Link(dial(settings.link_endpoint, tls("ca.pem"), tls("key.pem"), tls("cert.pem")))
+        self.site = self._home.settings().site
+        self.link = Link(dial_as(self._home))
 
     def serve(self) -> None:
         arrival = Arrival(PROTOCOL, "many_sites", ({"ref": f"{self.site}/{DATASET}", "labels": {}},))
@@ -115,7 +114,7 @@ class SimulatedSite:
             self.link.report(TaskReport(run_id, order.task_id, order.attempt))
             return
         files = TaskFiles(self._home, run_id, self.site, folder)
-        _, taken, received = files.take_inputs(order, lambda key, file: self.link.download(run_id, key, file))
+        _, taken, received = files.take_inputs(order, lambda key, take: self._download(run_id, key, take))
         echoed = files.inbox / taken["weights"] if order.verb == "train" else None
         sealed = self._sealed(order, folder, echoed)
         key = result_key(order.task_id, self.site, order.attempt)
@@ -128,6 +127,17 @@ class SimulatedSite:
                 run_id, order.task_id, order.attempt, "", key, bytes_up=sent, bytes_down=received, seconds=seconds
             )
         )
+
+    def _download(self, run_id: str, key: str, take: Callable[[bytes], None]) -> int:
+        got = 0
+
+        def counted(piece: bytes) -> None:
+            nonlocal got
+            take(piece)
+            got += len(piece)
+
+        self.link.download(run_id, key, 0, counted)
+        return got
 
     def _sealed(self, order: TaskOrder, folder: Path, tensors: Path | None) -> Path:
         key = run_key((folder / "run.secret").read_bytes(), self._home.secret("site.key"), order.run_id, self.site)
@@ -223,7 +233,7 @@ class Meter:
             time.sleep(0.5)
 
 
-def measure(n_sites: int, rounds: int, kib: int, n_processes: int, folder: Path) -> None:
+def measure(n_sites: int, rounds: int, model_mb: float, n_processes: int, folder: Path) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
     processes = Processes(folder / "logs")
     try:
@@ -241,7 +251,9 @@ def measure(n_sites: int, rounds: int, kib: int, n_processes: int, folder: Path)
         while sum(row["present"] for row in client.datasets()) < n_sites:
             time.sleep(0.2)
         meter = Meter(psutil.Process(processes._children["orchestrator"].pid))
-        run = client.submit(client.job(release=ref, datasets=refs, rounds=rounds, config={"kib": kib}, name="many"))
+        run = client.submit(
+            client.job(release=ref, datasets=refs, rounds=rounds, config={"model_mb": model_mb}, name="many")
+        )
         closed: list[float] = []
         for _, kind, event in client.watch(run.run_id):
             if kind in ("SiteFailed", "SiteSilent", "CentreFailed", "DeadlinePassed"):
@@ -257,9 +269,7 @@ def measure(n_sites: int, rounds: int, kib: int, n_processes: int, folder: Path)
         spans = [b - a for a, b in pairwise(closed)]
         lost = sum(m["standing"] != "accepted" for m in state["sites"].values())
         late = sum(len(r["late"]) for r in state["rounds"])
-        print(
-            f"{n_sites} sites, {kib / 1024:.2f} MiB model, {len(spans)} rounds, run {state['phase']} {state['reason']}"
-        )
+        print(f"{n_sites} sites, {model_mb:.2f} MB model, {len(spans)} rounds, run {state['phase']} {state['reason']}")
         print(f"seconds per round     median {statistics.median(spans):6.2f}   max {max(spans):6.2f}")
         print(f"sites lost {lost}, late {late}")
         for name in meter.memory:
@@ -273,7 +283,7 @@ def main() -> None:
     asked = argparse.ArgumentParser()
     asked.add_argument("--sites", type=int, default=200)
     asked.add_argument("--rounds", type=int, default=5)
-    asked.add_argument("--kib", type=int, default=1024)
+    asked.add_argument("--model-mb", type=float, default=1.0)
     asked.add_argument("--processes", type=int, default=4)
     asked.add_argument("--folder", type=Path, default=None, help="kept; a temporary one when not given")
     asked.add_argument("--play", type=Path, nargs="+", default=None, help=argparse.SUPPRESS)
@@ -281,7 +291,7 @@ def main() -> None:
     if given.play:
         play(given.play)
     with tempfile.TemporaryDirectory() as name:
-        measure(given.sites, given.rounds, given.kib, given.processes, given.folder or Path(name))
+        measure(given.sites, given.rounds, given.model_mb, given.processes, given.folder or Path(name))
 
 
 if __name__ == "__main__":
