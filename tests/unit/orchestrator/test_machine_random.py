@@ -158,7 +158,7 @@ class AnyOrder(RuleBasedStateMachine):
         """`far`: so many steps have gone well before."""
         retain = {"last": 1, "best": best}
         self.walk = Observed(job(evaluate_only=only_tested, retain=retain, early_stopping={"patience": 2}, **spec))
-        self.held: list[Event] = []
+        self.held: list[TaskDone] = []
         if far:
             self.walk.allow(*(ALL if spec["start"] == "all" else ("a", "b")))
         self.goes_on(far, [0.1, 0.3, 0.2, 0.2, 0.2])
@@ -193,7 +193,14 @@ class AnyOrder(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def is_heard_late(self, data: st.DataObject) -> None:
-        self.walk.tell(self.held.pop(data.draw(st.integers(0, len(self.held) - 1))))
+        event = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
+        if self._may_be_heard(event):
+            self.walk.tell(event)
+
+    def _may_be_heard(self, event: TaskDone) -> bool:
+        """A gateway says all it has to say of a generation before it answers the next offer."""
+        of_this = event.key == result_key(event.task_id, event.site, self.walk.state.generation)
+        return of_this or not self.walk.state.members[event.site].accepted
 
     @rule(data=st.data())
     def is_heard_again(self, data: st.DataObject) -> None:
@@ -202,8 +209,8 @@ class AnyOrder(RuleBasedStateMachine):
         match event:
             case CentralDone(task_id=task_id) if step is not None and step.task_id == task_id:
                 return  # A driver posts what it has just done, and of an earlier generation none is left.
-            case TaskDone() if event.key != result_key(event.task_id, event.site, self.walk.state.generation):
-                return  # A gateway of a new generation has forgotten what it did.
+            case TaskDone() if not self._may_be_heard(event):
+                return
         self.walk.tell(event)
 
     @rule(bad=st.sets(SITES, max_size=2))

@@ -339,6 +339,18 @@ def test_who_accepts_after_the_start_catches_up_and_joins_the_next_round() -> No
     assert set(walk.state.results["baseline"]) == set(ALL)
 
 
+def test_a_newcomer_whose_secret_does_not_open_stops_nobody() -> None:
+    walk = Walk(job(start="quorum"))
+    walk.allow("a", "b")
+    walk.go_to("aggregate/1")
+    walk.answer("c")
+    walk.go_to("issue/1")
+    walk.tell(SiteFailed(walk.tick(), "c", "open", "bad_run_secret"))
+    assert walk.state.step is not None
+    assert walk.state.step.document["recipients"] == []
+    assert walk.to_the_end().phase is Phase.FINISHED
+
+
 def test_a_round_that_is_short_of_its_quorum_takes_in_who_is_ready() -> None:
     walk = Walk(job(start="quorum", rounds=3))
     walk.allow("a", "b")

@@ -217,9 +217,14 @@ def _out(state: RunState, site: str, code: str, at: float) -> RunState:
     if state.spec.on_dropout == "abort":
         return _dropped_out(state, site, code, at)
     step = state.step
-    if step is None or not {site} & (step.waiting | step.away):
+    if step is None:
         return state
-    return replace(state, step=replace(step, waiting=step.waiting - {site}, away=step.away - {site}))
+    document = step.document
+    if site in document.get("recipients", ()):
+        # It may be out because its secret does not open: then nobody can seal anything for it.
+        document = {**document, "recipients": [r for r in document["recipients"] if r != site]}
+    step = replace(step, waiting=step.waiting - {site}, away=step.away - {site}, document=document)
+    return replace(state, step=step)
 
 
 def _silent(state: RunState, event: SiteSilent) -> RunState:

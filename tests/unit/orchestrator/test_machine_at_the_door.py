@@ -1,0 +1,148 @@
+"""What the door for gateways makes of a run's state: answers and orders by generation, uploads only of what is due."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from fakes.run_walk import Walk, job, started
+from fakes.stores import MemoryArtifacts
+from msfl.orchestrator.doors.link import Datasets, LinkDoor
+from msfl.orchestrator.engine import Engine
+from msfl.orchestrator.keyring.client import KeyringClient
+from msfl.orchestrator.presence import Bell
+from msfl.orchestrator.runs.events import AbortRequested, CentreFailed, Event, Resumed, SiteSilent
+from msfl.orchestrator.runs.machine import RunState, is_news, order_for
+from msfl.protos.messages import PROTOCOL, Order, result_key
+from msfl.protos.v1 import federation_pb2 as wire
+
+
+class Refused(Exception):
+    pass
+
+
+class Call:
+    """A gateway's call, as far as the door looks at it. `turns`: how often its stream is looked at before it ends."""
+
+    def __init__(self, site: str, turns: int = 0) -> None:
+        self.site, self.turns = site, turns
+
+    def abort(self, code: object, details: str) -> None:
+        raise Refused(f"{code}: {details}")
+
+    def is_active(self) -> bool:
+        self.turns -= 1
+        return self.turns >= 0
+
+    def add_callback(self, callback: object) -> None: ...
+
+
+class WalkingEngine:
+    """The engine's part in front of a walk: each look at the orders of a site is followed by the next of `scenes`."""
+
+    stopping = False
+
+    def __init__(self, walk: Walk, folder: Path) -> None:
+        self.walk = walk
+        self.artifacts = MemoryArtifacts(folder)
+        self.bell = Bell()
+        self.scenes: list[Any] = []
+
+    def now(self) -> float:
+        return self.walk.now
+
+    def heard(self, site: str) -> None: ...
+
+    def state(self, run_id: str) -> RunState:
+        return self.walk.state
+
+    def post(self, run_id: str, event: Event) -> bool:
+        news = is_news(self.walk.state, event)
+        self.walk.tell(event)
+        return news
+
+    def site_bell(self, site: str) -> Bell:
+        return self.bell
+
+    def orders(self, site: str) -> list[tuple[RunState, Order]]:
+        state, order = self.walk.state, order_for(self.walk.state, site)
+        if self.scenes:
+            self.scenes.pop(0)()
+        self.bell.ring()
+        return [] if order is None else [(state, order)]
+
+
+@pytest.fixture
+def site_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfl.orchestrator.doors.link.peer_site", lambda call: call.site)
+
+
+def door_to(walk: Walk, folder: Path) -> tuple[LinkDoor, WalkingEngine]:
+    engine = WalkingEngine(walk, folder)
+    return LinkDoor(cast(Engine, engine), Datasets(), cast(KeyringClient, None)), engine
+
+
+def call(site: str, turns: int = 0) -> Any:
+    return Call(site, turns)
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_an_answer_to_an_earlier_offer_is_stale(tmp_path: Path) -> None:
+    walk = started().go_to("train/1")
+    walk.tell(CentreFailed(walk.tick(), "broken"))
+    walk.tell(Resumed(walk.tick(), "ada"))
+    door, _ = door_to(walk, tmp_path)
+    for generation, stale in ((1, True), (2, False)):
+        said = wire.OfferAnswer(run_id="run-1", verdict="allow", decision=b"{}", generation=generation)
+        assert door.Answer(said, call("a")).stale is stale
+    assert walk.state.members["a"].accepted
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_a_site_that_catches_up_may_upload_what_the_others_have_done(tmp_path: Path) -> None:
+    walk = started(job(rounds=3)).go_to("prepare")
+    walk.tell(SiteSilent(walk.tick(), "b", "prepare"))
+    walk.go_to("train/2")
+    door, _ = door_to(walk, tmp_path)
+    for site, task, may in (
+        ("a", "train/2", True),
+        ("b", "prepare", True),
+        ("a", "prepare", False),
+        ("a", "train/1", False),
+        ("b", "train/1", False),
+    ):
+        name = wire.ArtifactName(run_id="run-1", key=result_key(task, site, 1))
+        if may:
+            assert door.Offset(name, call(site)).offset == 0
+        else:
+            with pytest.raises(Refused, match="nobody waits"):
+                door.Offset(name, call(site))
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_an_order_is_said_once_per_stream_and_generation(tmp_path: Path) -> None:
+    walk = started().go_to("train/1")
+    door, engine = door_to(walk, tmp_path)
+
+    def resume() -> None:
+        walk.tell(Resumed(walk.tick(), "ada"))
+
+    engine.scenes = [
+        lambda: None,
+        lambda: walk.tell(AbortRequested(walk.tick(), "ada")),
+        resume,
+        lambda: walk.allow(),
+        lambda: walk.go_to("train/1"),
+        lambda: walk.tell(AbortRequested(walk.tick(), "ada")),
+        lambda: None,
+    ]
+    hello = wire.Hello(protocol=PROTOCOL, software="test", datasets=b'{"datasets": []}')
+    said = []
+    for order in door.Attend(hello, call("a", turns=8)):
+        kind = order.WhichOneof("order")
+        said.append((kind, order.task.task_id if kind == "task" else ""))
+    assert said == [
+        ("task", "train/1"), ("stop", ""), ("offer", ""), ("task", "start/2"), ("task", "train/1"), ("stop", ""),
+    ]  # fmt: skip
