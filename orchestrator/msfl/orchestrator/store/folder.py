@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from msfl.orchestrator.store.interface import GapInUpload, Size
 
@@ -34,11 +35,15 @@ class FolderArtifacts:
         if file.exists():
             return
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(_part(file), "ab") as part:
-            have = part.tell()
+        descriptor = os.open(_part(file), os.O_WRONLY | os.O_CREAT, 0o600)
+        with open(descriptor, "wb", buffering=0) as part:
+            have = os.fstat(descriptor).st_size
             if offset > have:
                 raise GapInUpload(have, offset)
-            part.write(data[have - offset :])
+            # To its own place, never to wherever the end is by now: a site that gave up a call that hung sends the same
+            # bytes again, while that call's last part may still be on its way here.
+            part.seek(have)
+            _write_all(part, data[have - offset :])
 
     def finish(self, run_id: str, key: str, total: int) -> None:
         file = self._file(run_id, key)
@@ -65,6 +70,12 @@ class FolderArtifacts:
         file = self._file(run_id, key)
         file.unlink(missing_ok=True)
         _part(file).unlink(missing_ok=True)
+
+
+def _write_all(part: BinaryIO, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[part.write(left) :]
 
 
 def _part(file: Path) -> Path:
