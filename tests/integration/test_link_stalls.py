@@ -21,7 +21,6 @@ from msfl.orchestrator.keyring.keyring import Keyring
 from msfl.orchestrator.store.folder import FolderArtifacts
 from msfl.protos.channel import SERVER_OPTIONS, dial, mutual_server_credentials
 from msfl.protos.v1 import federation_pb2 as wire
-from msfl.protos.v1.federation_pb2_grpc import LinkServicer, add_LinkServicer_to_server
 
 RUN, KEY = "run-1", "train/1/site-a/up/result"
 STALL_S = 0.4
@@ -29,7 +28,7 @@ PARTS = 5
 FILE = b"".join(bytes([i]) * PART_BYTES for i in range(PARTS))
 
 
-class Centre(LinkServicer):
+class Centre:
     """Takes and gives one file. `hang_at`: the offset at which it does nothing any more, until `let_go`."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,16 +37,11 @@ class Centre(LinkServicer):
         self.let_go = threading.Event()
         self.offsets: list[int] = []
 
-    def _no(self, request: object, context: grpc.ServicerContext) -> None:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not in this test")
-
-    Answer = Attend = Beat = Health = Renew = Report = _no
-
-    def Offset(self, request: wire.ArtifactName, context: grpc.ServicerContext) -> wire.UploadOffset:
+    def offset(self, request: wire.ArtifactName, context: grpc.ServicerContext) -> wire.UploadOffset:
         size = self.artifacts.size(request.run_id, request.key)
         return wire.UploadOffset(offset=size.bytes, complete=size.complete)
 
-    def Upload(self, request_iterator: Iterable[wire.UploadPart], context: grpc.ServicerContext) -> wire.Ack:
+    def upload(self, request_iterator: Iterable[wire.UploadPart], context: grpc.ServicerContext) -> wire.Ack:
         total = -1
         for part in request_iterator:
             if total < 0:
@@ -61,11 +55,25 @@ class Centre(LinkServicer):
         self.artifacts.finish(RUN, KEY, total)
         return wire.Ack()
 
-    def Download(self, request: wire.DownloadFrom, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
+    def download(self, request: wire.DownloadFrom, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
         self.offsets.append(request.offset)
         for offset in range(request.offset, len(FILE), PART_BYTES):
             self._wait(offset)
             yield wire.Chunk(offset=offset, data=FILE[offset : offset + PART_BYTES], total=len(FILE))
+
+    def calls(self) -> grpc.GenericRpcHandler:
+        calls = {
+            "Offset": grpc.unary_unary_rpc_method_handler(
+                self.offset, wire.ArtifactName.FromString, wire.UploadOffset.SerializeToString
+            ),
+            "Upload": grpc.stream_unary_rpc_method_handler(
+                self.upload, wire.UploadPart.FromString, wire.Ack.SerializeToString
+            ),
+            "Download": grpc.unary_stream_rpc_method_handler(
+                self.download, wire.DownloadFrom.FromString, wire.Chunk.SerializeToString
+            ),
+        }
+        return grpc.method_handlers_generic_handler("msfl.protos.v1.Link", calls)
 
     def _wait(self, offset: int) -> None:
         time.sleep(self.pause_s)
@@ -84,7 +92,7 @@ def link(centre: Centre, tmp_path: Path) -> Iterator[Link]:
     keyring = Keyring.create(tmp_path / "keyring", "msfl-01", now)
     key, certificate = keyring.server_certificate(("127.0.0.1",), now)
     server = grpc.server(ThreadPoolExecutor(4), options=SERVER_OPTIONS)
-    add_LinkServicer_to_server(centre, server)
+    server.add_generic_rpc_handlers((centre.calls(),))
     port = server.add_secure_port("127.0.0.1:0", mutual_server_credentials(key, certificate, keyring.ca_pem))
     server.start()
     site = joined(keyring, now=now)
