@@ -3,6 +3,7 @@
     python benchmarks/round.py                                  everything, interleaved, about ten minutes
     python benchmarks/round.py --arms floor,product             without the peers: no network, two minutes
     python benchmarks/round.py --arms product --model-mb 1      the fixed cost of a round
+    python benchmarks/round.py --arms product --wire bf16           weights as 16-bit differences
     python benchmarks/round.py --arms product --sites 8         memory of the centre per further site
     python benchmarks/round.py --arms product --rounds 100 --repeats 1        a soak: memory and disk over time
 
@@ -67,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=8, help=f"of each run; the first {WARM_UP} are dropped")
     parser.add_argument("--flower-rounds", type=int, default=5, help="Flower's are long")
     parser.add_argument("--model-mb", type=float, default=MODEL_MB, help="product only; MB are 10^6 bytes")
+    parser.add_argument("--wire", default="float32", help="product only: float32, bf16 or fp16")
     parser.add_argument("--sites", type=int, default=SITES, help="product only; measured beside three sites")
     parser.add_argument("--json", type=Path, help="everything measured, as JSON")
     parser.add_argument(
@@ -83,8 +85,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"there is no arm {', '.join(unknown)}; there is {', '.join(ARMS)}")
     if min(asked.rounds, asked.flower_rounds) <= WARM_UP or asked.repeats < 1 or asked.sites < 2:
         parser.error(f"at least {WARM_UP + 1} rounds, one repetition and two sites")
-    if (asked.model_mb, asked.sites) != (MODEL_MB, SITES) and asked.arms != ["product"]:
-        parser.error("--model-mb and --sites are for the product alone: add --arms product")
+    if (asked.model_mb, asked.sites, asked.wire) != (MODEL_MB, SITES, "float32") and asked.arms != ["product"]:
+        parser.error("--model-mb, --sites and --wire are for the product alone: add --arms product")
     return asked
 
 
@@ -157,7 +159,7 @@ def _run(
     progress.begins(step)
     with tempfile.TemporaryDirectory(prefix="msfl-round-", dir=asked.scratch, ignore_cleanup_errors=True) as name:
         try:
-            measured = runners[arm](Task(rounds, sites, asked.model_mb, Path(name)))
+            measured = runners[arm](Task(rounds, sites, asked.model_mb, Path(name), asked.wire))
         except CannotMeasure as error:
             progress.failed(step, error)
             return None

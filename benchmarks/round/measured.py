@@ -27,6 +27,7 @@ class Task:
     sites: int
     model_mb: float
     scratch: Path
+    wire: str = "float32"
 
 
 @dataclass

@@ -83,14 +83,14 @@ class TestArtifactStore:
 
     def test_a_local_file_is_adopted(self, store: ArtifactStore, tmp_path: Path) -> None:
         (tmp_path / "made").write_bytes(DATA)
-        store.adopt(RUN, "export/model", tmp_path / "made")
+        store.adopt(RUN, {"export/model": tmp_path / "made"})
         assert not (tmp_path / "made").exists()
         assert store.local(RUN, "export/model").read_bytes() == DATA
 
     def test_adopting_again_after_a_crash_takes_the_newer_file(self, store: ArtifactStore, tmp_path: Path) -> None:
         for content in (b"first", b"second"):
             (tmp_path / "made").write_bytes(content)
-            store.adopt(RUN, "export/model", tmp_path / "made")
+            store.adopt(RUN, {"export/model": tmp_path / "made"})
         assert store.local(RUN, "export/model").read_bytes() == b"second"
 
     def test_what_is_removed_is_gone_and_removing_twice_is_no_error(self, store: ArtifactStore) -> None:

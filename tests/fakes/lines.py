@@ -1,4 +1,4 @@
-"""`Line`: a bad line between a gateway and the centre: a TCP proxy on loopback, without any knowledge of what it carries.
+"""`Line`: a bad line between a gateway and the centre: a TCP proxy on loopback that knows nothing of what it carries.
 
     gateway ──▶ Line ── reader ▸ queue of (due, bytes), bounded ▸ writer ──▶ centre        and the same the other way
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from blake3 import blake3
 
 from fakes.hosts import Host
+from msfl.gateway.differences import Patch
+from msfl.gateway.egress import head_of
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import JsonObject, Weights
 from msfl.protos.notes import note_in
 from msfl.protos.parcel import pack, unpack
 from msfl.protos.sealing import EVERYBODY, StreamHeader, open_sealed, seal, seal_to
 from msfl.protos.tasklink import Failed, Result
+from msfl.protos.wire_formats import encode_difference, head_as
 
 RUN = "run-7"
 
@@ -39,7 +42,7 @@ class SealedSites:
     def keep(self, host: Host, answer: Result | Failed) -> Result:
         """What an orchestrator keeps of an answer, to bring it along with later tasks: `kept`."""
         assert isinstance(answer, Result), answer
-        for artifact in ("plan", "weights"):
+        for artifact in ("plan", "weights", "left-over"):
             if f"{artifact}/{EVERYBODY}" in answer.files:
                 self.kept[f"{EVERYBODY}/{artifact}"] = host.output(answer, f"{artifact}/{EVERYBODY}")
         return answer
@@ -70,6 +73,33 @@ class SealedSites:
     def update(self, site: str, round: int, weights: Weights, n_train: int = 4) -> Path:
         document = {"n_train": n_train, "train_loss": 0.5, "seconds": 1.0, "incoming": None}
         return self.up(self.header(site, f"train/{round}", round), document, weights)
+
+    def difference(
+        self, site: str, round: int, weights: Weights, base: Weights, left: Weights, wire: str, n_train: int
+    ) -> tuple[Path, Weights]:
+        """An update as a 16-bit difference, and what is left over, as a gateway makes them."""
+        words, lost = [head_as(bytes(next(weight_files.encoded(base))), wire)], {}
+        for name, values in weights.items():
+            sent, _, lost[name] = encode_difference(values, base[name], left[name], wire)
+            words.append(sent.tobytes())
+        document = {"n_train": n_train, "train_loss": 0.5, "seconds": 1.0, "incoming": None}
+        return self.up(self.header(site, f"train/{round}", round), document, b"".join(words)), lost
+
+    def patched(self, host: Host, answer: Result | Failed, site: str, round: int, base: Weights, wire: str) -> Weights:
+        """The round's model, made from the one before and the difference that a site's note tells of."""
+        said = self.down(host.output(answer, f"weights/{site}"), site, f"aggregate/{round}", round, "weights")
+        note = note_in(said)
+        assert note is not None
+        sealed = host.output(answer, f"difference/{EVERYBODY}")
+        file = _opened(note.difference_secret, note.difference_header(RUN), sealed)[1]
+        model = self._folder / "patched.safetensors"
+        weight_files.write(model, base)
+        head = head_of(model)
+        with model.open("r+b", buffering=0) as opened:
+            patch = Patch(opened, head, wire)
+            patch.feed(memoryview(file.read_bytes()))
+        assert patch.close() == note.blake3
+        return weight_files.load(model)
 
     def down(self, path: Path, site: str, task_id: str, round: int, artifact: str) -> JsonObject:
         """Open what the aggregator sealed for a site alone."""

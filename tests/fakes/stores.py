@@ -7,6 +7,7 @@ because their promise is a file.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from msfl.orchestrator.store.interface import GapInUpload, Size, StoredEvent, StoreUnavailable
@@ -74,9 +75,10 @@ class MemoryArtifacts:
         self._whole[name] = have
         self._growing.pop(name, None)
 
-    def adopt(self, run_id: str, key: str, file: Path) -> None:
-        self._whole[_name(run_id, key)] = file.read_bytes()
-        file.unlink()
+    def adopt(self, run_id: str, files: Mapping[str, Path]) -> None:
+        for key, file in files.items():
+            self._whole[_name(run_id, key)] = file.read_bytes()
+            file.unlink()
 
     def local(self, run_id: str, key: str) -> Path:
         name = _name(run_id, key)

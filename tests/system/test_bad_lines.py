@@ -1,4 +1,4 @@
-"""A bad line between one site and the centre: slow, lossy, cut, refused, silent. The run finishes, with the same weights.
+"""A bad line between one site and the centre: slow, lossy, cut, refused, silent. The weights are the same, bit for bit.
 
 Learning stories run on the small release. Stories of long uploads and downloads run on the release of the benchmark,
 whose model is as large as one likes: 8 MB here, and the line's own count of bytes shows that nothing was sent twice.

@@ -1,13 +1,13 @@
 """`kill -9` of every process at every step of a run: it finishes, with every site and the same weights, bit for bit.
 
-The steps are not picked by hand: `steps_of` walks the run machine, so a new step is a new test. The gateway's stages come
-from its own machine. A short step is caught in this way: before a step of the centre the aggregator is stopped and let
-go for 2 ms at a time, until the run's state shows the step; other steps last long enough to be seen. Afterwards the run's
+The steps are not picked by hand: `steps_of` walks the run machine, so a new step is a new test; the stages come from the
+gateway's machine. A short step is caught in this way: before a step of the centre the aggregator is stopped and let go
+for 2 ms at a time, until the run's state shows the step; other steps last long enough to be seen. Afterwards the run's
 events say whether the step was still open when the signal was sent. If it was not, the case is tried again with a new
 run, and fails when it has missed its step `TRIES` times: nothing passes that did not strike.
 
-Orchestrator, keyring and gateway are started again at once, as a service manager does; the aggregator and the workers are
-the business of those who started them.
+Orchestrator, keyring and gateway are started again at once, as a service manager does; aggregator and workers are the
+business of those who started them.
 """
 
 from __future__ import annotations
@@ -37,8 +37,12 @@ from msfl.sdk.run import Run
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 SITE = "site-b"
 GATEWAYS = tuple(f"gateway:{site}" for site in SITES)
-SERVED = {"orchestrator": ("orchestrator",), "keyring": ("keyring",), "gateway": (f"gateway:{SITE}",)}
-SERVED["all"] = (*GATEWAYS, "orchestrator", "keyring")
+SERVED: dict[str, tuple[str, ...]] = {
+    "orchestrator": ("orchestrator",),
+    "keyring": ("keyring",),
+    "gateway": (f"gateway:{SITE}",),
+    "all": (*GATEWAYS, "orchestrator", "keyring"),
+}
 PROCESSES = ("orchestrator", "keyring", "aggregator", "gateway", "worker", "all")
 TRIES = 4
 PATIENCE_S = 150.0
@@ -221,7 +225,7 @@ def revive(live: LiveFederation, process: str) -> None:
 
 def closed_at(run: Run, step: str) -> float:
     done = ("TaskDone", "CentralDone")
-    return max(doc["at"] for _, doc in run.events() if doc.get("event") in done and doc["task_id"] == step)
+    return max(float(doc["at"]) for _, doc in run.events() if doc.get("event") in done and doc["task_id"] == step)
 
 
 def killed_at_each(live: LiveFederation, process: str, steps: tuple[str, ...]) -> tuple[dict[str, bool], list[str]]:
@@ -328,12 +332,8 @@ def _caught(live: LiveFederation, run: Run, gateway: str, at: Stage) -> bool:
     process = live.process(gateway)
     while True:
         try:
-            if step_now(run).startswith("train/"):
-                process.send_signal(signal.SIGSTOP)
-                if stage(live, run) == at:
-                    return True
-                process.send_signal(signal.SIGCONT)
-            elif at is Stage.STARTING and stage(live, run) == at:
+            now = step_now(run)
+            if now.startswith("train/") or (now == "start" and at is Stage.STARTING):
                 process.send_signal(signal.SIGSTOP)
                 if stage(live, run) == at:
                     return True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -67,6 +69,7 @@ def serve(home: HomeOption) -> None:
     from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
+    threading.excepthook = _end_of_a_thread
     site = Home(home)
     settings = site.settings()
     registry = LayoutRegistry(Path(settings.registry))
@@ -97,6 +100,15 @@ def doctor(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = 
     findings = worst_first(examine(measure(home, datetime.now(UTC))))
     typer.echo(report(findings, as_json=as_json))
     raise typer.Exit(0 if healthy(findings) else 1)
+
+
+def _end_of_a_thread(ended: threading.ExceptHookArgs) -> None:
+    """A bug that ends a thread ends the process: its runs are durable, and go on when it is started again; a run whose
+    thread is gone would stand still while the gateway looks alive."""
+    name = ended.thread.name if ended.thread is not None else "?"
+    error = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
+    structlog.get_logger().critical("a thread died of a bug; the gateway ends", thread=name, exc_info=error)
+    os._exit(70)  # EX_SOFTWARE
 
 
 @app.command()

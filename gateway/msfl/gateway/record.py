@@ -131,6 +131,8 @@ def forget(folder: Path) -> None:
     shutil.rmtree(folder / "box", ignore_errors=True)
     for name in ("run.secret", "papers.json"):
         (folder / name).unlink(missing_ok=True)
+    for left_over in folder.glob("left-over-*.f32"):
+        left_over.unlink()
 
 
 def _state_of(raw: Mapping[str, Any]) -> SiteRun:

@@ -509,12 +509,13 @@ class RunAtSite:
             policy_id = accepted.policy.document.id
             self._with_room(lambda: self._around.ledger.begin_round(self.run_id, order.round, policy_id))
         again = {"attempt": str(attempt)} if attempt > 1 else {}
+        wire = str(accepted.resolved.get("wire", "float32"))
         self._audit("task begins", task=order.task_id, verb=order.verb, round=str(order.round), **again)
         files_here, process = self._files, self._process
         assert process is not None
         try:
             files_here.clear()
-            document, files, received = self._with_room(lambda: files_here.take_inputs(order, self._download))
+            document, files, received = self._with_room(lambda: files_here.take_inputs(order, self._download, wire))
             weights = next((files_here.inbox / f for f in files.values()), None)
             template = weights if order.verb == "train" else None
             if order.verb == "train" and document.get("stream") == "local":

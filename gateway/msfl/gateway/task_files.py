@@ -19,17 +19,19 @@ from typing import Any, BinaryIO, TypeAlias
 
 from blake3 import blake3
 
+from msfl.gateway.differences import Patch, differences
 from msfl.gateway.egress import CheckedTensors, check_document, head_of
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.policies.decide import allowed_outputs
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
-from msfl.protos.notes import BadNote, note_in
+from msfl.protos.notes import BadNote, Note, note_in
 from msfl.protos.parcel import BadParcel, Unpacking, beginning
 from msfl.protos.sealing import Opening, SealBroken, Sealing, StreamHeader, run_key
 from msfl.protos.tasklink import WEIGHTS_NAME, Result
 from msfl.protos.tensors import BadTensors
+from msfl.protos.wire_formats import FLOAT32
 from msfl.runtime.collect import open_output
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -58,12 +60,17 @@ class TaskFiles:
         self._folder = folder
         self._box = folder / "box"
         self.inbox = self._box / "inbox"
+        self._held: dict[Path, str] = {}  # models in the inbox that this process has verified, by their hash
+        self._wire = FLOAT32
 
-    def take_inputs(self, order: TaskOrder, download: Download) -> tuple[JsonObject, dict[str, str], int]:
+    def take_inputs(
+        self, order: TaskOrder, download: Download, wire: str = FLOAT32
+    ) -> tuple[JsonObject, dict[str, str], int]:
         """Fetch and open every sealed input. JSON joins the task's document, tensors become files in the inbox.
 
-        The document, bare file names by input, bytes received. Raises CannotDo.
+        The document, bare file names by input, bytes received. `wire` is the run's wire format. Raises CannotDo.
         """
+        self._wire = wire
         document = dict(order.document)
         files: dict[str, str] = {}
         received = 0
@@ -87,42 +94,70 @@ class TaskFiles:
             direction="down",
             artifact=wanted.artifact,
         )
-        document, tensors, received = self._open(self._key(), header, wanted.key, target, download, None)
+        document, received = self._read(header, wanted.key, download)
         try:
             note = note_in(document)
         except BadNote as error:
             raise CannotDo("input_broken", str(error)) from error
         if note is None:
-            return document, tensors, received
-        opened = self._open(note.secret, note.header(self._run_id), note.key, target, download, note.blake3)
-        return opened[0], opened[1], received + opened[2]
+            return document, 0, received
+        if note.base and note.base == self._held.get(target):
+            n, patched = self._patch(note, target, download)
+            received += n
+            if patched:
+                return {}, target.stat().st_size, received
+        n, tensors = self._store(note, target, download)
+        self._held[target] = note.blake3
+        return {}, tensors, received + n
 
-    def _open(
-        self, key: bytes, header: StreamHeader, name: str, target: Path, download: Download, hashed: str | None
-    ) -> tuple[JsonObject, int, int]:
-        """Open a sealed stream while it arrives. `target` is gone again unless all of it is verified.
+    def _patch(self, note: Note, model: Path, download: Download) -> tuple[int, bool]:
+        """The model that lies here becomes the next one by a difference; bytes received, and whether it did.
 
-        The worker can see it grow, and is told of it only afterwards.
+        When it did not, nothing is lost: what lies here is not used, and the whole model is fetched.
+        """
+        self._held.pop(model, None)
+        with open(model, "r+b", buffering=0) as file:
+            patch = Patch(file, head_of(model), self._wire)
+            unpacking = Unpacking(patch.feed)
+            opening = Opening(note.difference_secret, note.difference_header(self._run_id), unpacking.feed)
+            with _opening():
+                received = download(note.difference_key, opening.feed)
+                opening.close()
+                unpacking.close()
+            if patch.close() != note.blake3:
+                return received, False
+        self._held[model] = note.blake3
+        return received, True
+
+    def _read(self, header: StreamHeader, name: str, download: Download) -> tuple[JsonObject, int]:
+        """A stream for this site alone, which holds a document: it, and the bytes received."""
+        unpacking = Unpacking(_unexpected)
+        opening = Opening(self._key(), header, unpacking.feed)
+        with _opening():
+            received = download(name, opening.feed)
+            opening.close()
+            return unpacking.close(), received
+
+    def _store(self, note: Note, target: Path, download: Download) -> tuple[int, int]:
+        """The file that a note is about, opened while it arrives: bytes received, bytes of tensors.
+
+        The worker can see `target` grow, and is told of it only afterwards; unless all of it is verified it is gone.
         """
         digest = blake3()
-        with _overwriting(target) as tensors:
+        with _overwriting(target) as tensors, _opening():
 
             def take(piece: memoryview) -> None:
                 tensors.write(piece)
-                if hashed is not None:
-                    digest.update(piece)
+                digest.update(piece)
 
             unpacking = Unpacking(take)
-            opening = Opening(key, header, unpacking.feed)
-            try:
-                received = download(name, opening.feed)
-                opening.close()
-                document = unpacking.close()
-            except (SealBroken, BadParcel) as error:
-                raise CannotDo("input_broken", str(error)) from error
-            if hashed not in (None, f"blake3:{digest.hexdigest()}"):
-                raise CannotDo("input_broken", f"{name} is not the file that the note is about")
-        return document, unpacking.tensor_bytes, received
+            opening = Opening(note.secret, note.header(self._run_id), unpacking.feed)
+            received = download(note.key, opening.feed)
+            opening.close()
+            unpacking.close()
+            if note.blake3 != f"blake3:{digest.hexdigest()}":
+                raise CannotDo("input_broken", f"{note.key} is not the file that the note is about")
+        return received, unpacking.tensor_bytes
 
     def gate_and_seal(
         self,
@@ -152,13 +187,17 @@ class TaskFiles:
             artifact="result",
         )
         sealed = self._folder / "result.sealed"
+        wire = str(accepted.resolved.get("wire", FLOAT32)) if asked.get("stream") == "federated" else FLOAT32
         try:
             with _overwriting(sealed) as out:
                 sealing = Sealing(self._key(), header, out, salt=secrets.token_bytes(32))
                 sealing.write(beginning(passed, tensors="weights" in result.files))
                 if "weights" in result.files:
                     assert template is not None
-                    for piece in self._checked(result.files["weights"], template, rules.weights_max_bytes):
+                    pieces = self._checked(result.files["weights"], template, rules.weights_max_bytes)
+                    if wire != FLOAT32:
+                        pieces = differences(pieces, template, self._folder, order.round, wire)
+                    for piece in pieces:
                         sealing.write(piece)
                 sealing.close()
         except (Refused, BadTensors) as error:
@@ -179,6 +218,7 @@ class TaskFiles:
         for leftover in self.inbox.iterdir():
             if leftover.name not in _WRITTEN_OVER:
                 leftover.unlink()
+                self._held.pop(leftover, None)
         for leftover in (self._box / "outbox").iterdir():
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
@@ -189,6 +229,19 @@ class TaskFiles:
         return run_key(
             (self._folder / "run.secret").read_bytes(), self._home.secret("site.key"), self._run_id, self._site
         )
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """What does not open stops the task with a code."""
+    try:
+        yield
+    except (SealBroken, BadParcel) as error:
+        raise CannotDo("input_broken", str(error)) from error
+
+
+def _unexpected(piece: memoryview) -> None:
+    raise BadParcel("tensors where a document was expected")
 
 
 @contextmanager

@@ -5,7 +5,8 @@
     plan        {site: sealed fingerprint}, recipients        plan_hash, plan_summary, n_parameters, weights_sha256;
                                                               plan/ALL, weights/ALL, plan/<site>, weights/<site>
     aggregate   round r, model r − 1, {site: sealed update},  sites (with update_norm), refused, weights_sha256;
-                recipients, min_sites                         weights/ALL (the model of round r), weights/<site>
+                recipients, min_sites, left-over r − 1        weights/ALL (the model of round r), weights/<site>;
+                                                              with a 16-bit wire also difference/ALL, left-over/ALL
     issue       plan, model r, recipients                     plan/<site>, weights/<site> for sites that came later
     candidates  model b, {site: sealed local model},          refused; local:<site>/ALL, federated/<site>,
                 recipients                                    local:<other>/<site>
@@ -38,6 +39,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -46,11 +48,11 @@ from msfl.learning.contract import FederatedModel, JsonObject, Weights
 from msfl.learning.examination import OPTIONAL_FIELDS, UpdateRefused, summaries_document, training_document
 from msfl.learning.files import canonical_json, json_hash
 from msfl.learning.mixing import finite_blocks, mix, must_be_like, refusing, survey
-from msfl.learning.sealed_tensors import Hashes, SealedTensors, SealedWriter, read_weights
+from msfl.learning.sealed_tensors import Block, Hashes, SealedTensors, SealedWriter, read_weights
 from msfl.learning.strategies import STRATEGIES, WEIGHTINGS
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
 from msfl.learning.weights import as_bytes
-from msfl.protos.notes import Note, broadcast_header
+from msfl.protos.notes import DIFFERENCE, Note, broadcast_header
 from msfl.protos.parcel import BadParcel, Unpacking, pack
 from msfl.protos.sealing import (
     EVERYBODY,
@@ -63,10 +65,11 @@ from msfl.protos.sealing import (
 )
 from msfl.protos.tasklink import Task
 from msfl.protos.tensors import BadTensors
+from msfl.protos.wire_formats import DTYPES, FLOAT32, encode_difference, head_as
 
 SALT_BYTES = 32
-PLAN, WEIGHTS = f"{EVERYBODY}/plan", f"{EVERYBODY}/weights"
-"""Under which names a task brings the plan and a model; no site is called so."""
+PLAN, WEIGHTS, LEFT_OVER = f"{EVERYBODY}/plan", f"{EVERYBODY}/weights", f"{EVERYBODY}/left-over"
+"""Under which names a task brings the plan, a model, and what rounding lost; no site is called so."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment a zip can hold
 
 
@@ -153,6 +156,7 @@ class Aggregator:
         least = parameter(task, "min_sites", int, 1)
         _choice(task.config, "weighting", "cases", WEIGHTINGS)
         _choice(task.config, "strategy", "fedavg", STRATEGIES)
+        _choice(task.config, "wire", FLOAT32, DTYPES)
         senders = _senders(task)
         if not senders:
             raise TaskRefusal("no_updates", f"round {task.round} has no update to sum")
@@ -161,49 +165,60 @@ class Aggregator:
         progress(0, 1)
         while len(good := [site for site in senders if site not in refused]) >= max(least, 1):
             try:
-                sites, written, hashes = self._mixed(task, good)
+                mixed = self._mixed(task, good)
             except UpdateRefused as bad:
                 refused[bad.site] = bad.code
                 continue
-            note = Note(f"aggregate/{task.round}", task.round, "weights", b"", hashes.blake3)
-            files = {f"weights/{EVERYBODY}": written}
-            files |= self._notes(note.task_id, task.round, "weights", recipients, note)
+            files = mixed.files | self._notes(mixed.note.task_id, task.round, "weights", recipients, mixed.note)
             progress(1, 1)
-            return Outcome({"sites": sites, "refused": refused, "weights_sha256": hashes.sha256}, files)
+            said = {"sites": mixed.sites, "refused": refused, "weights_sha256": mixed.weights_sha256}
+            return Outcome(said, files)
         return Outcome({"sites": {}, "refused": refused})
 
-    def _mixed(self, task: Task, senders: list[str]) -> tuple[JsonObject, str, Hashes]:
-        """The round over these sites: what they said, the sealed next model's bare name, its hashes.
-
-        Raises UpdateRefused.
-        """
+    def _mixed(self, task: Task, senders: list[str]) -> _Mixed:
+        """The round over these sites. Raises UpdateRefused."""
+        wire = str(task.config.get("wire", FLOAT32))
         strategy = STRATEGIES[task.config.get("strategy", "fedavg")](task.config)
         weighting = WEIGHTINGS[task.config.get("weighting", "cases")]
-        header = broadcast_header(self._the_run.run_id, f"aggregate/{task.round}", task.round, "weights")
         for surveyed in range(strategy.surveys + 1):
             with ExitStack() as files:
-                model, updates, documents = self._round(task, senders, files)
+                model, updates, documents = self._round(task, senders, wire, files)
                 if surveyed == 0:
                     strategy.begin([weighting(document["n_train"]) for document in documents.values()])
                 if surveyed < strategy.surveys:
-                    survey(strategy, model, updates)
+                    survey(strategy, model, updates, wire)
                     continue
-                writer = files.enter_context(self._writing(header, model.head))
-                norms = mix(strategy, model, updates, writer.write)
-                hashes = writer.close()
+                next_model = self._next_model(task, model, wire, files)
+                norms = mix(strategy, model, updates, wire, next_model.write)
                 sites = {site: {**document, "update_norm": norms[site]} for site, document in documents.items()}
-                return sites, writer.name, hashes
+                return next_model.close(sites)
         raise AssertionError("the last pass returns")
 
+    def _next_model(self, task: Task, model: SealedTensors, wire: str, files: ExitStack) -> _NextModel:
+        def writing(artifact: str, head: bytes) -> SealedWriter:
+            header = broadcast_header(self._the_run.run_id, f"aggregate/{task.round}", task.round, artifact)
+            return files.enter_context(self._writing(header, head))
+
+        weights = writing("weights", model.head)
+        if wire == FLOAT32:
+            return _NextModel(task.round, weights)
+        before = None
+        if LEFT_OVER in task.files:
+            before = self._broadcast(task, LEFT_OVER, f"aggregate/{task.round - 1}", task.round - 1, "left-over", files)
+        difference = writing(DIFFERENCE, head_as(model.head, wire))
+        return _NextModelByDifference(
+            task.round, weights, difference, writing("left-over", model.head), model, before, wire
+        )
+
     def _round(
-        self, task: Task, senders: list[str], files: ExitStack
+        self, task: Task, senders: list[str], wire: str, files: ExitStack
     ) -> tuple[SealedTensors, dict[str, SealedTensors], dict[str, JsonObject]]:
         """The model a round started from, and each site's update of it and document. Raises UpdateRefused."""
         model = self._model_of(task, task.round - 1, files)
         updates = {site: self._update(task, site, f"train/{task.round}", task.round, files) for site in senders}
         documents = {}
         for site, update in updates.items():
-            must_be_like(site, update, model)
+            must_be_like(site, update, model, wire)
             documents[site] = training_document(site, update.document)
         return model, updates, documents
 
@@ -299,13 +314,17 @@ class Aggregator:
 
     def _model_of(self, task: Task, round: int, files: ExitStack) -> SealedTensors:
         """The model of a round, as an earlier verb sealed it. Raises TaskRefusal."""
-        task_id = "plan" if round == 0 else f"aggregate/{round}"
-        header = broadcast_header(self._the_run.run_id, task_id, round, "weights")
-        file = files.enter_context(self._place.input(task, WEIGHTS).open("rb", buffering=0))
+        return self._broadcast(task, WEIGHTS, "plan" if round == 0 else f"aggregate/{round}", round, "weights", files)
+
+    def _broadcast(
+        self, task: Task, name: str, task_id: str, round: int, artifact: str, files: ExitStack
+    ) -> SealedTensors:
+        header = broadcast_header(self._the_run.run_id, task_id, round, artifact)
+        file = files.enter_context(self._place.input(task, name).open("rb", buffering=0))
         try:
             return SealedTensors(self._for_all(header), header, file)
         except (SealBroken, BadParcel, BadTensors) as error:
-            raise TaskRefusal("model_broken", f"the model of round {round}: {error}") from error
+            raise TaskRefusal("model_broken", f"{artifact} of round {round}: {error}") from error
 
     def _plan_of(self, task: Task) -> JsonObject:
         """`plan`, `plan_hash`, `labels`. Raises TaskRefusal."""
@@ -380,8 +399,11 @@ class Aggregator:
         return self._for_each(task_id, round, "plan", recipients, said)
 
     def _notes(self, task_id: str, round: int, artifact: str, recipients: list[str], about: Note) -> dict[str, str]:
-        secret = self._for_all(about.header(self._the_run.run_id))
-        return self._for_each(task_id, round, artifact, recipients, replace(about, secret=secret).to_document())
+        run_id = self._the_run.run_id
+        note = replace(about, secret=self._for_all(about.header(run_id)))
+        if note.base:
+            note = replace(note, difference_secret=self._for_all(note.difference_header(run_id)))
+        return self._for_each(task_id, round, artifact, recipients, note.to_document())
 
     def _for_each(
         self, task_id: str, round: int, artifact: str, recipients: list[str], document: JsonObject
@@ -406,9 +428,72 @@ class Aggregator:
         return path.name
 
 
+@dataclass(frozen=True)
+class _Mixed:
+    """A closed round: what the sites said, the sealed files by name, a note about the model, its SHA-256."""
+
+    sites: JsonObject
+    files: dict[str, str]
+    note: Note
+    weights_sha256: str
+
+
+class _NextModel:
+    """The next model in the making, as `mix` hands it over block by block."""
+
+    def __init__(self, round: int, weights: SealedWriter) -> None:
+        self._round = round
+        self._weights = weights
+
+    def write(self, current: Block, mixed: Block) -> None:
+        self._weights.write(as_bytes(mixed))
+
+    def close(self, sites: JsonObject) -> _Mixed:
+        hashes = self._weights.close()
+        note = Note(f"aggregate/{self._round}", self._round, "weights", b"", hashes.blake3)
+        return _Mixed(sites, {f"weights/{EVERYBODY}": self._weights.name}, note, hashes.sha256)
+
+
+class _NextModelByDifference(_NextModel):
+    """The same where models travel as 16-bit differences: the model is what the sites will hold, to the bit."""
+
+    def __init__(
+        self,
+        round: int,
+        weights: SealedWriter,
+        difference: SealedWriter,
+        left_over: SealedWriter,
+        model: SealedTensors,
+        before: SealedTensors | None,
+        wire: str,
+    ) -> None:
+        super().__init__(round, weights)
+        self._difference = difference
+        self._left_over = left_over
+        self._base = blake3(model.head)
+        self._before = None if before is None else before.blocks()
+        self._wire = wire
+
+    def write(self, current: Block, mixed: Block) -> None:
+        lost = np.zeros_like(mixed) if self._before is None else next(self._before)
+        words, held, left_over = encode_difference(mixed, current, lost, self._wire)
+        self._base.update(as_bytes(current))
+        self._weights.write(as_bytes(held))
+        self._difference.write(words.view(np.uint8).data)
+        self._left_over.write(as_bytes(left_over))
+
+    def close(self, sites: JsonObject) -> _Mixed:
+        mixed = super().close(sites)
+        self._difference.close()
+        self._left_over.close()
+        files = {f"{DIFFERENCE}/{EVERYBODY}": self._difference.name, f"left-over/{EVERYBODY}": self._left_over.name}
+        note = replace(mixed.note, base=f"blake3:{self._base.hexdigest()}")
+        return replace(mixed, files=mixed.files | files, note=note)
+
+
 def _senders(task: Task) -> list[str]:
     """The sites whose results a task brings, in site order."""
-    return sorted(name for name in task.files if name not in (PLAN, WEIGHTS))
+    return sorted(name for name in task.files if not name.startswith(f"{EVERYBODY}/"))
 
 
 def _document(key: bytes, header: StreamHeader, file: BinaryIO) -> JsonObject:

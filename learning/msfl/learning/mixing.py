@@ -21,10 +21,10 @@ import numpy as np
 from msfl.learning.examination import UpdateRefused
 from msfl.learning.sealed_tensors import Block, SealedTensors
 from msfl.learning.strategies import Strategy
-from msfl.learning.weights import as_bytes
 from msfl.protos.parcel import BadParcel
 from msfl.protos.sealing import SealBroken
 from msfl.protos.tensors import BadTensors, must_match
+from msfl.protos.wire_formats import FLOAT32, decode, head_as
 
 _T = TypeVar("_T")
 EXPLODED = 1e3
@@ -45,12 +45,13 @@ def refusing(site: str) -> Iterator[None]:
         raise UpdateRefused(site, "update_malformed", str(error)) from error
 
 
-def must_be_like(site: str, update: SealedTensors, model: SealedTensors) -> None:
-    """Exactly the model's names, types, shapes and places. Raises UpdateRefused."""
-    if update.head == model.head:
+def must_be_like(site: str, update: SealedTensors, model: SealedTensors, wire: str = FLOAT32) -> None:
+    """Exactly the model's names, shapes and places, of the wire format's type. Raises UpdateRefused."""
+    if update.head == head_as(model.head, wire):
         return
     with refusing(site):
-        must_match(update.table(), model.table())
+        if wire == FLOAT32:
+            must_match(update.table(), model.table())
         raise BadTensors("layout", "the tensors lie in another order, or the header is spelled differently")
 
 
@@ -58,20 +59,23 @@ def mix(
     strategy: Strategy,
     model: SealedTensors,
     updates: Mapping[str, SealedTensors],
-    write: Callable[[memoryview], None],
+    wire: str,
+    write: Callable[[Block, Block], None],
 ) -> dict[str, float]:
-    """Write the next model's values; each site's change as its L2 norm. Raises UpdateRefused.
+    """Hand each block of the model and of the next one to `write`; each site's change as its L2 norm.
+
+    Raises UpdateRefused.
 
     `updates` in site order, for which the strategy has begun; all streams are read to their ends.
     """
     squares = dict.fromkeys(updates, 0.0)
     scale, n = 0.0, 0
-    for current, pieces in read_ahead(in_step(model, updates)):
+    for current, pieces in read_ahead(in_step(model, updates, wire)):
         for site, piece in zip(updates, pieces, strict=True):
             squares[site] += _change(site, piece, current)
         scale += _square(current)
         n += current.size
-        write(as_bytes(strategy.mix(current, pieces)))
+        write(current, strategy.mix(current, pieces))
     limit = EXPLODED**2 * max(n, scale)
     for site, square in squares.items():
         if square > limit:
@@ -79,30 +83,59 @@ def mix(
     return {site: math.sqrt(square) for site, square in squares.items()}
 
 
-def survey(strategy: Strategy, model: SealedTensors, updates: Mapping[str, SealedTensors]) -> None:
+def survey(strategy: Strategy, model: SealedTensors, updates: Mapping[str, SealedTensors], wire: str) -> None:
     """A pass that only looks. Raises UpdateRefused."""
-    for current, pieces in read_ahead(in_step(model, updates)):
+    for current, pieces in read_ahead(in_step(model, updates, wire)):
         for site, piece in zip(updates, pieces, strict=True):
             _change(site, piece, current)
         strategy.look(current, pieces)
 
 
-def in_step(model: SealedTensors, updates: Mapping[str, SealedTensors]) -> Iterator[tuple[Block, list[Block]]]:
-    """The same block of the model and of every update. Raises UpdateRefused."""
-    ahead = {site: update.blocks() for site, update in updates.items()}
+def in_step(
+    model: SealedTensors, updates: Mapping[str, SealedTensors], wire: str
+) -> Iterator[tuple[Block, list[Block]]]:
+    """The same block of the model and of every update, whatever the wire format. Raises UpdateRefused."""
+    ahead = {site: _Values(update, wire) for site, update in updates.items()}
     for current in model.blocks():
         pieces = []
-        for site, blocks in ahead.items():
+        for site, values in ahead.items():
             with refusing(site):
-                piece = next(blocks, None)
-                if piece is None or piece.size != current.size:
-                    raise BadTensors("layout", "fewer values than the model has, or in other places")
-            pieces.append(piece)
+                pieces.append(values.like(current))
         yield current, pieces
-    for site, blocks in ahead.items():
+    for site, values in ahead.items():
         with refusing(site):
-            if next(blocks, None) is not None:
-                raise BadTensors("layout", "more values than the model has")
+            values.must_have_ended()
+
+
+class _Values:
+    """An update's values in step with the model's blocks; differences are added to them."""
+
+    def __init__(self, update: SealedTensors, wire: str) -> None:
+        self._pieces = update.pieces()
+        self._wire = wire
+        self._held = bytearray()
+
+    def like(self, current: Block) -> Block:
+        """Raises SealBroken, BadTensors."""
+        if self._wire == FLOAT32:
+            piece = next(self._pieces, None)
+            if piece is None or len(piece) != current.nbytes:
+                raise BadTensors("layout", "fewer values than the model has, or in other places")
+            return np.frombuffer(piece, dtype="<f4")
+        n = 2 * current.size
+        while len(self._held) < n:
+            piece = next(self._pieces, None)
+            if piece is None:
+                raise BadTensors("layout", "fewer values than the model has")
+            self._held += piece
+        words = np.frombuffer(bytes(self._held[:n]), dtype="<u2")
+        del self._held[:n]
+        return current + decode(words, self._wire)
+
+    def must_have_ended(self) -> None:
+        """Raises SealBroken, BadTensors. Only now is the stream known to be whole."""
+        if self._held or next(self._pieces, None) is not None:
+            raise BadTensors("layout", "more values than the model has")
 
 
 def read_ahead(rows: Iterator[_T]) -> Iterator[_T]:

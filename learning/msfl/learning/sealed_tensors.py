@@ -56,10 +56,14 @@ class SealedTensors:
 
     def blocks(self) -> Iterator[Block]:
         """Each is valid until the next but one is asked for. Raises SealBroken, BadTensors("layout": half a value)."""
+        return map(_floats, self.pieces())
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The data as bytes, for tensors of another type. As `blocks`."""
         if len(self._first):
-            yield _floats(self._first)
+            yield self._first
         while (piece := self._next()) is not None:
-            yield _floats(piece)
+            yield piece
 
     def _read_head(self) -> memoryview:
         seen = bytearray()

@@ -9,10 +9,8 @@ load          the header is checked (`msfl.protos.tensors`): float32 only, no du
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from msfl.learning.contract import Weights
 from msfl.learning.files import sha256_of_file, write_whole
 from msfl.protos.tensors import BadTensors, TensorTable, read_table
+from msfl.protos.wire_formats import spelled
 
 
 def save(path: Path, weights: Weights) -> str:
@@ -63,9 +62,7 @@ def encoded(weights: Weights) -> Iterator[bytes | memoryview]:
     for name, values in weights.items():
         begin, end = end, end + values.nbytes
         header[name] = {"dtype": "F32", "shape": list(values.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % 64)
-    yield struct.pack("<Q", len(text)) + text
+    yield spelled(header)
     for values in weights.values():
         yield as_bytes(np.ascontiguousarray(values, dtype="<f4"))
 
@@ -77,14 +74,33 @@ def as_bytes(values: NDArray[np.float32]) -> memoryview:
 
 def load(path: Path) -> Weights:
     """All tensors of a file, in the file's order. Raises BadTensors, OSError."""
-    with path.open("rb") as file:
-        table = read_table(file)
-    if table.total_bytes != path.stat().st_size:
-        raise BadTensors("layout", "the file holds more or fewer bytes than its tensors")
-    flat = np.fromfile(path, dtype="<f4", offset=table.data_start).astype(np.float32, copy=False)
-    if not np.isfinite(flat).all():
-        raise BadTensors("not_finite", "a tensor holds NaN or infinity")
-    return named(table, flat)
+    return Memory().load(path)
+
+
+class Memory:
+    """Loads one model after the other into the same memory: each is valid until the next is loaded.
+
+    Who loads a model each round spares the kernel from clearing so much memory anew each time.
+    """
+
+    def __init__(self) -> None:
+        self._flat = np.empty(0, dtype="<f4")
+
+    def load(self, path: Path) -> Weights:
+        """As `load`."""
+        with path.open("rb", buffering=0) as file:
+            table = read_table(file)
+            if table.total_bytes != os.fstat(file.fileno()).st_size:
+                raise BadTensors("layout", "the file holds more or fewer bytes than its tensors")
+            n = (table.total_bytes - table.data_start) // 4
+            if self._flat.size != n:
+                self._flat = np.empty(n, dtype="<f4")
+            file.seek(table.data_start)
+            if n and file.readinto(as_bytes(self._flat)) != 4 * n:
+                raise BadTensors("layout", "the file ended while it was read")
+        if not np.isfinite(self._flat).all():
+            raise BadTensors("not_finite", "a tensor holds NaN or infinity")
+        return named(table, self._flat)
 
 
 def named(table: TensorTable, flat: NDArray[np.float32]) -> Weights:

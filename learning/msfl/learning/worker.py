@@ -59,6 +59,7 @@ class Worker:
         self._site: tuple[Any, Site] | None = None
         self._prepared = False
         self._holds_local = False
+        self._model_memory = weight_files.Memory()
         self.verbs: Mapping[str, Verb] = {
             "fingerprint": self._fingerprint,
             "prepare": self._prepare,
@@ -93,7 +94,7 @@ class Worker:
     def _train_federated(self, task: Task, open_progress: OpenProgress) -> Outcome:
         began = self._clock()
         site = self._ready_site(task, open_progress)
-        weights = self._load(task, "weights")
+        weights = self._load_model(task)
         incoming = self._measure_incoming(task, site, weights, open_progress("validate"))
         trained = self._model.train(site, weights, "federated", task.round, task.config, open_progress("train"))
         document = {**_facts(trained), "seconds": self._clock() - began, "incoming": incoming}
@@ -197,9 +198,13 @@ class Worker:
         self._prepared = True
         return prepared
 
-    def _load(self, task: Task, name: str) -> Weights:
+    def _load_model(self, task: Task) -> Weights:
+        """The round's model, in the same memory each time: what the last round did with it is over."""
+        return self._load(task, "weights", self._model_memory)
+
+    def _load(self, task: Task, name: str, memory: weight_files.Memory | None = None) -> Weights:
         try:
-            return weight_files.load(self._place.input(task, name))
+            return (memory or weight_files.Memory()).load(self._place.input(task, name))
         except BadTensors as error:
             raise TaskRefusal(f"weights_{error.code}", f"{name}: {error}") from error
 

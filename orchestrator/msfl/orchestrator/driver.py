@@ -188,16 +188,15 @@ class Driver:
         files = {name: artifacts.local(state.run_id, key) for name, key in wanted.items()}
         document = {**step.document, "attempts": central_attempts(state), "min_sites": state.spec.min_sites}
         result = up.process.do(CentralTask(step.task_id, step.verb, step.round, up.facts["config"], document, files))
-        keys = []
+        made = {}
         for name, path in result.files.items():
             artifact, _, site = name.rpartition("/")
-            key = output_key(step.task_id, site, artifact) if artifact else f"{step.task_id}/{name}"
-            artifacts.adopt(state.run_id, key, path)
-            keys.append(key)
+            made[output_key(step.task_id, site, artifact) if artifact else f"{step.task_id}/{name}"] = path
+        artifacts.adopt(state.run_id, made)
         seconds = time.monotonic() - began
         self._keep(
             lambda now: CentralDone(
-                at=now, task_id=step.task_id, document=result.document, files=tuple(sorted(keys)), seconds=seconds
+                at=now, task_id=step.task_id, document=result.document, files=tuple(sorted(made)), seconds=seconds
             )
         )
         self._free(state, step)

@@ -23,6 +23,7 @@ from msfl.protos.sealing import EVERYBODY, KEY, StreamHeader
 
 JsonObject: TypeAlias = dict[str, Any]
 ENTRY = "broadcast"
+DIFFERENCE = "difference"
 _BLAKE3 = re.compile(r"blake3:[0-9a-f]{64}")
 
 
@@ -32,33 +33,46 @@ class BadNote(ValueError):
 
 @dataclass(frozen=True)
 class Note:
-    """`blake3` is the hash of the tensors file, as `blake3:<hex>`; `secret` opens the stream of this header alone."""
+    """`blake3` is the hash of the tensors file, as `blake3:<hex>`; `secret` opens the stream of this header alone.
+
+    Where `base` is given, the same model can also be had as a 16-bit difference to the tensors file with that hash:
+    the artifact `DIFFERENCE` of the same task, opened by `difference_secret`.
+    """
 
     task_id: str
     round: int
     artifact: str
     secret: bytes
     blake3: str
+    base: str = ""
+    difference_secret: bytes = b""
 
     @property
     def key(self) -> str:
         """Where the centre keeps the file that this note is about."""
         return output_key(self.task_id, EVERYBODY, self.artifact)
 
+    @property
+    def difference_key(self) -> str:
+        return output_key(self.task_id, EVERYBODY, DIFFERENCE)
+
+    def difference_header(self, run_id: str) -> StreamHeader:
+        return broadcast_header(run_id, self.task_id, self.round, DIFFERENCE)
+
     def header(self, run_id: str) -> StreamHeader:
         return broadcast_header(run_id, self.task_id, self.round, self.artifact)
 
     def to_document(self) -> JsonObject:
-        secret = base64.b64encode(self.secret).decode()
-        return {
-            ENTRY: {
-                "task_id": self.task_id,
-                "round": self.round,
-                "artifact": self.artifact,
-                "secret": secret,
-                "blake3": self.blake3,
-            }
+        said: JsonObject = {
+            "task_id": self.task_id,
+            "round": self.round,
+            "artifact": self.artifact,
+            "secret": _text(self.secret),
+            "blake3": self.blake3,
         }
+        if self.base:
+            said |= {"base": self.base, "difference_secret": _text(self.difference_secret)}
+        return {ENTRY: said}
 
 
 def broadcast_header(run_id: str, task_id: str, round: int, artifact: str) -> StreamHeader:
@@ -73,12 +87,19 @@ def note_in(document: JsonObject) -> Note | None:
     if set(document) != {ENTRY} or not isinstance(said, dict):
         raise BadNote("a note holds nothing but itself")
     try:
-        note = Note(**{**said, "secret": base64.b64decode(said["secret"], validate=True)})
+        secrets = {k: base64.b64decode(said[k], validate=True) for k in ("secret", "difference_secret") if k in said}
+        note = Note(**{**said, **secrets})
     except (KeyError, TypeError, binascii.Error) as error:
         raise BadNote("a note of other fields") from error
-    texts = (note.task_id, note.artifact, note.blake3)
+    texts = (note.task_id, note.artifact, note.blake3, note.base)
     if not all(isinstance(t, str) for t in texts) or type(note.round) is not int or len(note.secret) != KEY:
         raise BadNote("a note of other types")
     if not _BLAKE3.fullmatch(note.blake3):
         raise BadNote("a note without a hash")
+    if note.base and (not _BLAKE3.fullmatch(note.base) or len(note.difference_secret) != KEY):
+        raise BadNote("a note about a difference to nothing")
     return note
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()

@@ -245,3 +245,31 @@ def test_a_zip_of_the_same_files_is_the_same_bytes(tmp_path: Path) -> None:
             path.write_text(file)
         zip_folder(tmp_path / name, tmp_path / f"{name}.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+
+
+@pytest.mark.parametrize("wire", ["bf16", "fp16"])
+def test_rounds_by_difference_give_every_site_the_same_model(host: Host, sites: SealedSites, wire: str) -> None:
+    """Both ways in 16 bits, with a value that no 16 bits hold: after ten rounds it is where float32 would be."""
+    plan(host, sites)
+    config = {"wire": wire}
+    held = {name: values.copy() for name, values in zeros().items()}
+    left = {s: {name: np.zeros_like(v) for name, v in held.items()} for s in ("site-a", "site-b")}
+    exact = 0.0
+    for r in range(1, 11):
+        exact += (0.1001 * 3 + 0.2003) / 4
+        updates = {}
+        for site, step, n in (("site-a", 0.1001, 3), ("site-b", 0.2003, 1)):
+            trained = {name: values + np.float32(step) for name, values in held.items()}
+            updates[site], left[site] = sites.difference(site, r, trained, held, left[site], wire, n)
+        answer = aggregate(host, sites, updates, {"recipients": ["site-a"]}, round=r, config=config)
+        now = model(host, sites, answer, round=r)
+        patched = sites.patched(host, answer, "site-a", r, held, wire)
+        assert {n: v.tobytes() for n, v in patched.items()} == {n: v.tobytes() for n, v in now.items()}
+        held = now
+    assert np.abs(held["drift"] - exact).max() < 1e-3
+    whole = {"site-a": sites.update("site-a", 11, plus(1))}
+    assert code(aggregate(host, sites, whole, round=11, config={"wire": "x"})) == "unknown_wire"
+    # Whole weights where differences were agreed on, and a difference to more tensors than there are.
+    refused = aggregate(host, sites, whole, round=11, config=config)
+    assert isinstance(refused, Result)
+    assert refused.document["refused"] == {"site-a": "update_layout"}

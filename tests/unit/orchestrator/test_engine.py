@@ -425,10 +425,10 @@ def test_a_crash_between_adopted_files_and_the_event_is_harmless(tmp_path: Path,
         after.artifacts.finish(RUN, key, 1)
     for what in ("plan", "weights"):
         (tmp_path / what).write_bytes(b"made before")
-        after.artifacts.adopt(RUN, output_key("plan", EVERYBODY, what), tmp_path / what)
+        after.artifacts.adopt(RUN, {output_key("plan", EVERYBODY, what): tmp_path / what})
     for site in ALL[:kept]:
         (tmp_path / "half").write_bytes(b"of a try that was killed")
-        after.artifacts.adopt(RUN, output_key("aggregate/1", site, "weights"), tmp_path / "half")
+        after.artifacts.adopt(RUN, {output_key("aggregate/1", site, "weights"): tmp_path / "half"})
     after.again()
     assert after.play(ended).phase is Phase.FINISHED
     assert [r.round for r in after.state.rounds] == [1, 2]
@@ -563,12 +563,12 @@ def test_a_step_of_the_centre_waits_for_the_disk_and_is_not_done_twice(centre: C
 def test_a_disk_that_is_full_of_files_is_waited_for_too(centre: Centre, monkeypatch: pytest.MonkeyPatch) -> None:
     adopt, refused = centre.artifacts.adopt, 0
 
-    def full(run_id: str, key: str, file: Path) -> None:
+    def full(run_id: str, files: Mapping[str, Path]) -> None:
         nonlocal refused
         refused += 1
         if refused <= 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        adopt(run_id, key, file)
+        adopt(run_id, files)
 
     monkeypatch.setattr(centre.artifacts, "adopt", full)
     centre.submit()

@@ -587,7 +587,9 @@ def central_broadcasts(state: RunState) -> dict[str, str]:
     plan = {f"{EVERYBODY}/plan": output_key("plan", EVERYBODY, "plan")}
     match step.verb:
         case "aggregate":
-            return _broadcast_model(step.round - 1)
+            left_over = output_key(f"aggregate/{step.round - 1}", EVERYBODY, "left-over")
+            known = left_over in state.outputs.get(f"aggregate/{step.round - 1}", ())
+            return {**_broadcast_model(step.round - 1), **({f"{EVERYBODY}/left-over": left_over} if known else {})}
         case "candidates":
             return _broadcast_model(step.round)
         case "export":

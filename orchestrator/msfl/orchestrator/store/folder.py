@@ -1,15 +1,25 @@
-"""`ArtifactStore` in a folder: `<root>/<run>/<key with / as folders>`; `.<file>.part` grows, and no key can name it."""
+"""`ArtifactStore` in a folder: `<root>/<run>/<key with ~ for />`; `.<file>.part` grows, and no key can name it.
+
+All files of a run lie in one folder, so that one sync of it makes the names of many durable. While a part grows the
+kernel is asked to begin writing it, 8 MiB at a time: what is left for the sync at its end is the last of them.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from msfl.orchestrator.store.interface import GapInUpload, Size
+from msfl.orchestrator.store.interface import DISK_TROUBLE, GapInUpload, Size, StoreUnavailable
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.\-]*(/[A-Za-z0-9][A-Za-z0-9_:.\-]*)*")
+_EARLY = 8 << 20
+_SYNC_FILE_RANGE_WRITE = 2  # <fcntl.h>: start writing, do not wait
 
 
 class FolderArtifacts:
@@ -21,29 +31,40 @@ class FolderArtifacts:
         # Keys are made by the run machine, never taken from a peer; this is the second belt.
         if not _KEY.fullmatch(f"{run_id}/{key}") or ".." in key or ".." in run_id:
             raise ValueError(f"not an artifact key: {run_id}/{key}")
-        return self._root / run_id / key
+        return self._root / run_id / key.replace("/", "~")
 
     def size(self, run_id: str, key: str) -> Size:
         file = self._file(run_id, key)
         if file.exists():
             return Size(bytes=file.stat().st_size, complete=True)
-        part = _part(file)
-        return Size(bytes=part.stat().st_size if part.exists() else 0, complete=False)
+        try:
+            with open(_part(file), "rb") as part:
+                # Whoever hears of these bytes does not send them again.
+                os.fdatasync(part.fileno())
+                return Size(bytes=os.fstat(part.fileno()).st_size, complete=False)
+        except FileNotFoundError:
+            return Size(bytes=0, complete=False)
 
     def append(self, run_id: str, key: str, offset: int, data: bytes) -> None:
         file = self._file(run_id, key)
         if file.exists():
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(_part(file), os.O_WRONLY | os.O_CREAT, 0o600)
-        with open(descriptor, "wb", buffering=0) as part:
-            have = os.fstat(descriptor).st_size
+        if offset == 0:
+            with self._room():
+                file.parent.mkdir(parents=True, exist_ok=True)
+        with self._room(), _open_to_write(_part(file)) as part:
+            have = os.fstat(part.fileno()).st_size
             if offset > have:
                 raise GapInUpload(have, offset)
             # To its own place, never to wherever the end is by now: a site that gave up a call that hung sends the same
             # bytes again, while that call's last part may still be on its way here.
             part.seek(have)
-            _write_all(part, data[have - offset :])
+            written = part.write(memoryview(data)[have - offset :])
+            if have + written < offset + len(data):
+                # The disk took a part of it; the next write would say why.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+            if have // _EARLY != (have + written) // _EARLY:
+                _start_writing(part.fileno(), have - have % _EARLY)
 
     def finish(self, run_id: str, key: str, total: int) -> None:
         file = self._file(run_id, key)
@@ -53,12 +74,14 @@ class FolderArtifacts:
         have = part.stat().st_size if part.exists() else 0
         if have != total:
             raise GapInUpload(have, total)
-        _make_durable(part, file)
+        with self._room():
+            _make_durable({part: file})
 
-    def adopt(self, run_id: str, key: str, file: Path) -> None:
-        target = self._file(run_id, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _make_durable(file, target)
+    def adopt(self, run_id: str, files: Mapping[str, Path]) -> None:
+        targets = {file: self._file(run_id, key) for key, file in files.items()}
+        with self._room():
+            (self._root / run_id).mkdir(parents=True, exist_ok=True)
+            _make_durable(targets)
 
     def local(self, run_id: str, key: str) -> Path:
         file = self._file(run_id, key)
@@ -71,24 +94,43 @@ class FolderArtifacts:
         file.unlink(missing_ok=True)
         _part(file).unlink(missing_ok=True)
 
-
-def _write_all(part: BinaryIO, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[part.write(left) :]
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            what = f"{self._root} cannot be written ({error.strerror}): free or mount its disk; nothing is lost"
+            raise StoreUnavailable(what) from error
 
 
 def _part(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
 
 
-def _make_durable(source: Path, target: Path) -> None:
-    """Contents first, then the name: after a power cut the artifact is whole or not there."""
-    with open(source, "rb") as f:
-        os.fsync(f.fileno())
-    os.replace(source, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _open_to_write(part: Path) -> BinaryIO:
+    """Made when it is not there; what it holds stays."""
+    return open(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0)
+
+
+def _start_writing(descriptor: int, offset: int) -> None:
+    """A hint: whether it is taken changes when bytes are written, never whether they are durable."""
+    ctypes.CDLL(None).sync_file_range(
+        descriptor, ctypes.c_int64(offset), ctypes.c_int64(_EARLY), _SYNC_FILE_RANGE_WRITE
+    )
+
+
+def _make_durable(moves: Mapping[Path, Path]) -> None:
+    """Contents first, then the names: after a power cut an artifact is whole or not there."""
+    for source in moves:
+        with open(source, "rb") as f:
+            os.fsync(f.fileno())
+    for source, target in moves.items():
+        os.replace(source, target)
+    for parent in {target.parent for target in moves.values()}:
+        folder = os.open(parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -12,6 +12,7 @@ refused), and exists for readers only after `finish`, which makes it durable.
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,15 +70,16 @@ class ArtifactStore(Protocol):
     def size(self, run_id: str, key: str) -> Size: ...
 
     def append(self, run_id: str, key: str, offset: int, data: bytes) -> None:
-        """Raises GapInUpload."""
+        """Raises GapInUpload, StoreUnavailable."""
         ...
 
     def finish(self, run_id: str, key: str, total: int) -> None:
-        """Make the artifact durable and visible. Raises GapInUpload when it is not `total` bytes long."""
+        """Make the artifact durable and visible. Raises GapInUpload when it is not `total` bytes long,
+        StoreUnavailable."""
         ...
 
-    def adopt(self, run_id: str, key: str, file: Path) -> None:
-        """Take over a finished local file; durable on return, and `file` is gone."""
+    def adopt(self, run_id: str, files: Mapping[str, Path]) -> None:
+        """Take over finished local files by key; durable on return, and the files are gone. Raises StoreUnavailable."""
         ...
 
     def local(self, run_id: str, key: str) -> Path:
