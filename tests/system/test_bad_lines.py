@@ -14,16 +14,13 @@ from typing import Any
 
 import pytest
 
-from fakes.federations import DATASET, LiveFederation, until
+from fakes.federations import LiveFederation, until
 from fakes.lines import FAIR, FAR_AND_LOSSY, Line, Way, Weather
 from msfl.policies.documents import JobSpec
 from msfl.sdk.reporting import report_document
 from msfl.sdk.run import Run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-ECHO = Path(__file__).parents[2] / "benchmarks/round/echo_release"
-MODEL_MB = 8.0
-MB = 1e6
 SITE = "site-b"
 SILENT_S = 15.0
 BATCHES = 250
@@ -100,3 +97,101 @@ def test_a_line_that_is_cut_and_refuses_for_a_while(
             time.sleep(2.0)
         assert hashes(finished(run)) == undisturbed
         assert line.connections >= 2
+
+
+def test_a_short_hole_is_waited_through(live: LiveFederation, undisturbed: list[str]) -> None:
+    with line_of(live, SITE) as line:
+        run = live.client.submit(spec(live))
+        computes(live, run)
+        with line.hole():
+            time.sleep(5.0)
+        assert hashes(finished(run)) == undisturbed
+        assert line.connections == 1
+
+
+@pytest.mark.full
+def test_a_line_that_dies_silently_costs_a_site_some_rounds_and_the_run_nothing(live: LiveFederation) -> None:
+    """No FIN, no reset. The centre sees the site silent and goes on with the quorum; the gateway sees that nobody
+    answers it, dials anew, and takes part again."""
+    long = {"batches_per_epoch": 1000, "local_epochs": 5}
+    with line_of(live, SITE) as line:
+        run = live.client.submit(spec(live, rounds=12, min_sites=2, config=long))
+        computes(live, run)
+        line.forget()
+        at = time.time()
+        state = run.wait()
+        assert state["phase"] == "finished", state
+        silent = [doc["at"] for _, doc in run.events() if doc.get("event") == "SiteSilent"]
+        assert silent[0] - at < SILENT_S
+        took_part = [SITE in r["sites"] for r in state["rounds"]]
+        assert took_part[0]
+        assert not all(took_part)
+        assert took_part[-1], "it is back"
+        assert all(len(r["sites"]) >= 2 for r in state["rounds"])
+        assert line.connections >= 2
+
+
+# ----------------------------------------------------------------------------- long uploads and downloads
+
+MODEL_MB = 8.0
+MB = 1e6
+FAST_ENOUGH_TO_STRIKE = Weather(bits_per_s=48e6, latency_s=0.02)
+FAR_SITE = "site-2"
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
+    release = Path(__file__).parents[2] / "benchmarks/round/echo_release"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(release)
+        names = ("site-1", FAR_SITE, "site-3")
+        with LiveFederation.up(tmp_path_factory.mktemp("echo"), str(release), names) as federation:
+            yield federation
+
+
+def big(echo: LiveFederation) -> JobSpec:
+    return echo.job(rounds=2, profile="full", config={"model_mb": MODEL_MB}, keep="last", seed=3)
+
+
+@pytest.fixture(scope="module")
+def plain(echo: LiveFederation) -> tuple[list[str], dict[Way, int]]:
+    """The weights of an undisturbed run over the same line, and the bytes that it took."""
+    with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
+        before = dict(line.passed)
+        report = finished(echo.client.submit(big(echo)))
+        return hashes(report), {way: line.passed[way] - before[way] for way in ("up", "down")}
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_what_was_cut_goes_on_where_it_was_cut(
+    echo: LiveFederation, plain: tuple[list[str], dict[Way, int]], way: Way
+) -> None:
+    """`up`: in the middle of an upload, `down`: of a download. From the beginning again it would be 6 MB more."""
+    with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
+        before = dict(line.passed)
+        run = echo.client.submit(big(echo))
+        until(lambda: line.passed[way] - before[way] > 6 * MB, f"the first 6 MB {way}")
+        line.cut()
+        assert line.passed[way] - before[way] < MODEL_MB * MB, "in the middle"
+        report = finished(run)
+        took = {w: line.passed[w] - before[w] for w in ("up", "down")}
+        assert line.connections >= 2
+    weights, usual = plain
+    assert hashes(report) == weights
+    assert took[way] < usual[way] + 3 * MB
+
+
+def more_passed(line: Line, n: float, run: Run) -> None:
+    start = sum(line.passed.values())
+    until(lambda: sum(line.passed.values()) > start + n or run.state()["ended_at"], f"{n:.0f} bytes to pass")
+
+
+def test_a_line_that_is_cut_again_and_again_gets_there(
+    echo: LiveFederation, plain: tuple[list[str], dict[Way, int]]
+) -> None:
+    with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
+        run = echo.client.submit(big(echo))
+        for _ in range(6):
+            more_passed(line, 3 * MB, run)
+            line.cut()
+        assert hashes(finished(run)) == plain[0]

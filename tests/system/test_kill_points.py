@@ -1,6 +1,6 @@
 """`kill -9` of every process at every step of a run: it finishes, with every site and the same weights, bit for bit.
 
-The steps are not picked by hand: `steps_of` walks the run machine, so a new step is a new test; the stages come from the
+The steps are not picked by hand: `steps_of` walks the run machine, so a new step is a new test; stages come from the
 gateway's machine. A short step is caught in this way: before a step of the centre the aggregator is stopped and let go
 for 2 ms at a time, until the run's state shows the step; other steps last long enough to be seen. Afterwards the run's
 events say whether the step was still open when the signal was sent. If it was not, the case is tried again with a new
