@@ -186,6 +186,7 @@ def more_passed(line: Line, n: float, run: Run) -> None:
     until(lambda: sum(line.passed.values()) > start + n or run.state()["ended_at"], f"{n:.0f} bytes to pass")
 
 
+@pytest.mark.full
 def test_a_line_that_is_cut_again_and_again_gets_there(
     echo: LiveFederation, plain: tuple[list[str], dict[Way, int]]
 ) -> None:
