@@ -44,7 +44,7 @@ for site, answer in asked.items():
 run = msfl.run_federated(**arguments)
 run.watch()  # phase, round, loss and validation Dice of each site, until the run ends
 
-# %% Read. A notebook that died finds its run again: client.run("<run id>").
+# %% Read. A notebook that died finds its run again: msfl.attach("<run id>").
 out.mkdir(parents=True, exist_ok=True)
 run.curves().plot().savefig(out / "curves.png")
 report = run.report(out)  # report.html, report.json, figures/; report.show() opens the page

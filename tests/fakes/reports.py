@@ -145,3 +145,36 @@ def refused_report() -> dict[str, Any]:
         ],
     }  # fmt: skip
     return report
+
+
+def remark(site: str, code: str, message: str) -> dict[str, Any]:
+    return {"site": site, "code": code, "message": message}
+
+
+def troubled_report(rounds: int = 12) -> dict[str, Any]:
+    """A run that was asked for more rounds, lost a site for a while, refused an update, was paused and resumed."""
+    report = example_report(rounds)
+    report["survival"] = {
+        "rounds": 40, "min_sites": 2, "start": "quorum", "round_deadline_s": 7200, "on_dropout": "continue",
+        "keep": "best", "retain": {"last": 2, "best": 1, "every": 5},
+        "early_stopping": {"patience": 5, "min_delta": 0.005},
+        "on_divergence": {"rounds": 3, "action": "pause"},
+    }  # fmt: skip
+    report["generation"] = 2
+    for record in report["rounds"]:
+        record["kept"] = record["round"] in (5, 10, 11, 12)
+    first, third, seventh = report["rounds"][0], report["rounds"][2], report["rounds"][6]
+    first["late"] = ["site-c"]
+    del first["sites"]["site-c"]
+    third["refused"] = [remark("site-b", "update_not_finite", "the update holds NaN or infinity")]
+    del third["sites"]["site-b"]
+    seventh["flags"] = [
+        remark("site-b", "loss_rising", "its training loss has risen for several rounds"),
+        remark("site-c", "update_outlier", "its update is far larger than the others'"),
+    ]
+    seventh["late"] = ["site-a"]
+    report["course"] = [
+        {"at": "2026-11-24T09:01:00Z", "event": "PauseRequested", "message": "paused by ada@uni.example"},
+        {"at": "2026-11-24T09:02:00Z", "event": "Resumed", "message": "resumed by ada@uni.example"},
+    ]
+    return report

@@ -28,16 +28,17 @@ RUN = "run-7"
 class SealedSites:
     """`folder` keeps the sealed files; `keys` are the sites' run keys, fixed so that tests repeat."""
 
-    def __init__(self, folder: Path, *sites: str) -> None:
+    def __init__(self, folder: Path, *sites: str, run: str = RUN) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._n = 0
+        self._run = run
         self.keys = {site: hashlib.sha256(site.encode()).digest() for site in (*sites, EVERYBODY)}
         self.kept: dict[str, Path] = {}
 
     @property
     def names(self) -> list[str]:
-        return sorted(set(self.keys) - {EVERYBODY})
+        return sorted(site for site in self.keys if not site.startswith(EVERYBODY))
 
     def keep(self, host: Host, answer: Result | Failed) -> Result:
         """What an orchestrator keeps of an answer, to bring it along with later tasks: `kept`."""
@@ -47,15 +48,15 @@ class SealedSites:
                 self.kept[f"{EVERYBODY}/{artifact}"] = host.output(answer, f"{artifact}/{EVERYBODY}")
         return answer
 
-    def open(self, host: Host, run_id: str = RUN) -> Result | Failed:
+    def open(self, host: Host, run_id: str = "") -> Result | Failed:
+        run_id = run_id or self._run
         plain = json.dumps({site: base64.b64encode(key).decode() for site, key in self.keys.items()}).encode()
         info = b"msfl/aggregator-keys/v1|" + run_id.encode()
         box = seal_to(base64.b64decode(host.hello.public_key), plain, info)
         return host.do("open", {"run_id": run_id, "sealed_keys": base64.b64encode(box).decode()})
 
-    @staticmethod
-    def header(site: str, task_id: str, round: int) -> StreamHeader:
-        return StreamHeader(RUN, task_id, round, site, 1, "up", "result")
+    def header(self, site: str, task_id: str, round: int) -> StreamHeader:
+        return StreamHeader(self._run, task_id, round, site, 1, "up", "result")
 
     def up(self, header: StreamHeader, document: JsonObject, tensors: Weights | bytes | None = None) -> Path:
         """Seal a parcel as its site's gateway would; raw bytes stand for a file the gate would never let pass."""
@@ -91,7 +92,7 @@ class SealedSites:
         note = note_in(said)
         assert note is not None
         sealed = host.output(answer, f"difference/{EVERYBODY}")
-        file = _opened(note.difference_secret, note.difference_header(RUN), sealed)[1]
+        file = _opened(note.difference_secret, note.difference_header(self._run), sealed)[1]
         model = self._folder / "patched.safetensors"
         weight_files.write(model, base)
         head = head_of(model)
@@ -113,7 +114,7 @@ class SealedSites:
         assert isinstance(answer, Result)
         for_all = f"{artifact}/{EVERYBODY}"
         file = host.output(answer, for_all) if for_all in answer.files else self.kept[f"{EVERYBODY}/weights"]
-        tensors = _opened(note.secret, note.header(RUN), file)[1]
+        tensors = _opened(note.secret, note.header(self._run), file)[1]
         assert f"blake3:{blake3(tensors.read_bytes()).hexdigest()}" == note.blake3
         return tensors
 

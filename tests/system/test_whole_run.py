@@ -11,6 +11,7 @@ import pytest
 from fakes.federations import SITES, LiveFederation, until
 from msfl.evaluation.report import check_report
 from msfl.policies.documents import JobSpec
+from msfl.sdk.client import BadJob
 from msfl.sdk.reporting import report_document
 from msfl.sdk.run import Run
 
@@ -153,3 +154,19 @@ def test_an_abort_while_workers_are_being_started_leaves_none_behind(live: LiveF
 def _aggregators(live: LiveFederation) -> list[psutil.Process]:
     children = live.process("orchestrator").children(recursive=True)
     return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_an_extended_run_begins_where_the_earlier_one_was_best(live: LiveFederation, finished: Run) -> None:
+    before = finished.state()
+    again = finished.extend(1, baseline=None)
+    state = again.wait()
+    assert state["phase"] == "finished"
+    plan, first = state["documents"]["plan"], before["documents"]["plan"]
+    assert plan["plan_hash"] == first["plan_hash"]
+    assert plan["weights_sha256"] == before["rounds"][before["best_round"] - 1]["weights_sha256"]
+    assert len(state["rounds"]) == 1
+    assert "fingerprint" not in state["step_seconds"]
+    with pytest.raises(BadJob, match="no model of round 17"):
+        finished.extend(1, round=17)
+    with pytest.raises(BadJob, match="you have no run"):
+        live.client.submit(live.job(start_from={"run": "20260101-000000-00000000"}))

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import offset_copy
 
 from msfl.evaluation import findings
 from msfl.evaluation.findings import FEDERATED, Report, local_model
@@ -124,10 +125,12 @@ def round_curves(report: Report) -> Figure:
             0.5, 0.5, "no site measured validation cases", transform=dice_axes.transAxes, ha="center", color=QUIET
         )
 
+    amiss = [remark for remark in _REMARKS if _mark(loss_axes, report, remark, styles)]
+
     best = report["best_round"]
     for axes, title in ((loss_axes, "Loss"), (dice_axes, "Validation Dice of the averaged model")):
         _tidy(axes, "y")
-        axes.set_title(title, fontsize=12, color=INK, loc="left", weight="bold")
+        axes.set_title(title, fontsize=12, color=INK, loc="left", weight="bold", pad=20 if amiss else 6)
         axes.set_xlabel("round", fontsize=10.5, color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
         if len(rounds) == 1:
@@ -150,8 +153,35 @@ def round_curves(report: Report) -> Figure:
     if any(with_validation_loss):
         handles.append(Line2D([], [], color=QUIET, label="training"))
         handles.append(Line2D([], [], color=QUIET, linestyle="--", label="validation"))
+    for remark in amiss:
+        marker, label, _ = _REMARKS[remark]
+        handles.append(Line2D([], [], linestyle="", marker=marker, color=QUIET, markerfacecolor="none", label=label))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False, fontsize=10)
     return figure
+
+
+# What may be amiss with a site in a round: its marker above the losses, its name, its height there (1: the top edge).
+_REMARKS = {
+    "refused": ("x", "update refused", 1.05),
+    "late": ("o", "away or late", 1.02),
+    "flags": ("^", "conspicuous", 1.08),
+}
+
+
+def _mark(axes: Any, report: Report, remark: str, styles: dict[str, SiteStyle]) -> bool:
+    """A mark in the site's colour over each round in which something was amiss; False: there was none."""
+    marker, _, height = _REMARKS[remark]
+    anything = False
+    for record in report["rounds"]:
+        for i, site in enumerate(findings.amiss(record, remark)):
+            # Several sites of one round stand side by side, seven points apart.
+            place = offset_copy(axes.get_xaxis_transform(), axes.figure, x=7 * i, units="points")
+            axes.plot(
+                record["round"], height, marker=marker, color=styles[site].colour, markerfacecolor="none",
+                markersize=6, markeredgewidth=1.6, clip_on=False, transform=place,
+            )  # fmt: skip
+            anything = True
+    return anything
 
 
 # ------------------------------------------------------------------- distributions

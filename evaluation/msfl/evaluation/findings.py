@@ -131,6 +131,12 @@ def compare(report: Report, sites: Iterable[str]) -> Comparison | None:
     )
 
 
+def amiss(round_record: Mapping[str, Any], remark: str) -> tuple[str, ...]:
+    """The sites of a round under `late`, `refused` or `flags`, each once."""
+    sites = (entry if isinstance(entry, str) else entry["site"] for entry in round_record.get(remark, ()))
+    return tuple(dict.fromkeys(sites))
+
+
 def validation_dice(round_record: Mapping[str, Any]) -> float | None:
     """Mean validation Dice of a round's global model, weighted by validation cases; None when nobody measured it.
 

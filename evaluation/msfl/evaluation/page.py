@@ -49,6 +49,9 @@ def html(report: Report, drawn: Mapping[str, bytes], overlays: Mapping[str, byte
             if any(about.get(key) for key in ("description", "licence", "reference"))
         ],
         limits=_limits(report),
+        amiss=any(findings.amiss(record, remark) for record in report["rounds"] for remark in _AMISS),
+        rounds=_round_rows(report),
+        survival=_survival(report),
     )
 
 
@@ -181,6 +184,7 @@ def story(report: Report) -> list[str]:
             f"centre averaged ({report['config'].get('strategy', 'fedavg')}, {weighting}): {up:.0f} MiB up, "
             f"{down:.0f} MiB down, {duration(seconds)}{best}. No image left a site."
         )
+    lines += _troubles(report)
     if report["evaluation"]:
         lines.append(
             f"The model of round {report['evaluated_round']} was tested once, at every site, on cases set aside for "
@@ -189,6 +193,102 @@ def story(report: Report) -> list[str]:
     if len(lines) == 1 and not rounds:
         lines.append("No worker trained, so no weights exist and no site sent any.")
     return lines
+
+
+def _troubles(report: Report) -> list[str]:
+    """What went wrong on the way and how the run went on; nothing in a run without troubles."""
+    lines = []
+    rounds, asked = report["rounds"], report.get("survival", {})
+    if asked.get("early_stopping") and 0 < len(rounds) < asked["rounds"]:
+        patience = asked["early_stopping"]["patience"]
+        lines.append(
+            f"Training was to take up to {_count(asked['rounds'], 'round')} and ended after {len(rounds)}, because the "
+            f"validation Dice had not grown for {_count(patience, 'round')}."
+            if status(report) == "finished"
+            else f"Training was to take up to {_count(asked['rounds'], 'round')} and ended after {len(rounds)}."
+        )
+    refused = [remark["site"] for record in rounds for remark in record.get("refused", ())]
+    if refused:
+        were = "was" if len(refused) == 1 else "were"
+        lines.append(
+            f"{_count(len(refused), 'update')} of {_listed(sorted(set(refused)))} {were} refused by the centre as no "
+            "result of training; the round went on without."
+        )
+    without = [record["round"] for record in rounds if record.get("late")]
+    if without:
+        lines.append(f"{_count(len(without), 'round')} went on without a site that was away or late.")
+    if report.get("course"):
+        lines.append(f"The run was held up or taken up again; see Interruptions ({len(report['course'])} entries).")
+    return lines
+
+
+_AMISS = {"late": "away or late", "refused": "update refused", "flags": "conspicuous"}
+
+
+def _round_rows(report: Report) -> list[dict[str, Any]]:
+    """The rounds with something to say: a site missing, an update refused, a model that is still kept."""
+    rows = []
+    for record in report["rounds"]:
+        remarks = [{"what": f"{site}: {_AMISS['late']}", "code": ""} for site in findings.amiss(record, "late")]
+        for kind in ("refused", "flags"):
+            remarks += [
+                {"what": f"{remark['site']}: {_AMISS[kind]}, {remark['message']}", "code": remark["code"]}
+                for remark in record.get(kind, ())
+            ]
+        if not remarks and not record.get("kept"):
+            continue
+        dice = findings.validation_dice(record)
+        marks = ["kept"] if record.get("kept") else []
+        marks += ["best"] if record["round"] == report["best_round"] else []
+        marks += ["tested"] if record["round"] == report["evaluated_round"] else []
+        rows.append(
+            {
+                "round": record["round"],
+                "best": record["round"] == report["best_round"],
+                "sites": ", ".join(record["sites"]),
+                "dice": "–" if dice is None else f"{dice:.3f}",
+                "seconds": record["seconds"],
+                "remarks": remarks,
+                "model": ", ".join(marks) or "–",
+            }
+        )
+    return rows
+
+
+def _survival(report: Report) -> list[tuple[str, str]]:
+    """The job's own rules for troubles, in words; empty for a report that does not hold them."""
+    rules = report.get("survival")
+    if rules is None:
+        return []
+    drops = {
+        "continue": "goes on with the others; with too few, it waits for one more deadline and then fails",
+        "wait": "waits for it until the deadline; with too few sites, without end",
+        "abort": "ends",
+    }
+    retain, stopping, diverging = rules["retain"], rules["early_stopping"], rules["on_divergence"]
+    kept = [f"of the last {_count(retain['last'], 'round')}"] if retain["last"] else []
+    kept += ["of the best round"] if retain["best"] else []
+    kept += [f"of one round in {retain['every']}"] if retain["every"] else []
+    kept = ["of every round"] if rules["keep"] == "all" else kept
+    grows = f" by more than {stopping['min_delta']:g}" if stopping and stopping["min_delta"] else ""
+    return [
+        ("training sites needed", f"{rules['min_sites']}, in every round"),
+        ("begins", "when all sites have answered" if rules["start"] == "all" else "as soon as enough sites allow it"),
+        ("a step waits for a site", f"at most {duration(rules['round_deadline_s'])}"),
+        ("when a site drops out", f"the run {drops[rules['on_dropout']]}"),
+        ("models that are kept", " and ".join(kept) or "none"),
+        (
+            "training ends early",
+            f"when the validation Dice has not grown{grows} for {_count(stopping['patience'], 'round')}"
+            if stopping
+            else "never",
+        ),
+        (
+            "when a site's loss rises",
+            f"for {_count(diverging['rounds'], 'round')} on end: "
+            + ("the run pauses" if diverging["action"] == "pause" else "it is flagged"),
+        ),
+    ]
 
 
 def _tiles(report: Report) -> list[dict[str, str]]:

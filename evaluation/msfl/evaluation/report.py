@@ -66,7 +66,7 @@ def check_report(report: Report) -> None:
         "policy_hashes": set(report["policy_hashes"]),
         "isolation": set(report["isolation"]),
         "overlays": set(report.get("overlays", {})),
-        "rounds": {site for record in report["rounds"] for site in record["sites"]},
+        "rounds": {site for record in report["rounds"] for site in _named(record)},
         "evaluation": {site for sites in report["evaluation"].values() for site in sites},
     }
     for where, sites in named.items():
@@ -77,6 +77,12 @@ def check_report(report: Report) -> None:
             for metric in METRICS:
                 if entry["n"] is not None and sum(entry[metric]["histogram"]) != entry["n"]:
                     raise BadReport(f"$.evaluation.{model}.{site}.{metric}: the histogram's counts do not add up to n")
+
+
+def _named(record: Mapping[str, Any]) -> list[str]:
+    """Every site that a round names: as there, late, refused or conspicuous."""
+    remarks = [*record.get("refused", ()), *record.get("flags", ())]
+    return [*record["sites"], *record.get("late", ()), *(remark["site"] for remark in remarks)]
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     verb        in                                            out
     open        run_id, sealed_keys                           –
     plan        {site: sealed fingerprint}, recipients        plan_hash, plan_summary, n_parameters, weights_sha256;
-                                                              plan/ALL, weights/ALL, plan/<site>, weights/<site>
+                or plan and model of an earlier run           plan/ALL, weights/ALL, plan/<site>, weights/<site>
     aggregate   round r, model r − 1, {site: sealed update},  sites (with update_norm), refused, weights_sha256;
                 recipients, min_sites, left-over r − 1        weights/ALL (the model of round r), weights/<site>;
                                                               with a 16-bit wire also difference/ALL, left-over/ALL
@@ -52,7 +52,7 @@ from msfl.learning.sealed_tensors import Block, Hashes, SealedTensors, SealedWri
 from msfl.learning.strategies import STRATEGIES, WEIGHTINGS
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
 from msfl.learning.weights import as_bytes
-from msfl.protos.notes import DIFFERENCE, Note, broadcast_header
+from msfl.protos.notes import DIFFERENCE, LEFT_OVER, Note, broadcast_header
 from msfl.protos.parcel import BadParcel, Unpacking, pack
 from msfl.protos.sealing import (
     EVERYBODY,
@@ -68,7 +68,8 @@ from msfl.protos.tensors import BadTensors
 from msfl.protos.wire_formats import DTYPES, FLOAT32, encode_difference, head_as
 
 SALT_BYTES = 32
-PLAN, WEIGHTS, LEFT_OVER = f"{EVERYBODY}/plan", f"{EVERYBODY}/weights", f"{EVERYBODY}/left-over"
+PLAN, WEIGHTS, BEFORE = f"{EVERYBODY}/plan", f"{EVERYBODY}/weights", f"{EVERYBODY}/{LEFT_OVER}"
+EARLIER_PLAN, EARLIER_WEIGHTS = f"{EVERYBODY}/earlier-plan", f"{EVERYBODY}/earlier-weights"
 """Under which names a task brings the plan, a model, and what rounding lost; no site is called so."""
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment a zip can hold
 
@@ -120,6 +121,8 @@ class Aggregator:
         return Outcome()
 
     def _make_plan(self, task: Task, open_progress: OpenProgress) -> Outcome:
+        if EARLIER_PLAN in task.files:
+            return self._take_over(task)
         recipients = self._recipients(task)
         fingerprints: dict[str, JsonObject] = {}
         for site in _senders(task):
@@ -136,16 +139,37 @@ class Aggregator:
             (f["labels"] for _, f in sorted(fingerprints.items()) if isinstance(f.get("labels"), dict)), {}
         )
         kept = {"plan": plan, "plan_hash": json_hash(plan), "labels": labels}
-        files = {
-            f"plan/{EVERYBODY}": self._seal_document(broadcast_header(self._the_run.run_id, "plan", 0, "plan"), kept)
-        }
+        return self._planned(recipients, kept, initial)
+
+    def _take_over(self, task: Task) -> Outcome:
+        """Plan and model of an earlier run, opened with its key and sealed again for this one."""
+        earlier = parameter(task, "start_from", dict)
+        run_id, round = str(earlier.get("run")), earlier.get("round")
+        key = self._the_run.keys.get(f"{EVERYBODY}@{run_id}")
+        if key is None or type(round) is not int:
+            raise TaskRefusal("unknown_run", f"no key was handed over for what run {run_id} kept")
+        plan_header = broadcast_header(run_id, "plan", 0, "plan")
+        header = broadcast_header(run_id, "plan" if round == 0 else f"aggregate/{round}", round, "weights")
+        try:
+            with self._place.input(task, EARLIER_PLAN).open("rb", buffering=0) as file:
+                kept = _document(broadcast_key(key, plan_header), plan_header, file)
+            with self._place.input(task, EARLIER_WEIGHTS).open("rb", buffering=0) as file:
+                weights = read_weights(SealedTensors(broadcast_key(key, header), header, file))
+        except (SealBroken, BadParcel, BadTensors) as error:
+            raise TaskRefusal("model_broken", f"round {round} of run {run_id}: {error}") from error
+        return self._planned(self._recipients(task), kept, weights)
+
+    def _planned(self, recipients: list[str], kept: JsonObject, initial: Weights) -> Outcome:
+        """The plan and the model that round 1 starts from, sealed for everybody."""
+        for_all = broadcast_header(self._the_run.run_id, "plan", 0, "plan")
+        files = {f"plan/{EVERYBODY}": self._seal_document(for_all, kept)}
         written, hashes = self._seal_weights("plan", 0, initial)
         files[f"weights/{EVERYBODY}"] = written
         files |= self._plans("plan", 0, recipients, kept)
         files |= self._notes("plan", 0, "weights", recipients, Note("plan", 0, "weights", b"", hashes.blake3))
         document = {
             "plan_hash": kept["plan_hash"],
-            "plan_summary": plan.get("summary", {}),
+            "plan_summary": kept["plan"].get("summary", {}),
             "n_parameters": sum(values.size for values in initial.values()),
             "weights_sha256": hashes.sha256,
         }
@@ -203,11 +227,11 @@ class Aggregator:
         if wire == FLOAT32:
             return _NextModel(task.round, weights)
         before = None
-        if LEFT_OVER in task.files:
-            before = self._broadcast(task, LEFT_OVER, f"aggregate/{task.round - 1}", task.round - 1, "left-over", files)
+        if BEFORE in task.files:
+            before = self._broadcast(task, BEFORE, f"aggregate/{task.round - 1}", task.round - 1, LEFT_OVER, files)
         difference = writing(DIFFERENCE, head_as(model.head, wire))
         return _NextModelByDifference(
-            task.round, weights, difference, writing("left-over", model.head), model, before, wire
+            task.round, weights, difference, writing(LEFT_OVER, model.head), model, before, wire
         )
 
     def _round(
@@ -305,7 +329,7 @@ class Aggregator:
 
     def _recipients(self, task: Task) -> list[str]:
         recipients = sorted(set(parameter(task, "recipients", list)))
-        if unknown := [site for site in recipients if site not in self._the_run.keys or site == EVERYBODY]:
+        if unknown := [site for site in recipients if site not in self._the_run.keys or site.startswith(EVERYBODY)]:
             raise TaskRefusal("unknown_site", f"no key was handed over for {', '.join(map(str, unknown))}")
         return recipients
 
@@ -486,7 +510,7 @@ class _NextModelByDifference(_NextModel):
         mixed = super().close(sites)
         self._difference.close()
         self._left_over.close()
-        files = {f"{DIFFERENCE}/{EVERYBODY}": self._difference.name, f"left-over/{EVERYBODY}": self._left_over.name}
+        files = {f"{DIFFERENCE}/{EVERYBODY}": self._difference.name, f"{LEFT_OVER}/{EVERYBODY}": self._left_over.name}
         note = replace(mixed.note, base=f"blake3:{self._base.hexdigest()}")
         return replace(mixed, files=mixed.files | files, note=note)
 

@@ -30,7 +30,9 @@ MAX_OUTPUT_BYTES = 4 << 30
 class HandOver(Protocol):
     """What the orchestrator asks of the keyring: the run's site keys, sealed to the aggregator."""
 
-    def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes: ...
+    def hand_over(
+        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""
+    ) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,13 @@ class Aggregator:
         process = HostedProcess.start(runtime, order)
         return cls(process, order.folder, run_id, config, keyring, read_only_inbox=contained)
 
-    def open(self, wrapped: Mapping[str, bytes]) -> None:
-        """Hand over the keys of these sites, all there are; again whenever there are more.
+    def open(self, wrapped: Mapping[str, bytes], earlier: str) -> None:
+        """Hand over the keys of these sites, all there are, and of an earlier run; again whenever there are more.
 
         Raises BadRunSecret, KeyringDown.
         """
         public = base64.b64decode(self._process.hello.public_key)
-        sealed = self._keyring.hand_over(self._run_id, wrapped, public)
+        sealed = self._keyring.hand_over(self._run_id, wrapped, public, earlier)
         document = {"run_id": self._run_id, "sealed_keys": base64.b64encode(sealed).decode()}
         self.do(CentralTask("open", "open", 0, self._config, document, {}))
 

@@ -189,6 +189,8 @@ def _state(events: list[Event]) -> RunState:
 
 
 def _waiting(state: RunState, last: float) -> WaitingRun:
+    if state.paused:
+        return WaitingRun(state.run_id, f"its owner ({state.pause_reason})", _time(last))
     if state.phase is Phase.OFFERED:
         parked = sorted(m.site for m in state.members.values() if m.standing is Standing.PARKED)
         asked = sorted(m.site for m in state.members.values() if m.standing is Standing.ASKED)
@@ -198,7 +200,7 @@ def _waiting(state: RunState, last: float) -> WaitingRun:
     step = state.step
     if step is None:
         return WaitingRun(state.run_id, "its next step", _time(last))
-    who = "the aggregator" if step.central else ", ".join(sorted(step.waiting))
+    who = "the aggregator" if step.central else ", ".join(sorted(step.waiting or step.away))
     return WaitingRun(state.run_id, f"{who}, at {step.task_id}", _time(last))
 
 

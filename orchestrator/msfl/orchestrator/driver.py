@@ -1,6 +1,6 @@
 """One run's work at the centre: its aggregator is started, opened, asked for each central step, and started again.
 
-    while the run has not ended:
+    while the run has not ended and is not paused:
         RUNNING and no aggregator               start one
         a secret the aggregator does not have   open it (again) with all of them
         the current step is central             do it ▸ adopt its files ▸ keep the event ▸ free what nobody needs
@@ -37,11 +37,13 @@ from msfl.orchestrator.runs.machine import (
     central_attempts,
     central_broadcasts,
     central_inputs,
+    disposable_keys,
+    model_to_start_from,
+    runnable,
 )
 from msfl.orchestrator.store.interface import DISK_TROUBLE, ArtifactStore, StoreUnavailable
 from msfl.policies.refusals import Refused
 from msfl.protos.messages import output_key
-from msfl.protos.sealing import EVERYBODY
 from msfl.runtime.hosted import ProcessGone, TaskFailed
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -53,8 +55,11 @@ log = structlog.get_logger()
 class CentralProcess(Protocol):
     """The aggregator of one run, as far as the engine needs it."""
 
-    def open(self, wrapped: Mapping[str, bytes]) -> None:
-        """Hand over the sites' run secrets, all of them. Raises BadRunSecret, KeyringDown, ProcessGone, TaskFailed."""
+    def open(self, wrapped: Mapping[str, bytes], earlier: str) -> None:
+        """Hand over the sites' run secrets, all of them; `earlier` is the run that this one starts from.
+
+        Raises BadRunSecret, KeyringDown, ProcessGone, TaskFailed.
+        """
         ...
 
     def do(self, task: CentralTask) -> CentralResult:
@@ -122,6 +127,7 @@ class Driver:
         self._bad_secrets: set[bytes] = set()
         self._failures = ("", 0)  # the step, and how often the aggregator died in it
         self._wait_s = patience.first_s
+        self._freed: frozenset[str] = frozenset()
 
     def drive(self) -> None:
         try:
@@ -163,14 +169,14 @@ class Driver:
         return True
 
     def _advance(self, state: RunState) -> bool:
-        if state.phase is not Phase.RUNNING:
+        if state.phase is not Phase.RUNNING or not runnable(state):
             return False
         if self._up is None:
             # Its start takes seconds: begin while the sites start theirs.
             self._up = _Up(*self._start_aggregator(state))
         wrapped = {site: box for site, box in _wrapped(state).items() if box not in self._bad_secrets}
         if self._up.opened is None or not wrapped.items() <= self._up.opened.items():
-            self._up.process.open(wrapped)
+            self._up.process.open(wrapped, state.spec.start_from.run if state.spec.start_from is not None else "")
             self._up.opened = wrapped
             self._fine()
         if state.step is None or not state.step.central:
@@ -187,6 +193,16 @@ class Driver:
         wanted = central_inputs(state) | central_broadcasts(state)
         files = {name: artifacts.local(state.run_id, key) for name, key in wanted.items()}
         document = {**step.document, "attempts": central_attempts(state), "min_sites": state.spec.min_sites}
+        if step.verb == "plan" and (start := state.spec.start_from) is not None:
+            earlier = self._runs.state(start.run)
+            assert earlier is not None, "the people's door took the job"
+            round, keys = model_to_start_from(earlier, start.round)
+            try:
+                files |= {name: artifacts.local(start.run, key) for name, key in keys.items()}
+            except FileNotFoundError as error:
+                log.error("the model to start from is gone", run=self._run_id, why=str(error))
+                return self._fail("earlier_model_gone")
+            document["start_from"] = {"run": start.run, "round": round}
         result = up.process.do(CentralTask(step.task_id, step.verb, step.round, up.facts["config"], document, files))
         made = {}
         for name, path in result.files.items():
@@ -199,16 +215,14 @@ class Driver:
                 at=now, task_id=step.task_id, document=result.document, files=tuple(sorted(made)), seconds=seconds
             )
         )
-        self._free(state, step)
+        self._free()
 
-    def _free(self, state: RunState, step: Step) -> None:
+    def _free(self) -> None:
         """Sealed streams are kept only as long as somebody may still need them."""
-        for key in central_inputs(state).values():
-            self._runs.artifacts.remove(state.run_id, key)
-        if step.verb == "aggregate" and step.round > 1:
-            for key in state.outputs.get(f"aggregate/{step.round - 1}", ()):
-                if f"/{EVERYBODY}/" not in key:
-                    self._runs.artifacts.remove(state.run_id, key)
+        disposable = disposable_keys(self._state())
+        for key in sorted(disposable - self._freed):
+            self._runs.artifacts.remove(self._run_id, key)
+        self._freed = disposable
 
     # ------------------------------------------------------------ trouble
 

@@ -5,7 +5,7 @@
                                                              │
       orders(site), state(run) ◀─────────────────────────────┘
     one thread per running run    the work of the centre: driver.py
-    one ticker thread             posts DeadlinePassed and SiteSilent: presence.py says who is silent
+    one ticker thread             posts DeadlinePassed, SiteSilent, SiteReturned: presence.py says who is there
 
 It remembers nothing that the events do not hold: after a restart it replays them and goes on with the same step. Live
 progress and what a run waits for at the centre are for eyes, and not kept. What the store cannot keep has not happened:
@@ -26,8 +26,8 @@ import structlog
 from msfl.orchestrator.clock import SteadyClock
 from msfl.orchestrator.driver import Driver, Patience, StartAggregator
 from msfl.orchestrator.presence import Bell, Presence
-from msfl.orchestrator.runs.events import DeadlinePassed, Event, SiteSilent, Submitted, from_json, to_json
-from msfl.orchestrator.runs.machine import Phase, RunState, advance, order_for, submitted
+from msfl.orchestrator.runs.events import DeadlinePassed, Event, SiteReturned, SiteSilent, Submitted, from_json, to_json
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, order_for, runnable, submitted
 from msfl.orchestrator.store.interface import ArtifactStore, RunStore, StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json
@@ -199,6 +199,12 @@ class Engine:
     def events(self, run_id: str, after: int) -> list[tuple[int, Event]]:
         return [(s.sequence, from_json(s.text)) for s in self._store.events(run_id, after)]
 
+    def seen(self, run_id: str, after: int) -> tuple[RunState, list[tuple[int, Event]]]:
+        """The events from a sequence number on, and the state that they have led to: neither is ahead of the other."""
+        run = self._runs[run_id]
+        with run.changing:
+            return run.state, self.events(run_id, after)
+
     def orders(self, site: str) -> list[tuple[RunState, Order]]:
         """What a site should be doing, over all runs it is part of."""
         with self._index:
@@ -266,9 +272,6 @@ class Engine:
                 failing = True
 
     def _look(self) -> None:
-        for site in sorted(self._presence.look()):
-            # Here a run that a site comes back to is told so.
-            self._presence.greeted(site)
         with self._index:
             active = list(self._active)
         for run_id in active:
@@ -276,16 +279,20 @@ class Engine:
 
     def _look_at(self, run: _Run) -> None:
         state, since, now = run.state, run.since, self.now()
+        if not runnable(state):
+            return
         deadline = state.spec.round_deadline_s
         if state.phase is Phase.OFFERED:
             if now - since > deadline:
                 self.post(state.run_id, DeadlinePassed(at=now, task_id="offer"))
             return
+        for member in state.members.values():
+            if member.absent and self._presence.present(member.site):
+                self.post(state.run_id, SiteReturned(at=now, site=member.site))
         step = state.step
         if step is None or step.central:
             return
-        if now - since > deadline:
-            self.post(state.run_id, DeadlinePassed(at=now, task_id=step.task_id))
+        if now - since > deadline and self.post(state.run_id, DeadlinePassed(at=now, task_id=step.task_id)):
             return
         for site in sorted(step.waiting):
             if self._presence.silent(site, since):
@@ -301,7 +308,8 @@ def _first(event: Event) -> RunState:
 def _step_of(state: RunState) -> tuple[object, ...]:
     """Differs as soon as another patience begins."""
     step = state.step
-    return (state.phase, step.task_id, step.opened_at) if step is not None else (state.phase,)
+    of_step = (step.task_id, step.opened_at, step.last_call) if step is not None else ()
+    return (state.phase, state.generation, state.paused, *of_step)
 
 
 def _concerned(before: RunState, after: RunState) -> frozenset[str]:

@@ -1,9 +1,9 @@
 """Which gateways are there, by their last sign of life, and who else waits for something to happen.
 
-    here ──nothing heard for SILENT_AFTER_S──▶ away ──a sign──▶ here, and `returned` until it is greeted
+    here ──nothing heard for SILENT_AFTER_S──▶ away ──a sign──▶ here
 
-A site is away until this process has heard it once, so after a restart every site returns once. No time here is ever
-compared with one of another process: patience counts from what this process has seen.
+A site is away until this process has heard it once. No time here is ever compared with one of another process:
+patience counts from what this process has seen.
 
 `Bell` wakes exactly those who wait for one site's orders or for one run.
 """
@@ -39,17 +39,10 @@ class Bell:
 class Presence:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
         self._last: dict[str, float] = {}
-        self._here: set[str] = set()
-        self._returned: set[str] = set()
 
     def heard(self, site: str) -> None:
         self._last[site] = self._clock()
-        if site not in self._here:
-            with self._lock:
-                self._here.add(site)
-                self._returned.add(site)
 
     def present(self, site: str) -> bool:
         return site in self._last and not self.silent(site, self._last[site])
@@ -57,13 +50,3 @@ class Presence:
     def silent(self, site: str, since: float) -> bool:
         """Nothing was heard for too long, where nobody could expect a sign before `since`."""
         return self._clock() - max(self._last.get(site, since), since) > SILENT_AFTER_S
-
-    def look(self) -> frozenset[str]:
-        """Note who has gone away; the sites that came back and have not been greeted."""
-        with self._lock:
-            self._here = {site for site in self._here if self.present(site)}
-            return frozenset(self._returned)
-
-    def greeted(self, site: str) -> None:
-        with self._lock:
-            self._returned.discard(site)

@@ -411,6 +411,35 @@ class DatasetRecord(Document):
         return f"{self.site}/{self.id}"
 
 
+class Retention(Document):
+    """Which models the centre keeps, sealed: those of the `last` rounds, of the `best`, each `every`-th (0: none)."""
+
+    last: Positive = 2
+    best: Literal[0, 1] = 1
+    every: Count = 0
+
+
+class EarlyStopping(Document):
+    """Training ends when the validation Dice has not grown by more than `min_delta` for `patience` rounds."""
+
+    patience: Positive
+    min_delta: float = Field(default=0.0, ge=0.0)
+
+
+class OnDivergence(Document):
+    """What is done when a site's training loss has risen in each of the last `rounds` rounds."""
+
+    rounds: Positive = 3
+    action: Literal["flag", "pause"] = "flag"
+
+
+class StartFrom(Document):
+    """The model that training starts from: of a round of an earlier run; without a round, its best."""
+
+    run: str = Field(min_length=1, max_length=128)
+    round: Positive | None = None
+
+
 class JobSpec(Document):
     """The request. `evaluate_only` names those of `datasets` that are not trained on. One dataset per site.
 
@@ -434,7 +463,11 @@ class JobSpec(Document):
     start: Literal["all", "quorum"] = "all"
     round_deadline_s: Positive
     keep: Literal["best", "last", "all"] = "best"
-    early_stopping: None = None
+    on_dropout: Literal["continue", "wait", "abort"] = "continue"
+    retain: Retention = Retention()
+    early_stopping: EarlyStopping | None = None
+    on_divergence: OnDivergence = OnDivergence()
+    start_from: StartFrom | None = None
     seed: Seed
     nonce: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{16,128}$")]
 

@@ -23,7 +23,8 @@ from msfl.protos.sealing import EVERYBODY, KEY, StreamHeader
 
 JsonObject: TypeAlias = dict[str, Any]
 ENTRY = "broadcast"
-DIFFERENCE = "difference"
+DIFFERENCE, LEFT_OVER = "difference", "left-over"
+"""Artifacts beside a model: it as a difference to the one before, and what rounding lost of it."""
 _BLAKE3 = re.compile(r"blake3:[0-9a-f]{64}")
 
 

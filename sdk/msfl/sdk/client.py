@@ -1,4 +1,4 @@
-"""`connect`, `Client` and `run_federated`: from a few plain arguments to a signed job and a `Run`.
+"""`connect`, `Client`, `run_federated` and `attach`: from a few plain arguments to a signed job and a `Run`.
 
 arguments ─▶ JobSpec (strict) ─▶ canonical bytes ─▶ signed with the user's key ─▶ Submit ─▶ Run
 explain: the same, but every site only answers: allow, refuse or needs confirmation, and by which rule
@@ -10,12 +10,12 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import grpc
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from msfl.policies.documents import JobSpec, seconds
+from msfl.policies.documents import EarlyStopping, JobSpec, OnDivergence, Retention, StartFrom, seconds
 from msfl.policies.encoding import encode
 from msfl.policies.identity import sign_job
 from msfl.policies.refusals import CannotProceed
@@ -27,7 +27,14 @@ from msfl.sdk.credentials import Credentials, NotConnected
 from msfl.sdk.run import Run
 
 JsonObject: TypeAlias = dict[str, Any]
+D = TypeVar("D", bound=BaseModel)
 CALL_TIMEOUT_S = 30.0
+
+
+_SAME_AGAIN = (
+    *("name", "release", "datasets", "evaluate_only", "profile", "config", "strategy", "baseline", "min_sites"),
+    *("start", "keep", "on_dropout", "retain", "early_stopping", "on_divergence", "seed"),
+)
 
 
 class RefusedByGovernance(Exception):
@@ -40,6 +47,10 @@ class RefusedByGovernance(Exception):
 
 class BadJob(CannotProceed, ValueError):
     """The arguments do not make a job. The message names the argument."""
+
+
+class NotNow(CannotProceed):
+    """The run, as it stands, cannot be asked this: paused, resumed, …. The message says how it stands."""
 
 
 class Client:
@@ -70,7 +81,7 @@ class Client:
         return self._list("runs")
 
     def run(self, run_id: str) -> Run:
-        """One of your runs, by its id."""
+        """One of your runs, by its id; `watch` on it shows all that has happened so far, and goes on. Raises BadJob."""
         run = Run(run_id, self)
         run.state()
         return run
@@ -103,7 +114,11 @@ class Client:
         start: Literal["all", "quorum"] = "all",
         round_deadline: str = "2h",
         keep: Literal["best", "last", "all"] = "best",
-        early_stopping: None = None,
+        on_dropout: Literal["continue", "wait", "abort"] = "continue",
+        retain: Mapping[str, int] | None = None,
+        early_stopping: Mapping[str, float] | None = None,
+        on_divergence: Mapping[str, Any] | None = None,
+        start_from: Mapping[str, Any] | None = None,
         seed: int = 1,
         name: str = "run",
     ) -> JobSpec:
@@ -113,7 +128,24 @@ class Client:
             datasets: `site/dataset`, one per site; those under `evaluate_only` are tested on and never trained on.
             config: settings of the release that differ from its profile.
             min_sites: fewest training sites to begin and go on with; all of them when not given.
+            start: `all` waits for every site's answer; `quorum` begins as soon as `min_sites` allow the run, and a site
+                that answers later joins then.
             round_deadline: `90s`, `30m`, `2h`: how long a step waits for a site.
+            keep: which round's model is evaluated and exported: the `best` by validation Dice, or the `last`; `all`:
+                the best, and the models of all rounds stay at the centre.
+            on_dropout: a site falls silent or misses the deadline: `continue` with the others, or, with fewer than
+                `min_sites`, wait for one more deadline and then fail; `wait` for it until the deadline, and for
+                `min_sites` without end; `abort` the run. Whoever comes back joins the next step.
+            retain: of which rounds the centre keeps the model, sealed, so that one can go on from it: those of the
+                `last` rounds, the `best` one (1 or 0), and `every` so many rounds (0: none).
+                `{"last": 2, "best": 1, "every": 0}` when not given.
+            early_stopping: `{"patience": 5, "min_delta": 0.0}` ends the training when the validation Dice has not grown
+                by more than `min_delta` for `patience` rounds; None trains all rounds.
+            on_divergence: a site's training loss rises in `rounds` rounds on end: `flag` it, or `pause` the run until
+                you resume it. `{"rounds": 3, "action": "flag"}` when not given.
+            start_from: `{"run": run_id, "round": 12}`: begin with that model and its plan, without a round with that
+                run's best; it must be yours and of the same release. The learning rate starts anew.
+            seed: of weights, batches and splits; the same job with the same seed and sites gives the same weights.
         """
         known = {row["release"]: row for row in self.releases()}
         if release not in known:
@@ -128,6 +160,8 @@ class Client:
         settings = dict(config or {})
         if local_epochs is not None:
             settings["local_epochs"] = local_epochs
+        begins_with = None if start_from is None else _part("start_from", StartFrom, start_from)
+        stopping = None if early_stopping is None else _part("early_stopping", EarlyStopping, early_stopping)
         try:
             return JobSpec(
                 name=name,
@@ -145,14 +179,16 @@ class Client:
                 start=start,
                 round_deadline_s=seconds(round_deadline),
                 keep=keep,
-                early_stopping=early_stopping,
+                on_dropout=on_dropout,
+                retain=_part("retain", Retention, retain or {}),
+                early_stopping=stopping,
+                on_divergence=_part("on_divergence", OnDivergence, on_divergence or {}),
+                start_from=begins_with,
                 seed=seed,
                 nonce=secrets.token_urlsafe(24),
             )
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the job"
-            raise BadJob(f"{where}: {first['msg']}") from error
+            raise BadJob(_first_problem("", error)) from error
 
     def run_federated(self, **arguments: Any) -> Run:
         """Build, sign and submit a job; the arguments are those of `job`."""
@@ -160,11 +196,24 @@ class Client:
 
     # ------------------------------------------------------------ for Run
 
+    def again(self, spec: JsonObject, **changes: Any) -> Run:
+        """A job like an earlier one's `spec`, but for `changes`. Raises BadJob."""
+        given = {key: spec[key] for key in _SAME_AGAIN} | {"round_deadline": f"{spec['round_deadline_s']}s"}
+        return self.submit(self.job(**(given | changes)))
+
     def show(self, run_id: str) -> JsonObject:
         return self._json(self._call(self._people.Show, wire.RunName(run_id=run_id)))
 
     def abort(self, run_id: str) -> JsonObject:
         return self._json(self._call(self._people.Abort, wire.RunName(run_id=run_id)))
+
+    def pause(self, run_id: str) -> JsonObject:
+        return self._json(self._call(self._people.Pause, wire.RunName(run_id=run_id)))
+
+    def resume(self, run_id: str) -> JsonObject:
+        """Sign the very bytes of the run's job again, with the key of today's credentials, and have it go on."""
+        proof = sign_job(self.show(run_id)["spec_text"].encode(), self._credentials.key_pair)
+        return self._json(self._call(self._people.Resume, wire.ResumeRun(run_id=run_id, proof=proof)))
 
     def watch(self, run_id: str, after: int = 0) -> Any:
         """An iterator of (sequence, kind, document). Raises NotConnected when the line is cut."""
@@ -212,11 +261,32 @@ class Client:
                 return RefusedByGovernance(code, message or details)
             case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.NOT_FOUND:
                 return BadJob(details)
+            case grpc.StatusCode.FAILED_PRECONDITION:
+                return NotNow(details)
             case grpc.StatusCode.UNAUTHENTICATED:
                 return NotConnected(f"the orchestrator does not know you: {details}")
             case _:
                 where = self._credentials.endpoint
                 return NotConnected(f"the orchestrator at {where} does not answer: {details}")
+
+
+def _part(argument: str, kind: type[D], given: Mapping[str, Any]) -> D:
+    """A document inside the job. Raises BadJob."""
+    if not isinstance(given, Mapping):
+        raise BadJob(f"{argument}: {given!r:.80} is no mapping; it takes {', '.join(kind.model_fields)}")
+    try:
+        return kind(**given)
+    except ValidationError as error:
+        if unknown := sorted(set(given) - set(kind.model_fields)):
+            raise BadJob(f"{argument} has no {unknown[0]!r}; it takes {', '.join(kind.model_fields)}") from error
+        raise BadJob(_first_problem(argument, error)) from error
+
+
+def _first_problem(argument: str, error: ValidationError) -> str:
+    """`retain.last: Input should be greater than 0`: where, and what."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in (argument, *first["loc"]) if part) or "the job"
+    return f"{where}: {first['msg']}"
 
 
 _connected: Client | None = None
@@ -242,3 +312,11 @@ def connect(endpoint: str | None = None, credentials: Path | str | None = None) 
 def run_federated(**arguments: Any) -> Run:
     """Submit a job at the federation you are connected to; the arguments are those of `Client.job`."""
     return (_connected or connect()).run_federated(**arguments)
+
+
+def attach(run_id: str) -> Run:
+    """A run of yours that goes on, or has ended: the notebook that began it may be long closed. Raises BadJob.
+
+    `attach(run_id).watch()` shows the same live view as the first time: all that has happened, then what happens.
+    """
+    return (_connected or connect()).run(run_id)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
+
+from msfl.sdk.live import Picture
+from msfl.sdk.words import said
 
 JsonObject: TypeAlias = dict[str, Any]
 
 # Steps in which the sites' workers compute; everything else of the wall time is overhead.
 WORK_STEPS = ("fingerprint", "prepare", "train", "validate", "baseline", "evaluate")
+# Of the job: what is done when something goes wrong.
+SURVIVAL = (
+    "rounds", "min_sites", "start", "round_deadline_s", "on_dropout", "keep", "retain", "early_stopping",
+    "on_divergence",
+)  # fmt: skip
+INTERRUPTIONS = (
+    "SiteFailed", "SiteSilent", "DeadlinePassed", "SiteReturned", "PauseRequested", "Resumed", "AbortRequested",
+    "CentreFailed",
+)  # fmt: skip
 _PLAN_KEYS = {"patch_size", "batch_size", "spacing", "features_per_stage"}
 _STATUS = {"finished": "finished", "refused": "refused", "failed": "failed", "aborted": "aborted"}
 NNUNET = "Isensee et al., nnU-Net, Nature Methods 2021;18:203-211, doi:10.1038/s41592-020-01008-z"
@@ -19,6 +31,7 @@ FEDAVG = "McMahan et al., Communication-Efficient Learning of Deep Networks from
 def report_document(
     state: JsonObject,
     *,
+    events: Iterable[tuple[str, JsonObject]] = (),
     data: Mapping[str, str] | None = None,
     datasets: Mapping[str, JsonObject] | None = None,
     timings: Mapping[str, float] | None = None,
@@ -30,6 +43,7 @@ def report_document(
 
     Args:
         state: `Run.state()`.
+        events: `Run.events()` of an ended run: what interrupted it.
         data: `kind` (generated or user), `description`, `licence`.
         datasets: site → facts that the reader has of its dataset (spacing, version, n_test, …); only where the reader
             owns the sites.
@@ -42,7 +56,8 @@ def report_document(
     name, _, version = spec["release"].partition(":")
     release = {"name": name, "version": version, "digest": spec["digest"]}
     release |= {k: opened[k] for k in ("publisher", "reviewers") if k in opened}
-    seconds = _timings(state) | dict(timings or {})
+    interruptions, held = course(state, events)
+    seconds = _timings(state) | ({"held": held} if held else {}) | dict(timings or {})
     exported = documents.get("export", {}).get("weights_sha256")
     document: JsonObject = {
         "schema_version": 1,
@@ -68,7 +83,10 @@ def report_document(
             site: m["decision"]["isolation"] for site, m in state["sites"].items() if m["decision"].get("isolation")
         },
         "sites": {site: _site(site, m, state, (datasets or {}).get(site, {})) for site, m in state["sites"].items()},
-        "rounds": [_round(r) for r in state["rounds"]],
+        "rounds": [_round(r, state["kept_rounds"]) for r in state["rounds"]],
+        "survival": {key: spec[key] for key in SURVIVAL},
+        "generation": state["generation"],
+        "course": interruptions,
         "best_round": state["best_round"],
         "evaluated_round": state["best_round"] if "collect/test" in documents else None,
         "final_weights_sha256": _sha256(exported),
@@ -96,11 +114,12 @@ def report_document(
 def overhead_share(state: JsonObject, timings: Mapping[str, float]) -> float | None:
     """Which part of the wall time was not spent computing at the sites.
 
-    The wall time is `total` where an observer measured one (a demo, with its start-up), else the run's own. Of a round,
+    The wall time is `total` where an observer measured one (a demo, with its start-up), else the run's own, without the
+    time for which the run was paused, or had ended, until it was resumed. Of a round,
     the work is what its slowest worker measured inside itself; sealing, transport and waiting are overhead.
     """
-    total = timings.get("total") or timings.get("run")
-    if not total or not state["rounds"]:
+    total = (timings.get("total") or timings.get("run", 0.0)) - timings.get("held", 0.0)
+    if total <= 0 or not state["rounds"]:
         return None
     work = sum(timings.get(step, 0.0) for step in WORK_STEPS if step != "train")
     work += timings.get("data", 0.0)
@@ -148,7 +167,22 @@ def _site(site: str, member: JsonObject, state: JsonObject, known: JsonObject) -
     }
 
 
-def _round(record: JsonObject) -> JsonObject:
+def course(state: JsonObject, events: Iterable[tuple[str, JsonObject]]) -> tuple[list[JsonObject], float]:
+    """What interrupted a run and what brought it back, in the words of the live view; and for how long it was held."""
+    picture = Picture.of(state)
+    told = []
+    for kind, event in events:
+        lines = picture.hear(kind, event)
+        if kind in INTERRUPTIONS:
+            told += [{"at": _instant(event["at"]), "event": kind, "message": line} for line in lines]
+    return told, round(picture.held, 3)
+
+
+def _remarks(codes: Iterable[tuple[str, str]]) -> list[JsonObject]:
+    return [{"site": site, "code": code, "message": said(code)} for site, code in codes]
+
+
+def _round(record: JsonObject, kept_rounds: list[int]) -> JsonObject:
     kept = ("train_loss", "val_loss", "val_dice", "n_train", "n_val", "seconds")
     return {
         "round": record["round"],
@@ -159,6 +193,9 @@ def _round(record: JsonObject) -> JsonObject:
         "bytes_up": record["bytes_up"],
         "bytes_down": record["bytes_down"],
         "late": record["late"],
+        "refused": _remarks(sorted(record["refused"].items())),
+        "flags": _remarks((site, flag) for site, flags in sorted(record["flags"].items()) for flag in flags),
+        "kept": record["round"] in kept_rounds,
         "weights_sha256": _sha256(record["weights_sha256"]),
     }
 

@@ -1,6 +1,6 @@
 """`Run`: one federated run, as the one who asked for it sees it.
 
-A `Run` holds an id and nothing else: a notebook that died finds it again with `client.run(id)`.
+A `Run` holds an id and nothing else: a notebook that died finds it again with `msfl.attach(id)`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,15 @@ class Server(Protocol):
 
     def abort(self, run_id: str) -> JsonObject: ...
 
+    def pause(self, run_id: str) -> JsonObject: ...
+
+    def resume(self, run_id: str) -> JsonObject: ...
+
     def watch(self, run_id: str, after: int = 0) -> Iterator[tuple[int, str, JsonObject]]: ...
 
     def fetch(self, run_id: str, artifact: str, target: Path) -> Path: ...
+
+    def again(self, spec: JsonObject, **changes: Any) -> Run: ...
 
 
 class SiteRefusal(Exception):
@@ -85,7 +91,11 @@ class Run:
         return self._server.show(self.run_id)
 
     def events(self) -> Iterator[tuple[str, JsonObject]]:
-        """(kind, document) of every event until the run ends; goes on after a cut line. Live progress is `Progress`."""
+        """(kind, document) of every event until the run ends; goes on after a cut line.
+
+        Every document has `at`, in seconds of the centre's clock. Two kinds are of the moment and not kept: `Progress`
+        of a site, and `Now`, whether the run is paused and what it waits for.
+        """
         after, silent_since = 0, time.monotonic()
         while True:
             try:
@@ -111,7 +121,32 @@ class Run:
             pass
         return self._ended(raise_if_refused=raise_if_refused)
 
+    def pause(self) -> JsonObject:
+        """Hold the run: what the sites have begun they finish and send, and no new step begins until `resume`.
+
+        Workers stay up and models are kept. Raises NotNow when the run has ended. Returns the state.
+        """
+        return self._server.pause(self.run_id)
+
+    def resume(self) -> JsonObject:
+        """Let a paused run go on, or take an aborted or failed one up again where it stopped. Returns the state.
+
+        The job is signed again, byte for byte the same. A run that had ended is offered to its sites anew, and each
+        decides afresh, by its policy of today. Raises NotNow (finished, refused, or not paused), RefusedByGovernance.
+        """
+        return self._server.resume(self.run_id)
+
+    def extend(self, rounds: int, *, round: int | None = None, **changes: Any) -> Run:
+        """A new run of `rounds` more rounds, which starts from this one's best model, or from that of `round`.
+
+        The same job otherwise, but for `changes` (`config`, `min_sites`, … as in `Client.job`); every site decides
+        on it afresh. Optimisers start anew. Raises BadJob when that model is not kept any more.
+        """
+        start = {"run": self.run_id, **({} if round is None else {"round": round})}
+        return self._server.again(self.state()["spec"], rounds=rounds, start_from=start, **changes)
+
     def abort(self) -> JsonObject:
+        """End the run; the sites stop their workers. `resume` can take it up again. Returns the state."""
         return self._server.abort(self.run_id)
 
     def curves(self) -> Curves:
@@ -126,7 +161,9 @@ class Run:
 
         folder = Path(folder) if folder else Path("runs") / self.run_id
         overlays = more.pop("overlays", {})
-        document = report_document(self.state(), **more)
+        state = self.state()
+        events = self.events() if state["ended_at"] is not None else ()
+        document = report_document(state, events=events, **more)
         return Report(write_report(document, folder, overlays), document)
 
     def export_nnunet(self, path: Path | str) -> Path:

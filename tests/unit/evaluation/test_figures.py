@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from fakes.reports import example_report, made_up_entry, refused_report
+from fakes.reports import example_report, made_up_entry, refused_report, troubled_report
 from msfl.evaluation.figures import metric_distributions, model_site_matrix, plain, round_curves, site_styles
 
 FIGURES = (round_curves, metric_distributions, model_site_matrix)
@@ -30,7 +30,7 @@ def texts(figure: Figure) -> str:
 
 
 @pytest.mark.parametrize("draw", FIGURES)
-@pytest.mark.parametrize("report", [example_report(), example_report(rounds=1), refused_report()])
+@pytest.mark.parametrize("report", [example_report(), example_report(rounds=1), refused_report(), troubled_report()])
 def test_every_figure_is_drawn_without_a_warning(draw: Draw, report: dict[str, Any]) -> None:
     assert png(draw(report)).startswith(b"\x89PNG")
 
@@ -51,6 +51,13 @@ def test_a_name_is_text_and_never_mathematics(draw: Draw) -> None:
 def test_a_long_name_is_cut_and_a_dollar_is_a_dollar() -> None:
     assert len(plain("x" * 100)) == 24
     assert plain("a$b") == r"a\$b"
+
+
+def test_what_was_amiss_in_a_round_is_marked_and_explained() -> None:
+    legend = [text.get_text() for text in round_curves(troubled_report()).legends[0].get_texts()]
+    assert {"update refused", "away or late", "conspicuous"} <= set(legend)
+    calm = [text.get_text() for text in round_curves(example_report()).legends[0].get_texts()]
+    assert "update refused" not in calm
 
 
 def test_withheld_figures_say_so() -> None:

@@ -14,7 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fakes.reports import example_report, refused_report, sha256
+from fakes.reports import example_report, refused_report, remark, sha256, troubled_report
 from msfl.evaluation import page
 from msfl.evaluation.main import report as report_command
 from msfl.evaluation.metrics import CaseMetrics, summarise_cases
@@ -68,6 +68,7 @@ def test_the_schema_is_a_schema_and_the_example_follows_it() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     check_report(example_report())
     check_report(refused_report())
+    check_report(troubled_report())
 
 
 def nested(path: str, value: object) -> dict[str, Any]:
@@ -224,6 +225,52 @@ def test_running_unconfined_is_said_twice() -> None:
     assert "At least one site ran the release without isolation" in text
 
 
+# ------------------------------------------------------------------- troubles
+
+
+def test_troubles_are_told_where_they_happened() -> None:
+    text = shown(troubled_report())
+    assert "up to 40 rounds and ended after 12, because the validation Dice had not grown for 5 rounds" in text
+    assert "1 update of site-b was refused by the centre" in text
+    assert "2 rounds went on without a site that was away or late" in text
+    assert "site-b: update refused, the update holds NaN or infinity update_not_finite" in text
+    assert "site-c: conspicuous, its update is far larger than the others' update_outlier" in text
+    assert "site-a: away or late" in text
+    assert "offered to its sites 2 times; each decided afresh" in text
+    assert "2026-11-24T09:01:00Z paused by ada@uni.example" in text
+    assert "Marks above the losses" in text
+
+
+def test_the_rules_for_troubles_are_told_in_words() -> None:
+    text = shown(troubled_report())
+    assert "training sites needed 2, in every round" in text
+    assert "when a site drops out the run goes on with the others; with too few," in text
+    assert "models that are kept of the last 2 rounds and of the best round and of one round in 5" in text
+    assert "when the validation Dice has not grown by more than 0.005 for 5 rounds" in text
+    assert "for 3 rounds on end: the run pauses" in text
+
+
+def test_the_table_of_rounds_names_those_that_can_be_gone_on_from() -> None:
+    rows = page._round_rows(troubled_report())
+    assert [(row["round"], row["model"]) for row in rows] == [
+        (1, "–"), (3, "–"), (5, "kept"), (7, "–"), (10, "kept"), (11, "kept, best, tested"), (12, "kept"),
+    ]  # fmt: skip
+
+
+def test_a_run_without_troubles_has_no_word_of_them() -> None:
+    text = shown(example_report())
+    for word in ("Interruptions", "Marks above", "amiss", "goes wrong"):
+        assert word not in text
+
+
+@pytest.mark.parametrize("kind", ["late", "refused", "flags"])
+def test_a_round_that_names_a_stranger_is_no_round(kind: str) -> None:
+    report = example_report(rounds=1)
+    report["rounds"][0][kind] = ["site-x"] if kind == "late" else [remark("site-x", "update_outlier", "it is")]
+    with pytest.raises(BadReport, match="site-x"):
+        check_report(report)
+
+
 # ------------------------------------------------------------------- the page
 
 
@@ -232,7 +279,7 @@ HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7*7 }}"
 
 def poisoned() -> dict[str, Any]:
     """Every text that another machine could have written is an attack."""
-    report = example_report(rounds=2)
+    report = troubled_report(rounds=12)
     text = json.dumps(report)
     quoted = json.dumps(HOSTILE)[1:-1]
     report |= json.loads(text.replace("site-b", quoted))
@@ -245,6 +292,8 @@ def poisoned() -> dict[str, Any]:
     report["deviations"] = [{"setting": HOSTILE, "stock": HOSTILE, "used": {HOSTILE: [HOSTILE]}}]
     report["plan"][HOSTILE] = report["config"][HOSTILE] = report["environment"][HOSTILE] = [HOSTILE]
     report["citations"] = [HOSTILE]
+    report["rounds"][0]["refused"] = report["rounds"][0]["flags"] = [remark(HOSTILE, HOSTILE, HOSTILE)]
+    report["course"] = [{"at": "2026-11-24T09:01:00Z", "event": HOSTILE, "message": HOSTILE}]
     report["timings"][HOSTILE] = report["peak_rss_mib"][HOSTILE] = 1.0
     return report
 

@@ -273,3 +273,28 @@ def test_rounds_by_difference_give_every_site_the_same_model(host: Host, sites: 
     refused = aggregate(host, sites, whole, round=11, config=config)
     assert isinstance(refused, Result)
     assert refused.document["refused"] == {"site-a": "update_layout"}
+
+
+def test_a_run_starts_from_the_plan_and_the_model_of_an_earlier_one(
+    host: Host, sites: SealedSites, tmp_path: Path
+) -> None:
+    plan(host, sites)
+    aggregate(host, sites, {"site-a": sites.update("site-a", 1, plus(2))})
+    earlier = {f"ALL/earlier-{name.partition('/')[2]}": path for name, path in sites.kept.items()}
+    asked = {"recipients": ["site-b"], "start_from": {"run": RUN, "round": 1}}
+    # The later run has other keys, and that of what the earlier one kept.
+    later = SealedSites(tmp_path / "later", "site-b", run="run-8")
+    with Host.of(fake := FakeModel(), tmp_path / "g", role="aggregator") as second:
+        later.open(second)
+        assert code(second.do("plan", asked, earlier)) == "unknown_run"
+        later.keys[f"{EVERYBODY}@{RUN}"] = sites.keys[EVERYBODY]
+        later.open(second)
+        answer = second.do("plan", asked, earlier)
+        said = document(answer)
+        model = later.model(second, answer, "site-b", "plan", 0, "weights")
+        assert np.array_equal(weight_files.load(model)["drift"], np.full(3, 2.0))
+        told = later.down(second.output(answer, "plan/site-b"), "site-b", "plan", 0, "plan")
+        assert told["plan_hash"] == said["plan_hash"]
+        assert fake.calls == []  # Nothing was planned or drawn anew.
+        wrong = {**asked, "start_from": {"run": RUN, "round": 0}}
+        assert code(second.do("plan", wrong, earlier)) == "model_broken"

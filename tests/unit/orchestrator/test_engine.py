@@ -20,7 +20,15 @@ from msfl.orchestrator.driver import TRIES, CentralProcess, Patience
 from msfl.orchestrator.engine import TICK_S, Engine, LiveProgress
 from msfl.orchestrator.keyring.client import BadRunSecret, KeyringDown
 from msfl.orchestrator.presence import SILENT_AFTER_S, Presence
-from msfl.orchestrator.runs.events import AbortRequested, Answered, SiteFailed, Submitted, TaskDone
+from msfl.orchestrator.runs.events import (
+    AbortRequested,
+    Answered,
+    PauseRequested,
+    Resumed,
+    SiteFailed,
+    Submitted,
+    TaskDone,
+)
 from msfl.orchestrator.runs.machine import Phase, RunState
 from msfl.orchestrator.store.interface import StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
@@ -33,6 +41,7 @@ from msfl.runtime.hosted import ProcessGone, TaskFailed
 ALL = ("a", "b", "c")
 RUN = "run-1"
 MODEL_1 = output_key("aggregate/1", EVERYBODY, "weights")
+MODEL_2 = output_key("aggregate/2", EVERYBODY, "weights")
 PATIENCE_S = 20.0
 SPEC = JobSpec(
     name="story",
@@ -58,7 +67,7 @@ class FakeAggregator:
     tasks: list[CentralTask] = field(default_factory=list)
     stopped: bool = False
 
-    def open(self, wrapped: Mapping[str, bytes]) -> None:
+    def open(self, wrapped: Mapping[str, bytes], earlier: str) -> None:
         self.opening(wrapped)
 
     def do(self, task: CentralTask) -> CentralResult:
@@ -71,6 +80,8 @@ class FakeAggregator:
             case "plan":
                 everybody = (*recipients, EVERYBODY)
                 files = {f"{what}/{s}": self._file(task, what, s) for s in everybody for what in ("plan", "weights")}
+            case "issue":
+                files = {f"{what}/{s}": self._file(task, what, s) for s in recipients for what in ("plan", "weights")}
             case "aggregate":
                 files = {f"weights/{s}": self._file(task, "weights", s) for s in (*recipients, EVERYBODY)}
                 sites = {s: {"n_train": 4, "train_loss": 1.0, "incoming": None} for s in task.files if s in ALL}
@@ -125,8 +136,8 @@ class Centre:
         self.opening(wrapped)
         self.wrapped.append(dict(wrapped))
 
-    def submit(self, *, dry_run: bool = False) -> None:
-        text = encode(SPEC).decode()
+    def submit(self, *, dry_run: bool = False, **changes: Any) -> None:
+        text = encode(SPEC.model_copy(update=changes)).decode()
         self.engine.submit(Submitted(self.now, RUN, text, "proof", "token", "ada", dry_run))
 
     @property
@@ -144,13 +155,13 @@ class Centre:
         for site in sites:
             for _, order in self.engine.orders(site):
                 match order:
-                    case Offer():
+                    case Offer(generation=generation):
                         secret = "c2VjcmV0"
-                        self.engine.post(RUN, Answered(self.now, site, "allow", {}, secret))
+                        self.engine.post(RUN, Answered(self.now, site, "allow", {}, secret, generation))
                     case StopOrder():
                         pass
                     case TaskOrder(task_id=task):
-                        key = result_key(task, site, 1)
+                        key = result_key(task, site, self.state.generation)
                         self.artifacts.append(RUN, key, 0, site.encode())
                         self.artifacts.finish(RUN, key, 1)
                         self.engine.post(RUN, TaskDone(self.now, site, task, key, 1.0, 1, 1))
@@ -206,10 +217,9 @@ def test_sealed_streams_are_kept_only_while_somebody_needs_them(centre: Centre) 
     centre.submit()
     centre.play(ended)
     centre.engine.stop()  # The last removal comes after the last event.
-    kept = {key.split("/")[0] for key in centre.artifacts.keys}
     # Nobody reads what sites say after start and prepare; these are a few numbers each.
-    assert kept == {"start", "prepare", "plan", "aggregate", "candidates", "export"}
-    assert {key for key in centre.artifacts.keys if key.startswith("aggregate/1/")} == {MODEL_1}
+    kept = {key for key in centre.artifacts.keys if key.split("/")[0] not in ("start", "prepare")}
+    assert kept == {MODEL_1, MODEL_2, output_key("plan", EVERYBODY, "plan"), "export/model"}
 
 
 def test_the_aggregator_gets_what_the_sites_sent_under_their_names(centre: Centre) -> None:
@@ -637,6 +647,84 @@ def test_a_site_that_beats_is_waited_for_until_the_deadline(centre: Centre) -> N
     assert centre.play(lambda s: bool(s.rounds), sites=()).rounds[0].late == ("c",)
 
 
+def test_a_site_that_is_back_is_waited_for_again(centre: Centre) -> None:
+    centre.submit()
+    centre.play_to("train/1")
+    centre.answer_orders(("a",))
+    engine = centre.engine
+    centre.now += SILENT_AFTER_S + 1
+    engine.heard("b")
+    engine._look()
+    assert centre.state.members["c"].absent
+    engine._look()
+    assert centre.state.members["c"].absent
+    engine.heard("c")
+    engine._look()
+    assert not centre.state.members["c"].absent
+    assert centre.state.step is not None
+    assert centre.state.step.waiting == {"b", "c"}
+
+
+def test_a_run_that_waits_for_a_quorum_without_end_keeps_no_event_for_that(centre: Centre) -> None:
+    centre.submit(on_dropout="wait")
+    centre.play_to("train/1")
+    centre.answer_orders(("a",))
+    for _ in range(5):
+        centre.now += SPEC.round_deadline_s + 1
+        centre.engine._look()
+    kept = len(centre.store.events(RUN))
+    for _ in range(5):
+        centre.now += SPEC.round_deadline_s + 1
+        centre.engine._look()
+    assert len(centre.store.events(RUN)) == kept
+    assert not centre.state.ended
+
+
+def test_while_a_run_is_paused_no_time_passes_and_the_centre_does_nothing(centre: Centre) -> None:
+    centre.submit()
+    centre.play_to("train/1")
+    assert centre.engine.post(RUN, PauseRequested(centre.now, "ada"))
+    for site in ALL:
+        assert centre.engine.orders(site) == []
+        key = result_key("train/1", site, 1)
+        centre.artifacts.append(RUN, key, 0, site.encode())
+        centre.artifacts.finish(RUN, key, 1)
+        centre.engine.post(RUN, TaskDone(centre.now, site, "train/1", key, 1.0, 1, 1))
+    centre.now += 10 * SPEC.round_deadline_s
+    centre.engine._look()
+    assert centre.state.step is not None
+    assert centre.state.step.task_id == "aggregate/1"
+    assert "aggregate/1" not in centre.verbs
+    assert centre.engine.post(RUN, Resumed(centre.now, "ada"))
+    centre.engine._look()
+    assert centre.play(ended).phase is Phase.FINISHED
+    assert all(record.late == () for record in centre.state.rounds)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_run_that_failed_is_resumed_with_a_new_aggregator_and_new_keys(centre: Centre, restart: bool) -> None:
+    def refuse_it(task: CentralTask) -> None:
+        if task.task_id == "aggregate/2":
+            raise TaskFailed("update_nan", "secret detail")
+
+    centre.before = refuse_it
+    centre.submit()
+    assert centre.play(ended).phase is Phase.FAILED
+    centre.before = lambda task: None
+    if restart:
+        centre.engine.stop()
+        centre.again()
+    assert centre.engine.post(RUN, Resumed(centre.now, "ada", "token-2", "proof-2"))
+    offers = [order for _, order in centre.engine.orders("a")]
+    assert [order.generation for order in offers if isinstance(order, Offer)] == [2]
+    assert centre.play(ended).phase is Phase.FINISHED
+    assert len(centre.aggregators) == 2
+    assert centre.aggregators[1].tasks[0].task_id == "issue/1"
+    assert set(centre.aggregators[1].tasks[0].files) == {"ALL/plan", "ALL/weights"}
+    assert centre.verbs.count("aggregate/1") == 1
+    assert [r.round for r in centre.state.rounds] == [1, 2]
+
+
 @pytest.mark.parametrize("jump", [-1e9, -3600.0, 3600.0, 1e9])
 def test_after_a_restart_with_another_time_sites_and_deadlines_have_their_full_patience(
     centre: Centre, jump: float
@@ -660,6 +748,12 @@ def test_after_a_restart_with_another_time_sites_and_deadlines_have_their_full_p
     assert centre.state.step.waiting == {"b", "c"}
     centre.now += SPEC.round_deadline_s - 11 - 4 * 9.9 + 0.1
     engine._look()
+    assert centre.state.step.last_call
+    centre.now += SPEC.round_deadline_s - 1
+    engine._look()
+    assert not centre.state.ended
+    centre.now += 2
+    engine._look()
     assert centre.state.reason.startswith("quorum_not_reached")
 
 
@@ -674,24 +768,17 @@ def test_the_wall_clock_may_jump_and_nothing_happens() -> None:
     assert SteadyClock(wall=lambda: wall, monotonic=lambda: ticks)() == 1e9
 
 
-def test_a_site_that_was_silent_is_greeted_once_when_it_is_back() -> None:
+def test_a_site_is_there_until_it_is_silent_for_long_and_again_with_its_next_sign() -> None:
     now = 0.0
     presence = Presence(lambda: now)
+    assert not presence.present("a")  # This process has not heard it.
     presence.heard("a")
-    assert presence.look() == {"a"}  # For this process it is new.
-    presence.greeted("a")
     now = SILENT_AFTER_S
-    presence.heard("a")
-    assert presence.look() == frozenset()
+    assert presence.present("a")
     now = 3 * SILENT_AFTER_S
     assert not presence.present("a")
-    assert presence.look() == frozenset()
     presence.heard("a")
     assert presence.present("a")
-    assert presence.look() == {"a"}
-    assert presence.look() == {"a"}  # Until it has been greeted.
-    presence.greeted("a")
-    assert presence.look() == frozenset()
 
 
 def test_silence_is_noticed_within_fifteen_seconds_and_one_lost_beat_is_no_silence() -> None:

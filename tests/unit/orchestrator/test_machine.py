@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
+from fakes.run_walk import ALL, Walk, job, started
 from msfl.orchestrator.runs.events import (
     AbortRequested,
     Answered,
     CentralDone,
     CentreFailed,
     DeadlinePassed,
-    Event,
     SiteFailed,
+    SiteReturned,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -23,148 +23,18 @@ from msfl.orchestrator.runs.events import (
 )
 from msfl.orchestrator.runs.machine import (
     Phase,
-    RunState,
     Standing,
     advance,
     central_inputs,
     is_news,
     order_for,
     submitted,
+    waiting_for,
 )
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode, load_json
 from msfl.protos.messages import Input, Offer, StopOrder, TaskOrder, result_key
-
-ALL = ("a", "b", "c")
-DICE = {"mean": 0.5}
-
-
-def job(**changes: Any) -> JobSpec:
-    """Three sites that train, two rounds, local baseline, two are enough."""
-    given: dict[str, Any] = {
-        "name": "story",
-        "release": "voxel-logistic:1.0.0",
-        "datasets": tuple(f"{s}/lesions" for s in ALL),
-        "rounds": 2,
-        "profile": "demo",
-        "baseline": "local",
-        "min_sites": 2,
-        "round_deadline_s": 60,
-        "seed": 1,
-        "nonce": "0123456789abcdef",
-    }
-    return JobSpec(**(given | changes))
-
-
-class Walk:
-    """A run and its clock. Every event is kept, so that a story can be replayed."""
-
-    def __init__(self, spec: JobSpec | None = None, *, dry_run: bool = False) -> None:
-        spec = spec or job()
-        first = Submitted(0.0, "run-1", encode(spec).decode(), "proof", "token", "ada@uni.example", dry_run)
-        self.events: list[Event] = [first]
-        self.state = submitted(first, spec)
-        self.now = 0.0
-        self.steps: list[str] = []
-
-    def tell(self, event: Event) -> RunState:
-        self.events.append(event)
-        self.state = advance(self.state, event)
-        return self.state
-
-    def tick(self) -> float:
-        self.now += 1.0
-        return self.now
-
-    @property
-    def task(self) -> str:
-        assert self.state.step is not None, self.state
-        return self.state.step.task_id
-
-    @property
-    def waiting(self) -> set[str]:
-        assert self.state.step is not None
-        return set(self.state.step.waiting)
-
-    # ------------------------------------------------------------ what parts of the federation say
-
-    def answer(self, site: str, verdict: str = "allow", code: str = "") -> RunState:
-        decision = {"refusal": {"code": code, "message": "why"}} if code else {}
-        return self.tell(Answered(self.tick(), site, verdict, decision, "c2VjcmV0" if verdict == "allow" else ""))
-
-    def allow(self, *sites: str) -> RunState:
-        for site in sites or ALL:
-            self.answer(site)
-        return self.state
-
-    def done(self, site: str, task: str = "") -> RunState:
-        task = task or self.task
-        return self.tell(TaskDone(self.tick(), site, task, result_key(task, site, 1), 1.0, 10, 100, {"worker": 50.0}))
-
-    def everybody(self, *, but: str = "") -> RunState:
-        for site in sorted(self.waiting - {but}):
-            self.done(site)
-        return self.state
-
-    def centre(self, document: Mapping[str, Any] | None = None, files: tuple[str, ...] = ()) -> RunState:
-        return self.tell(CentralDone(self.tick(), self.task, dict(document or {}), files))
-
-    def do_step(self, dice: Callable[[int, str], float | None] = lambda r, s: 0.5) -> RunState:
-        """Finish the present step as healthy parts would. `dice(round, site)`: of the model made in that round."""
-        step = self.state.step
-        assert step is not None
-        self.steps.append(f"[{step.task_id}]" if step.central else step.task_id)
-        if not step.central:
-            return self.everybody()
-        match step.verb:
-            case "aggregate":
-                sites = {
-                    s: {
-                        "n_train": 4,
-                        "train_loss": 1.0,
-                        "incoming": {"n_val": 2, "val_loss": 0.7, "val_dice": dice(step.round - 1, s)},
-                    }
-                    for s in central_inputs(self.state)
-                }
-                return self.centre({"sites": sites, "weights_sha256": f"sha256:{step.round}"})
-            case "collect":
-                last = {"n": 2, "loss": 0.6}
-                sites = {
-                    s: {"summaries": {"federated": last | {"dice": {"mean": dice(self.state.spec.rounds, s)}}}}
-                    for s in central_inputs(self.state)
-                }
-                return self.centre({"sites": sites})
-            case "candidates":
-                names = [f"candidates/{s}/down/federated" for s in step.document["recipients"]]
-                names += [
-                    f"candidates/{s}/down/local:{o}"
-                    for s in step.document["recipients"]
-                    for o in central_inputs(self.state)
-                    if o != s
-                ]
-                return self.centre(files=tuple(sorted(names)))
-            case _:
-                return self.centre({"peak_rss_mib": 80.0 + step.round})
-
-    def go_to(self, task: str, dice: Callable[[int, str], float | None] = lambda r, s: 0.5) -> Walk:
-        while self.task != task:
-            self.do_step(dice)
-        return self
-
-    def to_the_end(self, dice: Callable[[int, str], float | None] = lambda r, s: 0.5) -> RunState:
-        while not self.state.ended:
-            self.do_step(dice)
-        return self.state
-
-
-def started(spec: JobSpec | None = None) -> Walk:
-    walk = Walk(spec)
-    for ref in walk.state.spec.datasets:
-        walk.answer(ref.split("/")[0])
-    assert walk.state.phase is Phase.RUNNING
-    return walk
-
 
 # ------------------------------------------------------------------------------------------- a run that goes well
 
@@ -180,7 +50,7 @@ def test_a_run_visits_every_step_once_in_order() -> None:
     ]  # fmt: skip
     assert [r.round for r in state.rounds] == [1, 2]
     assert state.ended_at == walk.now
-    assert state.peak_rss_mib == {"worker:a": 50.0, "worker:b": 50.0, "worker:c": 50.0, "aggregator": 81.0}
+    assert state.peak_rss_mib == {"worker:a": 50.0, "worker:b": 50.0, "worker:c": 50.0, "aggregator": 82.0}
 
 
 def test_without_a_baseline_nobody_trains_alone() -> None:
@@ -300,15 +170,16 @@ def test_a_site_that_needs_confirmation_holds_the_start_until_its_custodian_answ
     assert walk.waiting == {"a", "b", "c"}
 
 
-def test_with_a_quorum_the_run_begins_and_who_is_late_is_told() -> None:
+def test_with_a_quorum_the_run_begins_and_the_others_may_still_answer() -> None:
     walk = Walk(job(start="quorum"))
     walk.answer("c", "confirm")
     walk.answer("a")
     walk.answer("b")
     assert walk.state.phase is Phase.RUNNING
     assert walk.waiting == {"a", "b"}
-    assert order_for(walk.state, "c") == StopOrder("run-1", "answered_too_late")
-    assert not is_news(walk.state, Answered(9.0, "c", "allow"))
+    assert isinstance(order_for(walk.state, "c"), Offer)
+    assert walk.answer("c", "refuse", "no_policy").members["c"].standing is Standing.REFUSED
+    assert order_for(walk.state, "c") is None
 
 
 def test_at_the_deadline_of_offers_the_run_begins_with_those_who_answered() -> None:
@@ -365,10 +236,14 @@ def test_a_site_that_is_silent_in_a_round_is_late_and_asked_again_in_the_next() 
     walk.do_step()
     assert walk.state.rounds[0].late == ("b",)
     assert walk.task == "train/2"
-    assert walk.waiting == {"a", "b", "c"}
     order = order_for(walk.state, "b")
     assert isinstance(order, TaskOrder)
     assert order.inputs[0].key == "aggregate/1/b/down/weights"
+    # Nobody waits for it before it is heard of.
+    assert walk.waiting == {"a", "c"}
+    walk.tell(SiteReturned(walk.tick(), "b"))
+    assert walk.waiting == {"a", "b", "c"}
+    assert not walk.state.members["b"].code
 
 
 def test_the_deadline_of_a_round_makes_the_slow_ones_late() -> None:
@@ -379,22 +254,87 @@ def test_the_deadline_of_a_round_makes_the_slow_ones_late() -> None:
     assert walk.state.members["c"].standing is Standing.ACCEPTED
 
 
-def test_at_the_deadline_of_a_round_too_few_updates_end_the_run() -> None:
+def test_a_round_without_its_quorum_has_one_more_deadline_and_then_the_run_fails() -> None:
     walk = started().go_to("train/1")
     walk.done("a")
     walk.tell(DeadlinePassed(walk.tick(), "train/1"))
+    assert not walk.state.ended
+    assert waiting_for(walk.state) == ("b", "c")
+    assert public_state(walk.state)["waiting_for_sites"] == ["b", "c"]
+    walk.tell(DeadlinePassed(walk.tick(), "train/1"))
     assert walk.state.phase is Phase.FAILED
-    assert walk.state.reason == "quorum_not_reached (c: too_late)"
+    assert walk.state.reason == "quorum_not_reached (b: too_late; c: too_late)"
+
+
+def test_a_quorum_that_is_lost_to_silence_is_waited_for_until_one_more_deadline() -> None:
+    walk = started().go_to("train/1")
+    walk.done("a")
+    for site in "bc":
+        walk.tell(SiteSilent(walk.tick(), site, "train/1"))
+    assert walk.state.step is not None
+    assert walk.state.step.last_call
+    walk.tell(SiteReturned(walk.tick(), "c"))
+    assert waiting_for(walk.state) == ()
+    walk.done("c")
+    assert walk.task == "aggregate/1"
+    assert set(central_inputs(walk.state)) == {"a", "c"}
 
 
 @pytest.mark.parametrize("task", ["start", "fingerprint", "prepare", "validate", "baseline", "evaluate/test"])
-def test_a_site_that_is_silent_anywhere_else_is_out(task: str) -> None:
+def test_a_site_that_is_silent_anywhere_is_left_out_of_that_step_and_no_more(task: str) -> None:
     walk = started().go_to(task)
     walk.tell(SiteSilent(walk.tick(), "b", task))
-    assert walk.state.members["b"].standing is Standing.OUT
+    member = walk.state.members["b"]
+    assert (member.standing, member.absent, member.code) == (Standing.ACCEPTED, True, "silent")
     assert walk.waiting == {"a", "c"}
-    assert order_for(walk.state, "b") == StopOrder("run-1", "silent")
+    assert isinstance(order_for(walk.state, "b"), TaskOrder)  # If it hears of it, it may still do it.
+    walk.do_step()
+    assert "b" not in walk.state.results[task]
     assert walk.to_the_end().phase is Phase.FINISHED
+
+
+def test_a_site_that_is_back_before_the_step_closes_may_finish_it() -> None:
+    walk = started().go_to("train/1")
+    walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
+    walk.done("b")
+    assert not walk.state.members["b"].absent
+    walk.do_step()
+    assert set(central_inputs(walk.state)) == set(ALL)
+
+
+@pytest.mark.parametrize(("missed", "catches_up"), [("start", ["start", "prepare"]), ("prepare", ["prepare"])])
+def test_a_site_that_is_back_catches_up_and_joins_the_next_round(missed: str, catches_up: list[str]) -> None:
+    walk = started(job(rounds=3)).go_to(missed)
+    walk.tell(SiteSilent(walk.tick(), "b", missed))
+    walk.go_to("train/1")
+    assert walk.waiting == {"a", "c"}
+    asked = []
+    while isinstance(order := order_for(walk.state, "b"), TaskOrder):
+        asked.append(order)
+        walk.done("b", order.task_id)
+    assert [order.task_id for order in asked] == catches_up
+    assert asked[-1].inputs == (Input("plan", "plan", 0, "plan", "plan/b/down/plan"),)
+    assert walk.waiting == {"a", "c"}
+    walk.go_to("train/2")
+    assert walk.waiting == {"a", "b", "c"}
+    assert walk.state.rounds[0].late == ()
+    assert walk.to_the_end().phase is Phase.FINISHED
+
+
+def test_whatever_is_heard_of_an_absent_site_makes_it_present() -> None:
+    walk = started().go_to("train/1")
+    walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
+    gone = walk.state
+    for heard in (
+        SiteReturned(9.0, "b"),
+        TaskDone(9.0, "b", "prepare", "old", 1.0, 1, 1),
+        Answered(9.0, "b", "allow"),
+    ):
+        back = advance(gone, heard)
+        assert not back.members["b"].absent
+        assert back.step is not None
+        assert back.step.waiting == {"a", "b", "c"}
+        assert not is_news(back, heard)
 
 
 @pytest.mark.parametrize("task", ["start", "fingerprint", "train/1", "train/2", "validate", "baseline"])
@@ -429,8 +369,11 @@ def test_no_round_is_closed_with_fewer_updates_than_the_quorum() -> None:
     walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
     assert walk.waiting == {"c"}
     walk.tell(SiteFailed(walk.tick(), "c", "train/1", "worker_error"))
+    assert walk.task == "train/1"
+    assert waiting_for(walk.state) == ("b",)
+    walk.tell(DeadlinePassed(walk.tick(), "train/1"))
     assert walk.state.phase is Phase.FAILED
-    assert walk.state.reason.startswith("quorum_not_reached")
+    assert walk.state.reason == "quorum_not_reached (b: silent; c: worker_error)"
 
 
 def test_an_evaluate_only_site_may_fail_without_touching_the_quorum() -> None:
@@ -489,9 +432,11 @@ def test_a_late_site_cannot_bring_its_update_into_a_later_sum() -> None:
     walk = started().go_to("train/1")
     walk.everybody(but="b")
     walk.tell(SiteSilent(walk.tick(), "b", "train/1"))
-    for task in ("train/1", "aggregate/1", "train/2"):
-        assert advance(walk.state, TaskDone(9.0, "b", "train/1", "k", 1.0, 1, 1)) is walk.state, task
-        walk.do_step() if walk.task == "aggregate/1" else None
+    late = TaskDone(9.0, "b", "train/1", "k", 1.0, 1, 1)
+    walk.tell(late)
+    walk.do_step()
+    assert walk.task == "train/2"
+    assert not is_news(walk.state, late)
     assert set(walk.state.results["train/1"]) == {"a", "c"}
 
 

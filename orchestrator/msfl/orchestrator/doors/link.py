@@ -23,7 +23,7 @@ from msfl.orchestrator.engine import Engine, LiveProgress
 from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
 from msfl.orchestrator.keyring.keyring import EnrolmentRefusal
 from msfl.orchestrator.runs.events import Answered, SiteFailed, TaskDone
-from msfl.orchestrator.runs.machine import RunState
+from msfl.orchestrator.runs.machine import RunState, task_of
 from msfl.orchestrator.store.interface import GapInUpload
 from msfl.protos.channel import peer_certificate, peer_site
 from msfl.protos.convert import (
@@ -62,15 +62,15 @@ class Datasets:
             return dict(self._by_site)
 
 
-def _name(order: Order) -> str:
+def _name(order: Order, generation: int) -> str:
     """Two orders of one run with the same name are the same order."""
     match order:
         case TaskOrder():
-            return f"task {order.task_id}"
+            return f"task {generation} {order.task_id}"
         case Offer():
-            return f"offer {order.generation}"
+            return f"offer {generation}"
         case StopOrder():
-            return "stop"
+            return f"stop {generation}"
 
 
 class LinkDoor(LinkServicer):
@@ -96,7 +96,7 @@ class LinkDoor(LinkServicer):
         last: dict[str, tuple[str, float]] = {}  # of each run, what was sent last, and when
         while context.is_active() and not self._engine.stopping:
             for state, order in self._engine.orders(site):
-                what, now = _name(order), self._engine.now()
+                what, now = _name(order, state.generation), self._engine.now()
                 said, at = last.get(state.run_id, ("", now))
                 if said != what:
                     last[state.run_id] = (what, now)
@@ -117,6 +117,7 @@ class LinkDoor(LinkServicer):
             verdict=answer.verdict,
             decision=answer.decision,
             wrapped_secret=base64.b64encode(answer.wrapped_secret).decode(),
+            generation=answer.generation,
         )
         return wire.Ack(stale=not self._engine.post(answer.run_id, event))
 
@@ -245,8 +246,8 @@ class LinkDoor(LinkServicer):
         return state
 
     def _may_upload(self, context: grpc.ServicerContext, state: RunState, site: str, key: str) -> None:
-        step = state.step
-        if step is None or attempt_of(key, step.task_id, site) is None:
+        wanted = [step.task_id for step in (state.step, task_of(state, site)) if step is not None]
+        if all(attempt_of(key, task_id, site) is None for task_id in wanted):
             # The step is over: the site learns it from its next order. Nothing of an old round is taken in.
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {key}")
 

@@ -4,7 +4,11 @@ The orchestrator verifies the token to know whom it serves; it approves nothing 
 same token and the signature over the job by itself, so a lie told here is found out there.
 
     Submit  a signed job ▸ a run that is offered to the named sites     (dry_run: they only answer)
-    Watch   the run's public events from a sequence number on, and live progress (sequence 0)
+    Watch   the run's public events from a sequence number on; under sequence 0, what is not kept: `Progress` of a site,
+            and `Now`: whether the run is paused and what it waits for, whenever that changes
+    Pause   no new step begins; a step that has begun is finished
+    Resume  a paused run goes on; an aborted or failed one is offered to its sites again, with the token of this call
+            and a proof made now over the same bytes
     Show, Abort, List, Fetch
 """
 
@@ -20,8 +24,10 @@ import grpc
 from msfl.orchestrator.doors.link import PART_BYTES, Datasets
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.releases import Releases
-from msfl.orchestrator.runs.events import AbortRequested, Submitted
-from msfl.orchestrator.runs.machine import RunState
+from msfl.orchestrator.runs.events import AbortRequested, CentralDone, Event, PauseRequested, Resumed, Submitted
+from msfl.orchestrator.runs.machine import Phase, RunState
+from msfl.orchestrator.runs.machine import waiting_for as waiting_for_sites
+from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, load_json
@@ -65,6 +71,8 @@ class PeopleDoor(PeopleServicer):
             shown = sorted(d["ref"] for ds in known.values() for d in ds)
             what = f"no gateway shows {', '.join(missing)}; the datasets now at hand are {', '.join(shown) or 'none'}"
             context.abort(grpc.StatusCode.NOT_FOUND, what)
+        if spec.start_from is not None:
+            self._can_start_from(context, spec)
         # Time first, so that names sort by age; random behind it, so that nobody can guess one.
         now = self._engine.now()
         run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
@@ -74,8 +82,7 @@ class PeopleDoor(PeopleServicer):
         return wire.RunName(run_id=run_id)
 
     def Show(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
-        shown = public_state(self._own(context, request.run_id))
-        return wire.Document(json=json_bytes(shown | {"waiting_for": self._engine.waiting_for(request.run_id)}))
+        return self._shown(self._own(context, request.run_id))
 
     def Watch(self, request: wire.WatchRun, context: grpc.ServicerContext) -> Iterator[wire.RunEvent]:
         run_id, after, rung = request.run_id, request.after, -1
@@ -84,25 +91,47 @@ class PeopleDoor(PeopleServicer):
         bell = self._engine.run_bell(run_id)
         context.add_callback(bell.ring)  # Who has hung up is not waited for.
         while context.is_active() and not self._engine.stopping:
-            state = self._engine.state(run_id)
-            for sequence, event in self._engine.events(run_id, after):
-                shown = public_event(event)
+            state, events = self._engine.seen(run_id, after)
+            for sequence, event in events:
+                shown = watched_event(state, event)
                 yield wire.RunEvent(sequence=sequence, kind=shown["event"], json=json_bytes(shown))
                 after = sequence
+            if state.ended:
+                return
+            at = {"at": self._engine.now()}
+            now = standing(state, self._engine.waiting_for(run_id))
+            if said.get("") != now:
+                said[""] = now
+                yield wire.RunEvent(sequence=0, kind="Now", json=json_bytes(at | now))
             for site, progress in self._engine.progress(run_id).items():
                 if said.get(site) != progress:
                     said[site] = progress
-                    live = {"site": site, **asdict(progress)}
+                    live = at | {"site": site, **asdict(progress)}
                     yield wire.RunEvent(sequence=0, kind="Progress", json=json_bytes(live))
-            # The state was read before the events: nothing of an ended run is left out.
-            if state is not None and state.ended:
-                return
             rung = bell.wait(rung, 5.0)
+
+    def Pause(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
+        state = self._own(context, request.run_id)
+        if why := why_not_paused(state):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+        self._engine.post(state.run_id, PauseRequested(at=self._engine.now(), by=state.user))
+        return self._shown(state)
+
+    def Resume(self, request: wire.ResumeRun, context: grpc.ServicerContext) -> wire.Document:
+        state = self._own(context, request.run_id)
+        user, token = self._user(context)
+        refusal = verify_job(state.spec_text.encode(), request.proof, user, proof_required=False)
+        if refusal is not None:
+            self._refuse(context, refusal)
+        if why := why_not_resumed(state):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+        self._engine.post(state.run_id, Resumed(self._engine.now(), user.name, token, request.proof))
+        return self._shown(state)
 
     def Abort(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
         state = self._own(context, request.run_id)
         self._engine.post(state.run_id, AbortRequested(at=self._engine.now(), by=state.user))
-        return self.Show(request, context)
+        return self._shown(state)
 
     def List(self, request: wire.ListWhat, context: grpc.ServicerContext) -> wire.Document:
         user, _ = self._user(context)
@@ -118,7 +147,13 @@ class PeopleDoor(PeopleServicer):
                 rows = self._releases.listed()
             case "runs":
                 rows = [
-                    {"run_id": s.run_id, "name": s.spec.name, "phase": s.phase.value, "rounds": len(s.rounds)}
+                    {
+                        "run_id": s.run_id,
+                        "name": s.spec.name,
+                        "phase": s.phase.value,
+                        "paused": s.paused,
+                        "rounds": len(s.rounds),
+                    }
                     for s in self._engine.runs()
                     if s.user == user.name
                 ]
@@ -143,6 +178,17 @@ class PeopleDoor(PeopleServicer):
 
     # -------------------------------------------------------------- checks
 
+    def _shown(self, state: RunState) -> wire.Document:
+        """The run as it is by now; `spec_text` are the signed bytes, for whoever resumes it."""
+        run_id = state.run_id
+        now = self._engine.state(run_id) or state
+        more = {
+            "spec_text": now.spec_text,
+            "waiting_for": self._engine.waiting_for(run_id),
+            "kept_rounds": sorted(retained_rounds(now) - {0}),
+        }
+        return wire.Document(json=json_bytes(public_state(now) | more))
+
     def _user(self, context: grpc.ServicerContext) -> tuple[User, str]:
         metadata = dict(context.invocation_metadata())
         scheme, _, token = metadata.get("authorization", "").partition(" ")
@@ -163,6 +209,72 @@ class PeopleDoor(PeopleServicer):
         assert state is not None
         return state
 
+    def _can_start_from(self, context: grpc.ServicerContext, spec: JobSpec) -> None:
+        """Only from one's own run, of the very same release, and a model that is still kept."""
+        start = spec.start_from
+        assert start is not None
+        earlier = self._own(context, start.run)
+        if earlier.spec.digest != spec.digest:
+            what = f"run {start.run} was made with {earlier.spec.release}; its model does not fit {spec.release}"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"start_from: {what}")
+        kept = sorted(retained_rounds(earlier) & set(range(len(earlier.rounds) + 1)))
+        if "plan" not in earlier.documents or (start.round is not None and start.round not in kept):
+            shown = ", ".join(map(str, kept)) if "plan" in earlier.documents else "none"
+            what = f"run {start.run} has no model of round {start.round}; kept are those of rounds {shown}"
+            context.abort(grpc.StatusCode.NOT_FOUND, f"start_from: {what}")
+
     @staticmethod
     def _refuse(context: grpc.ServicerContext, refusal: Refusal) -> None:
         context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{refusal.code.value}: {refusal.message}")
+
+
+def why_not_paused(state: RunState) -> str:
+    """Empty: it can be paused; a run that is paused already stays so."""
+    if state.ended:
+        return f"run {state.run_id} has ended ({state.phase.value}): there is nothing to pause"
+    if state.dry_run:
+        return f"run {state.run_id} only asks the sites what they would answer: there is nothing to pause"
+    return ""
+
+
+def why_not_resumed(state: RunState) -> str:
+    """Empty: it can be resumed."""
+    run = f"run {state.run_id}"
+    match state.phase:
+        case Phase.FINISHED:
+            return f"{run} is finished and cannot be resumed: use run.extend(rounds=…) to train on from its model"
+        case Phase.EXPLAINED:
+            return f"{run} only asked the sites what they would answer: submit the job to start it"
+        case Phase.REFUSED:
+            return f"{run} was refused and never began: submit the job again when the sites' reasons are gone"
+        case Phase.FAILED | Phase.ABORTED:
+            return ""
+        case Phase.OFFERED | Phase.RUNNING:
+            return "" if state.paused else f"{run} is {state.phase.value} and not paused: there is nothing to resume"
+
+
+def standing(state: RunState, waiting_for: str) -> JsonObject:
+    """What holds at this moment and is in no event: the machine concludes it, or the centre's own store and keyring.
+
+    `waiting_for` is `keyring`, `disk` or empty; `waiting_for_sites` are the absent sites the run cannot go on without.
+    """
+    return {
+        "phase": state.phase.value,
+        "task_id": "" if state.step is None else state.step.task_id,
+        "paused": state.paused,
+        "pause_reason": state.pause_reason,
+        "waiting_for": waiting_for,
+        "waiting_for_sites": list(waiting_for_sites(state)),
+        "absent": sorted(m.site for m in state.members.values() if m.absent),
+    }
+
+
+def watched_event(state: RunState, event: Event) -> JsonObject:
+    """A public event. With the aggregate of a round: whose update was refused, and what was conspicuous in it."""
+    shown = public_event(event)
+    if isinstance(event, CentralDone) and event.task_id.startswith("aggregate/"):
+        for record in state.rounds:
+            if f"aggregate/{record.round}" == event.task_id:
+                flags = {site: list(flags) for site, flags in record.flags.items()}
+                return shown | {"refused": dict(record.refused), "flags": flags}
+    return shown

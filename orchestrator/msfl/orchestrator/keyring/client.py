@@ -55,10 +55,13 @@ class KeyringClient:
         """Members, and when each got its latest certificate, Unix time. Raises KeyringDown."""
         return dict(self._ask(do="sites")["sites"])
 
-    def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
+    def hand_over(
+        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""
+    ) -> bytes:
         """Raises BadRunSecret, KeyringDown."""
         boxes = {site: _text(box) for site, box in wrapped.items()}
-        answer = self._ask(do="hand_over", run_id=run_id, wrapped=boxes, public=_text(aggregator_public))
+        public = _text(aggregator_public)
+        answer = self._ask(do="hand_over", run_id=run_id, wrapped=boxes, public=public, earlier=earlier)
         if "bad_secret" in answer:
             raise BadRunSecret(answer["bad_secret"])
         return base64.b64decode(answer["sealed"])

@@ -216,14 +216,19 @@ class Keyring:
 
     # -------------------------------------------------------------------- runs
 
-    def hand_over(self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes) -> bytes:
+    def hand_over(
+        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""
+    ) -> bytes:
         """The run's site keys, and its key for what goes to all, in a box for the aggregator.
 
+        `earlier`: a run whose model this one starts from; the key of what went to all in that run comes along.
         Raises SecretUnusable for the first site whose secret is.
         """
         with self._lock:
             private = self._centre().private_bytes_raw()
             keys = {EVERYBODY: _text(centre_key(private, run_id))}
+            if earlier:
+                keys[f"{EVERYBODY}@{earlier}"] = _text(centre_key(private, earlier))
             for site, box in wrapped.items():
                 kept = self._get("sites", site)
                 if kept is None:

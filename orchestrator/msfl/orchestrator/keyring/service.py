@@ -67,7 +67,8 @@ def _sites(keyring: Keyring, asked: JsonObject) -> JsonObject:
 def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
     wrapped = {site: _bytes(box) for site, box in asked["wrapped"].items()}
     try:
-        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, _bytes(asked["public"])))}
+        public, earlier = _bytes(asked["public"]), str(asked.get("earlier", ""))
+        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, public, earlier))}
     except SecretUnusable as error:
         log.warning("run secret unusable", run=asked["run_id"], why=str(error))
         return {"bad_secret": error.site}

@@ -28,13 +28,17 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Answered:
-    """A site's own decision. `wrapped_secret` (base64) is for the keyring alone; empty unless the site allows."""
+    """A site's own decision. `wrapped_secret` (base64) is for the keyring alone; empty unless the site allows.
+
+    `generation` is that of the offer which it answers.
+    """
 
     at: float
     site: str
     verdict: str
     decision: JsonObject = field(default_factory=dict)
     wrapped_secret: str = ""
+    generation: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,30 @@ class SiteSilent:
 
 
 @dataclass(frozen=True)
+class SiteReturned:
+    """A site that had been silent, or too late, is heard of again."""
+
+    at: float
+    site: str
+
+
+@dataclass(frozen=True)
+class PauseRequested:
+    at: float
+    by: str
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """A paused run goes on; an aborted or failed one is offered again, with the token and proof given now, if any."""
+
+    at: float
+    by: str
+    token: str = ""
+    proof: str = ""
+
+
+@dataclass(frozen=True)
 class AbortRequested:
     at: float
     by: str
@@ -111,6 +139,9 @@ Event: TypeAlias = (
     | CentralDone
     | DeadlinePassed
     | SiteSilent
+    | SiteReturned
+    | PauseRequested
+    | Resumed
     | AbortRequested
     | CentreFailed
 )
@@ -124,6 +155,9 @@ _EVENTS: dict[str, type[Event]] = {
         CentralDone,
         DeadlinePassed,
         SiteSilent,
+        SiteReturned,
+        PauseRequested,
+        Resumed,
         AbortRequested,
         CentreFailed,
     )

@@ -11,12 +11,15 @@ from msfl.orchestrator.runs.events import (
     CentreFailed,
     DeadlinePassed,
     Event,
+    PauseRequested,
+    Resumed,
     SiteFailed,
+    SiteReturned,
     SiteSilent,
     Submitted,
     TaskDone,
 )
-from msfl.orchestrator.runs.machine import RoundRecord, RunState
+from msfl.orchestrator.runs.machine import RoundRecord, RunState, waiting_for
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -35,10 +38,15 @@ def public_event(event: Event) -> JsonObject:
             code = event.code if isinstance(event, SiteFailed) else "silent"
             return shown | {"site": event.site, "task_id": event.task_id, "code": code}
         case CentralDone():
-            return shown | {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
+            said = {"task_id": event.task_id, "document": event.document, "seconds": event.seconds}
+            if event.task_id.startswith("aggregate/"):
+                said["refused"] = event.document.get("refused", {})
+            return shown | said
+        case SiteReturned():
+            return shown | {"site": event.site}
         case DeadlinePassed():
             return shown | {"task_id": event.task_id}
-        case AbortRequested():
+        case AbortRequested() | PauseRequested() | Resumed():
             return shown | {"by": event.by}
         case CentreFailed():
             return shown | {"code": event.code}
@@ -49,6 +57,8 @@ def public_round(record: RoundRecord) -> JsonObject:
         "round": record.round,
         "sites": {site: dict(values) for site, values in record.sites.items()},
         "late": list(record.late),
+        "refused": dict(record.refused),
+        "flags": {site: list(flags) for site, flags in record.flags.items()},
         "seconds": record.seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
@@ -64,24 +74,36 @@ def public_state(state: RunState) -> JsonObject:
         "user": state.user,
         "phase": state.phase.value,
         "reason": state.reason,
+        "paused": state.paused,
+        "pause_reason": state.pause_reason,
+        "generation": state.generation,
         "dry_run": state.dry_run,
         "spec": state.spec.model_dump(mode="json"),
         "submitted_at": state.submitted_at,
         "ended_at": state.ended_at,
         "step": None if state.step is None else {"task_id": state.step.task_id, "waiting": sorted(state.step.waiting)},
+        "waiting_for_sites": list(waiting_for(state)),
         "sites": {
             m.site: {
                 "dataset": m.dataset,
                 "trains": m.trains,
                 "standing": m.standing.value,
                 "code": m.code,
+                "absent": m.absent,
                 "decision": m.decision,
             }
             for m in state.members.values()
         },
         "rounds": [public_round(r) for r in state.rounds],
         "best_round": state.best_round() if state.rounds else None,
-        "documents": {task: doc for task, doc in state.documents.items() if not task.startswith("aggregate/")},
+        "documents": _documents(state),
         "step_seconds": dict(state.step_seconds),
         "peak_rss_mib": dict(state.peak_rss_mib),
     }
+
+
+def _documents(state: RunState) -> JsonObject:
+    """What the centre said, without rounds; of its openings the latest, as `open`."""
+    shown = {task: doc for task, doc in state.documents.items() if not task.startswith(("aggregate/", "open/"))}
+    opened = state.documents.get(f"open/{state.generation}")
+    return shown if opened is None else shown | {"open": opened}

@@ -211,6 +211,29 @@ class WatchRun(_message.Message):
 Global___WatchRun: _TypeAlias = WatchRun  # noqa: Y015
 
 @_typing.final
+class ResumeRun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    proof: _builtins.str
+    """as in Job, over the very bytes that were submitted (`spec_text` of Show)"""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        proof: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRun: _TypeAlias = ResumeRun  # noqa: Y015
+
+@_typing.final
 class RunEvent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

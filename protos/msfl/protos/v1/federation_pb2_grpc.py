@@ -168,6 +168,16 @@ class PeopleStub:
                 request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.WatchRun.SerializeToString,
                 response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RunEvent.FromString,
                 _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/msfl.protos.v1.People/Pause',
+                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RunName.SerializeToString,
+                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Document.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/msfl.protos.v1.People/Resume',
+                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ResumeRun.SerializeToString,
+                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Document.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/msfl.protos.v1.People/Abort',
                 request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RunName.SerializeToString,
@@ -202,6 +212,18 @@ class PeopleServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pause(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -242,6 +264,16 @@ def add_PeopleServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.WatchRun.FromString,
                     response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RunEvent.SerializeToString,
+            ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.RunName.FromString,
+                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Document.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ResumeRun.FromString,
+                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Document.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -341,6 +373,60 @@ class People:
             '/msfl.protos.v1.People/Watch',
             msfl_dot_protos_dot_v1_dot_federation__pb2.WatchRun.SerializeToString,
             msfl_dot_protos_dot_v1_dot_federation__pb2.RunEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/msfl.protos.v1.People/Pause',
+            msfl_dot_protos_dot_v1_dot_federation__pb2.RunName.SerializeToString,
+            msfl_dot_protos_dot_v1_dot_federation__pb2.Document.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/msfl.protos.v1.People/Resume',
+            msfl_dot_protos_dot_v1_dot_federation__pb2.ResumeRun.SerializeToString,
+            msfl_dot_protos_dot_v1_dot_federation__pb2.Document.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,8 @@ class PeopleStub:
     Submit: _grpc.UnaryUnaryMultiCallable[_federation_pb2.Job, _federation_pb2.RunName]
     Show: _grpc.UnaryUnaryMultiCallable[_federation_pb2.RunName, _federation_pb2.Document]
     Watch: _grpc.UnaryStreamMultiCallable[_federation_pb2.WatchRun, _federation_pb2.RunEvent]
+    Pause: _grpc.UnaryUnaryMultiCallable[_federation_pb2.RunName, _federation_pb2.Document]
+    Resume: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ResumeRun, _federation_pb2.Document]
     Abort: _grpc.UnaryUnaryMultiCallable[_federation_pb2.RunName, _federation_pb2.Document]
     List: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ListWhat, _federation_pb2.Document]
     Fetch: _grpc.UnaryStreamMultiCallable[_federation_pb2.FetchArtifact, _federation_pb2.Chunk]
@@ -90,6 +92,8 @@ class PeopleAsyncStub(PeopleStub):
     Submit: _aio.UnaryUnaryMultiCallable[_federation_pb2.Job, _federation_pb2.RunName]  # type: ignore[assignment]
     Show: _aio.UnaryUnaryMultiCallable[_federation_pb2.RunName, _federation_pb2.Document]  # type: ignore[assignment]
     Watch: _aio.UnaryStreamMultiCallable[_federation_pb2.WatchRun, _federation_pb2.RunEvent]  # type: ignore[assignment]
+    Pause: _aio.UnaryUnaryMultiCallable[_federation_pb2.RunName, _federation_pb2.Document]  # type: ignore[assignment]
+    Resume: _aio.UnaryUnaryMultiCallable[_federation_pb2.ResumeRun, _federation_pb2.Document]  # type: ignore[assignment]
     Abort: _aio.UnaryUnaryMultiCallable[_federation_pb2.RunName, _federation_pb2.Document]  # type: ignore[assignment]
     List: _aio.UnaryUnaryMultiCallable[_federation_pb2.ListWhat, _federation_pb2.Document]  # type: ignore[assignment]
     Fetch: _aio.UnaryStreamMultiCallable[_federation_pb2.FetchArtifact, _federation_pb2.Chunk]  # type: ignore[assignment]
@@ -117,6 +121,20 @@ class PeopleServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.WatchRun,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_federation_pb2.RunEvent], _abc.AsyncIterator[_federation_pb2.RunEvent]]: ...
+
+    @_abc_1.abstractmethod
+    def Pause(
+        self,
+        request: _federation_pb2.RunName,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.Document, _abc.Awaitable[_federation_pb2.Document]]: ...
+
+    @_abc_1.abstractmethod
+    def Resume(
+        self,
+        request: _federation_pb2.ResumeRun,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.Document, _abc.Awaitable[_federation_pb2.Document]]: ...
 
     @_abc_1.abstractmethod
     def Abort(

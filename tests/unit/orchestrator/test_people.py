@@ -1,0 +1,280 @@
+"""The door for people: who may pause and resume which run, when, and what a watcher is told."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import pytest
+
+from fakes.governance import AUDIENCE, ISSUER, World, key
+from msfl.orchestrator.doors.link import Datasets
+from msfl.orchestrator.doors.people import PeopleDoor, standing, watched_event
+from msfl.orchestrator.runs.events import (
+    AbortRequested,
+    Answered,
+    CentralDone,
+    Event,
+    PauseRequested,
+    Resumed,
+    Submitted,
+    TaskDone,
+)
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, submitted
+from msfl.policies.documents import JobSpec
+from msfl.policies.encoding import encode, load_json
+from msfl.policies.identity import mint_token, sign_job
+from msfl.policies.keys import KeyPair
+from msfl.protos.v1 import federation_pb2 as wire
+
+ALL = ("a", "b", "c")
+RUN = "run-1"
+ADA, EVE = "ada@uni.example", "eve@uni.example"
+SPEC = JobSpec(
+    name="story",
+    release="voxel-logistic:1.0.0",
+    datasets=tuple(f"{s}/lesions" for s in ALL),
+    rounds=2,
+    profile="demo",
+    min_sites=2,
+    round_deadline_s=60,
+    seed=1,
+    nonce="0123456789abcdef",
+)
+
+
+class Said(Exception):
+    """What the door answered instead."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+
+
+class Caller:
+    """A gRPC context with a user's token."""
+
+    def __init__(self, user: str) -> None:
+        self.key = key(user)
+        now = datetime.now(UTC)
+        jkt = self.key.thumbprint
+        self.token = mint_token(key("issuer"), ISSUER, AUDIENCE, user, user, "uni.example", jkt, now)
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("authorization", f"Bearer {self.token}"),)
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        raise Said(code, details)
+
+    def is_active(self) -> bool:
+        return True
+
+    def add_callback(self, callback: object) -> None:
+        pass
+
+
+class FakeEngine:
+    """One run, moved by its events; a watcher that has to wait is told that the centre stops."""
+
+    def __init__(self, *events: Event) -> None:
+        first = Submitted(1.0, RUN, encode(SPEC).decode(), "p", "t", ADA)
+        self.kept: list[Event] = [first]
+        self.run = submitted(first, SPEC)
+        self.stopping = False
+        self.waits_for = ""
+        for event in events:
+            self.post(RUN, event)
+
+    def now(self) -> float:
+        return 100.0
+
+    def state(self, run_id: str) -> RunState | None:
+        return self.run if run_id == RUN else None
+
+    def post(self, run_id: str, event: Event) -> bool:
+        following = advance(self.run, event)
+        news = following is not self.run
+        self.run = following
+        if news:
+            self.kept.append(event)
+        return news
+
+    def seen(self, run_id: str, after: int) -> tuple[RunState, list[tuple[int, Event]]]:
+        return self.run, list(enumerate(self.kept, start=1))[after:]
+
+    def waiting_for(self, run_id: str) -> str:
+        return self.waits_for
+
+    def progress(self, run_id: str) -> dict[str, Any]:
+        return {}
+
+    def run_bell(self, run_id: str) -> FakeEngine:
+        self.stopping = False
+        return self
+
+    def ring(self) -> None:
+        pass
+
+    def wait(self, heard: int, timeout_s: float) -> int:
+        self.stopping = True
+        return heard
+
+
+def running() -> list[Event]:
+    return [Answered(2.0, site, "allow", {}, "s") for site in ALL]
+
+
+def door(engine: FakeEngine) -> PeopleDoor:
+    return PeopleDoor(engine, World().federation_root, Datasets(), None)  # type: ignore[arg-type]
+
+
+def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:
+    return dict(json.loads(door(engine).Pause(wire.RunName(run_id=RUN), Caller(who)).json))
+
+
+def resume(engine: FakeEngine, who: str = ADA, signer: KeyPair | None = None, spec: bytes = b"") -> dict[str, Any]:
+    caller = Caller(who)
+    proof = sign_job(spec or engine.run.spec_text.encode(), signer or caller.key)
+    return dict(json.loads(door(engine).Resume(wire.ResumeRun(run_id=RUN, proof=proof), caller).json))
+
+
+def test_a_run_is_paused_and_resumed_by_its_owner() -> None:
+    engine = FakeEngine(*running())
+    shown = pause(engine)
+    assert (shown["phase"], shown["paused"], shown["pause_reason"]) == ("running", True, f"paused by {ADA}")
+    assert pause(engine)["paused"], "asking twice does no harm"
+    assert sum(isinstance(event, PauseRequested) for event in engine.kept) == 1
+    assert resume(engine)["paused"] is False
+
+
+def test_an_aborted_run_is_offered_again_with_the_token_and_the_proof_of_today() -> None:
+    engine = FakeEngine(*running(), AbortRequested(3.0, ADA))
+    shown = resume(engine)
+    assert (shown["phase"], shown["generation"]) == ("offered", 2)
+    event = engine.kept[-1]
+    assert isinstance(event, Resumed)
+    assert (event.by, event.at) == (ADA, 100.0)
+    assert event.token.count(".") == 2
+    assert (engine.run.token, engine.run.proof) == (event.token, event.proof)
+    assert engine.run.spec_text == encode(SPEC).decode(), "byte for byte what was submitted"
+
+
+def test_what_was_signed_is_shown_so_that_it_can_be_signed_again() -> None:
+    shown = json.loads(door(FakeEngine()).Show(wire.RunName(run_id=RUN), Caller(ADA)).json)
+    assert shown["spec_text"].encode() == encode(SPEC)
+
+
+@pytest.mark.parametrize("ask", [pause, resume])
+def test_nobody_elses_run_is_touched_or_even_known(ask: Any) -> None:
+    engine = FakeEngine(*running())
+    with pytest.raises(Said, match="you have no run") as said:
+        ask(engine, EVE)
+    assert said.value.code is grpc.StatusCode.NOT_FOUND
+    assert len(engine.kept) == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"),
+    [
+        ({"signer": key("eve")}, "proof_other_key"),
+        ({"spec": encode(SPEC.model_copy(update={"rounds": 99}))}, "proof_invalid"),
+    ],
+)
+def test_a_run_is_resumed_only_with_a_proof_over_its_own_bytes(wrong: dict[str, Any], code: str) -> None:
+    engine = FakeEngine(*running(), AbortRequested(3.0, ADA))
+    with pytest.raises(Said, match=code) as said:
+        resume(engine, **wrong)
+    assert said.value.code is grpc.StatusCode.PERMISSION_DENIED
+    assert engine.run.phase is Phase.ABORTED
+
+
+def refused(*events: Event) -> FakeEngine:
+    return FakeEngine(*events, *(Answered(2.0, site, "refuse", {}) for site in ALL))
+
+
+def with_phase(phase: Phase) -> FakeEngine:
+    engine = FakeEngine(*running())
+    engine.run = RunState(**{**vars(engine.run), "phase": phase, "step": None})
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("ask", "engine", "told"),
+    [
+        (resume, FakeEngine(*running()), "run run-1 is running and not paused: there is nothing to resume"),
+        (resume, refused(), "run run-1 was refused and never began: submit the job again"),
+        (resume, with_phase(Phase.FINISHED), "run run-1 is finished and cannot be resumed: use run.extend"),
+        (resume, with_phase(Phase.EXPLAINED), "run run-1 only asked the sites"),
+        (pause, with_phase(Phase.FINISHED), r"run run-1 has ended \(finished\): there is nothing to pause"),
+    ],
+)
+def test_what_cannot_be_done_is_said_clearly(ask: Any, engine: FakeEngine, told: str) -> None:
+    before = len(engine.kept)
+    with pytest.raises(Said, match=told) as said:
+        ask(engine)
+    assert said.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    assert len(engine.kept) == before
+
+
+# ------------------------------------------------------------------- watching
+
+
+def watched(engine: FakeEngine, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
+    asked = wire.WatchRun(run_id=RUN, after=after)
+    heard = []
+    for event in door(engine).Watch(asked, Caller(ADA)):
+        heard.append((event.sequence, event.kind, json.loads(event.json)))
+    return heard
+
+
+def test_a_watcher_hears_the_past_and_then_how_it_is_now() -> None:
+    engine = FakeEngine(*running(), PauseRequested(3.0, ADA))
+    engine.waits_for = "disk"
+    heard = watched(engine)
+    assert [(sequence, kind) for sequence, kind, _ in heard] == [
+        (1, "Submitted"), (2, "Answered"), (3, "Answered"), (4, "Answered"), (5, "PauseRequested"), (0, "Now"),
+    ]  # fmt: skip
+    assert heard[-1][2] == {
+        "at": 100.0, "phase": "running", "task_id": "start", "paused": True, "pause_reason": f"paused by {ADA}",
+        "waiting_for": "disk", "waiting_for_sites": [], "absent": [],
+    }  # fmt: skip
+    assert [kind for _, kind, _ in watched(engine, after=4)] == ["PauseRequested", "Now"]
+
+
+def test_a_watcher_hears_no_token_and_no_proof() -> None:
+    engine = FakeEngine(*running(), AbortRequested(3.0, ADA), Resumed(4.0, ADA, "secret-token", "secret-proof"))
+    assert "secret" not in json.dumps(watched(engine))
+
+
+def test_the_aggregate_of_a_round_says_who_was_refused_and_what_was_conspicuous() -> None:
+    spec = SPEC.model_copy(update={"rounds": 9})
+    first = Submitted(1.0, RUN, encode(spec).decode(), "p", "t", ADA)
+    state = submitted(first, load_json(first.spec.encode(), JobSpec, "the job"))
+    for event in running():
+        state = advance(state, event)
+    seen: list[tuple[int, CentralDone]] = []
+    loss = 1.0
+    while len(state.rounds) < 4:
+        step = state.step
+        assert step is not None
+        if not step.central:
+            for site in sorted(step.waiting):
+                state = advance(state, TaskDone(5.0, site, step.task_id, f"k/{step.task_id}/{site}", 1.0, 0, 0))
+            continue
+        document: dict[str, Any] = {}
+        if step.verb == "aggregate":
+            loss += 0.5
+            sites = {s: {"n_train": 3, "train_loss": loss if s == "b" else 1.0, "incoming": None} for s in ("a", "b")}
+            document = {"sites": sites, "refused": {"c": "update_not_finite"}, "weights_sha256": "x"}
+            if step.round > 1:
+                document["refused"] = {}
+                document["sites"]["c"] = {"n_train": 3, "train_loss": 1.0, "incoming": None}
+        done = CentralDone(6.0, step.task_id, document)
+        state = advance(state, done)
+        seen.append((step.round, done))
+    shown = {number: watched_event(state, event) for number, event in seen if event.task_id.startswith("aggregate/")}
+    assert shown[1]["refused"] == {"c": "update_not_finite"}
+    assert [shown[r]["flags"] for r in (1, 2, 3, 4)] == [{}, {}, {}, {"b": ["loss_rising"]}]
+    assert standing(state, "")["task_id"] == "train/5"
