@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,7 +82,7 @@ class FolderArtifacts:
         targets = {file: self._file(run_id, key) for key, file in files.items()}
         with self._room():
             (self._root / run_id).mkdir(parents=True, exist_ok=True)
-            _make_durable(targets)
+            _make_durable({_on_its_disk(file, target): target for file, target in targets.items()})
 
     def local(self, run_id: str, key: str) -> Path:
         file = self._file(run_id, key)
@@ -107,6 +108,15 @@ class FolderArtifacts:
 
 def _part(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
+
+
+def _on_its_disk(file: Path, target: Path) -> Path:
+    """The file, or its copy where the store has a disk of its own: a name can only be moved within one."""
+    if file.stat().st_dev == target.parent.stat().st_dev:
+        return file
+    shutil.copyfile(file, _part(target))
+    file.unlink()
+    return _part(target)
 
 
 def _open_to_write(part: Path) -> BinaryIO:
