@@ -16,14 +16,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from fakes.lines import Line
 from fakes.tiny_data import tiny_dataset
+from msfl.gateway.home import Home
 from msfl.policies.audit import verify
 from msfl.policies.documents import JobSpec
 from msfl.policies.envelope import ASSET_POLICY, sign
@@ -39,11 +41,11 @@ DATASET = "lesions"
 PATIENCE_S = 60.0
 
 
-def tiny_sites(folder: Path) -> tuple[DemoSite, ...]:
-    """Three sites that differ in scanner gain and in cases."""
+def tiny_sites(folder: Path, names: tuple[str, ...] = SITES) -> tuple[DemoSite, ...]:
+    """Sites that differ in scanner gain and in cases."""
     return tuple(
         DemoSite(name, DATASET, tiny_dataset(folder / name, n_train=5 + i, n_test=2, seed=i, gain=1.0 + 0.2 * i))
-        for i, name in enumerate(SITES)
+        for i, name in enumerate(names)
     )
 
 
@@ -64,14 +66,16 @@ class LiveFederation:
 
     @classmethod
     @contextmanager
-    def up(cls, folder: Path) -> Iterator[LiveFederation]:
+    def up(
+        cls, folder: Path, release: str = "logistic", names: tuple[str, ...] = SITES, rounds_max: int = 20
+    ) -> Iterator[LiveFederation]:
         now = datetime.now(UTC).replace(microsecond=0)
         processes = Processes(folder / "logs")
         try:
-            sites = tiny_sites(folder / "data")
+            sites = tiny_sites(folder / "data", names)
             isolation = ProcessRuntime().protections().isolation
-            federation = Federation(folder, processes, sites, isolation, rounds_max=20)
-            federation.publish_release("logistic", now)
+            federation = Federation(folder, processes, sites, isolation, rounds_max)
+            federation.publish_release(release, now)
             federation.start_centre(now)
             federation.check_data()
             federation.serve_centre()
@@ -85,6 +89,10 @@ class LiveFederation:
         finally:
             processes.close()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(site.name for site in self.federation.sites)
+
     # ------------------------------------------------------------------------------------------------- the job
 
     def job(self, **changes: Any) -> JobSpec:
@@ -92,7 +100,7 @@ class LiveFederation:
         assert self.federation.statement is not None
         given: dict[str, Any] = {
             "release": self.federation.statement.ref,
-            "datasets": [f"{site}/{DATASET}" for site in SITES],
+            "datasets": [f"{site}/{DATASET}" for site in self.names],
             "rounds": 1,
             "profile": "demo",
             "config": {"batches_per_epoch": 2},
@@ -101,7 +109,7 @@ class LiveFederation:
         return self.client.job(**(given | changes))
 
     def all_present(self) -> bool:
-        return sum(bool(row["present"]) for row in self.client.datasets()) == len(SITES)
+        return sum(bool(row["present"]) for row in self.client.datasets()) == len(self.names)
 
     # ------------------------------------------------------------------------------------------------ policies
 
@@ -123,7 +131,7 @@ class LiveFederation:
 
     def _raise_budgets(self) -> None:
         """A policy of the demo allows ten runs; this federation serves more stories than that."""
-        for site in SITES:
+        for site in self.names:
             text = (
                 self.policy(site).replace("max_runs: 10,", "max_runs: 1000,").replace("max_rounds: ", "max_rounds: 9")
             )
@@ -138,7 +146,7 @@ class LiveFederation:
 
     @contextmanager
     def policies_put_back(self) -> Iterator[None]:
-        before = {site: self._signed(site).read_bytes() for site in SITES}
+        before = {site: self._signed(site).read_bytes() for site in self.names}
         try:
             yield
         finally:
@@ -181,6 +189,24 @@ class LiveFederation:
             "keyring": msfl("orchestrator", "keyring", "--home", centre),
         }[part]
         self.processes.start(name, command)
+
+    @contextmanager
+    def over(self, line: Line, site: str) -> Iterator[None]:
+        """The site's gateway reaches the centre over `line` only; it is started anew for that, and again after."""
+        home, gateway = Home(self.home(site)), f"gateway:{site}"
+        fair = home.settings()
+        self.end(gateway)
+        home.write_settings(replace(fair, link_endpoint=f"127.0.0.1:{line.port}"))
+        self.start_again(gateway)
+        try:
+            # Only what came over the line proves that the gateway is on it.
+            until(lambda: line.passed["up"] > 4000 and self.all_present(), f"{site} to come over its line")
+            yield
+        finally:
+            self.end(gateway)
+            home.write_settings(fair)
+            self.start_again(gateway)
+            until(self.all_present, f"{site} to be back")
 
     def workers(self, site: str) -> list[psutil.Process]:
         """The contained processes that the site's gateway has started, sandbox launcher included."""

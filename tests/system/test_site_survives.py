@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from fakes.disks import filled, small_disk
 from fakes.federations import SITES, LiveFederation, until
 from msfl.policies.documents import JobSpec
 from msfl.sdk.reporting import report_document
@@ -235,31 +234,15 @@ def test_an_aborted_run_keeps_what_a_resumed_one_needs(live: LiveFederation) -> 
     assert (folder / "box/scratch/plan.json").exists()
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[None]:
-    """A file system of its own over `folder`, which is empty meanwhile."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,mode=700", "tmpfs", str(folder)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small file system takes root")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 def test_a_full_disk_stops_the_work_until_there_is_room(live: LiveFederation, undisturbed: dict[str, Any]) -> None:
     runs = live.home(SITE) / "runs"
     with small_disk(runs, 16):
         run = live.client.submit(spec(live))
         when(live, run, "train/1")
-        filler = runs / "filler"
-        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
-        log = live.processes._logs / f"{GATEWAY}.log"
-        until(lambda: "no room to write" in log.read_text(), "the gateway to say that its disk is full")
-        assert run.state()["phase"] == "running"
-        filler.unlink()
+        with filled(runs):
+            log = live.processes._logs / f"{GATEWAY}.log"
+            until(lambda: "no room to write" in log.read_text(), "the gateway to say that its disk is full")
+            assert run.state()["phase"] == "running"
         state = run.wait()
         assert state["phase"] == "finished", state
     report = report_document(state)

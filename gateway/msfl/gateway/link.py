@@ -1,13 +1,18 @@
 """The gateway's way out: the gRPC Link service, seen from the site. It dials, it never listens.
 
 Each call is retried by whoever calls it (`agent.py`): a broken line raises `LineDown`, which carries no blame; what
-the orchestrator will not have raises `NotWanted`. Uploads and downloads go on at the offset where they were cut.
+the orchestrator will not have raises `NotWanted`. Uploads and downloads go on at the offset where they were cut, and
+may last as long as they like, while they move: one without progress for `STALL_S` is given up. That finds a centre that
+hangs; a line that swallows everything is found by gRPC's keepalive (`msfl.protos.channel`) in about the same time.
 After `switch`, to a channel with a newer certificate, calls that are under way end on the channel they began on.
 """
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +32,7 @@ from msfl.protos.v1.federation_pb2_grpc import LinkStub
 PART_BYTES = 1 << 20
 CALL_TIMEOUT_S = 30.0
 BEAT_TIMEOUT_S = 3.0  # Progress is for eyes: whoever works does not wait long for a centre that does not listen.
+STALL_S = 30.0  # A part of 1 MiB takes this long on a line of 280 kbit/s.
 _T = TypeVar("_T")
 
 
@@ -57,8 +63,9 @@ _TRANSIENT = frozenset(
 class Link:
     """One mutually authenticated channel to the orchestrator, and its successors."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, stall_s: float = STALL_S) -> None:
         self._channel = channel
+        self._stall_s = stall_s
         self._stub = LinkStub(channel)
         self._retired: grpc.Channel | None = None
         self._attending: grpc.Call | None = None
@@ -117,19 +124,36 @@ class Link:
         have = self._call(lambda: self._stub.Offset(name, timeout=CALL_TIMEOUT_S))
         if have.complete:
             return
-        self._call(lambda: self._stub.Upload(_parts(run_id, key, file, have.offset, total)))
+        self._call(lambda: self._send(_parts(run_id, key, file, have.offset, total)))
+
+    def _send(self, parts: Iterator[wire.UploadPart]) -> None:
+        moved = _Movement()
+
+        def noted() -> Iterator[wire.UploadPart]:
+            for part in parts:
+                moved()
+                yield part
+
+        call = self._stub.Upload.future(noted())
+        with _given_up_when_stalled(call, moved, self._stall_s):
+            try:
+                call.result()
+            except grpc.FutureCancelledError as error:
+                raise LineDown(f"the upload has not moved for {self._stall_s:g} s") from error
 
     def download(self, run_id: str, key: str, offset: int, take: Callable[[bytes], None]) -> None:
         """Fetch a sealed file from `offset` on; `take` gets each part as it comes, and what it raises ends the call."""
-        call = self._stub.Download(wire.DownloadFrom(run_id=run_id, key=key, offset=offset))
-        total = offset
+        call = self._call(lambda: self._stub.Download(wire.DownloadFrom(run_id=run_id, key=key, offset=offset)))
+        moved, total = _Movement(), offset
         try:
-            for chunk in call:
-                if chunk.offset != offset:
-                    raise LineDown("a part came out of order")
-                take(chunk.data)
-                offset += len(chunk.data)
-                total = chunk.total
+            with _given_up_when_stalled(call, moved, self._stall_s):
+                for chunk in call:
+                    moved()
+                    if chunk.offset != offset:
+                        raise LineDown("a part came out of order")
+                    take(chunk.data)
+                    offset += len(chunk.data)
+                    total = chunk.total
             if offset < total:
                 raise LineDown("the download ended early")
         except grpc.RpcError as error:
@@ -150,14 +174,46 @@ class Link:
         return LineDown("the channel is closed") if self._closed else error
 
 
+class _Movement:
+    """When something last moved."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def __call__(self) -> None:
+        self.at = time.monotonic()
+
+
+@contextmanager
+def _given_up_when_stalled(call: grpc.Call, moved: _Movement, stall_s: float) -> Iterator[None]:
+    """Cancels the call as soon as nothing has moved for `stall_s`; never for how long it takes."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(max(0.0, moved.at + stall_s - time.monotonic())):
+            if time.monotonic() >= moved.at + stall_s:
+                call.cancel()
+                return
+
+    watchdog = threading.Thread(target=watch, name="stall", daemon=True)
+    watchdog.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watchdog.join()
+
+
 def _parts(run_id: str, key: str, file: Path, offset: int, total: int) -> Iterator[wire.UploadPart]:
+    begun = False
     with open(file, "rb", buffering=0) as source:
         source.seek(offset)
         while data := source.read(PART_BYTES):
             yield wire.UploadPart(run_id=run_id, key=key, offset=offset, data=data, total=total)
             offset += len(data)
-        if total == 0 or offset == 0:
-            yield wire.UploadPart(run_id=run_id, key=key, offset=0, data=b"", total=total)
+            begun = True
+    if not begun:  # The centre has every byte, and was cut off before it knew that these were all.
+        yield wire.UploadPart(run_id=run_id, key=key, offset=offset, data=b"", total=total)
 
 
 def _translated(error: grpc.RpcError) -> LineDown | NotWanted:

@@ -78,6 +78,9 @@ class Aggregator:
     ) -> Aggregator:
         """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
         order.folder.mkdir(parents=True, exist_ok=True)
+        for box in ("inbox", "outbox"):
+            if (order.folder / box).exists():  # What an aggregator before it was about when it was killed.
+                shutil.rmtree(order.folder / box)
         contained = runtime.protections().isolation > Isolation.NONE
         process = HostedProcess.start(runtime, order)
         return cls(process, order.folder, run_id, config, keyring, read_only_inbox=contained)

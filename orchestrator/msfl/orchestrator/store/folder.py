@@ -10,9 +10,11 @@ import ctypes
 import errno
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from msfl.orchestrator.store.interface import DISK_TROUBLE, GapInUpload, Size, StoreUnavailable
 
@@ -51,10 +53,13 @@ class FolderArtifacts:
         if offset == 0:
             with self._room():
                 file.parent.mkdir(parents=True, exist_ok=True)
-        with self._room(), open(_part(file), "ab", buffering=0) as part:
-            have = part.tell()
+        with self._room(), _open_to_write(_part(file)) as part:
+            have = os.fstat(part.fileno()).st_size
             if offset > have:
                 raise GapInUpload(have, offset)
+            # To its own place, never to wherever the end is by now: a site that gave up a call that hung sends the same
+            # bytes again, while that call's last part may still be on its way here.
+            part.seek(have)
             written = part.write(memoryview(data)[have - offset :])
             if have + written < offset + len(data):
                 # The disk took a part of it; the next write would say why.
@@ -77,7 +82,7 @@ class FolderArtifacts:
         targets = {file: self._file(run_id, key) for key, file in files.items()}
         with self._room():
             (self._root / run_id).mkdir(parents=True, exist_ok=True)
-            _make_durable(targets)
+            _make_durable({_on_its_disk(file, target): target for file, target in targets.items()})
 
     def local(self, run_id: str, key: str) -> Path:
         file = self._file(run_id, key)
@@ -103,6 +108,20 @@ class FolderArtifacts:
 
 def _part(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
+
+
+def _on_its_disk(file: Path, target: Path) -> Path:
+    """The file, or its copy where the store has a disk of its own: a name can only be moved within one."""
+    if file.stat().st_dev == target.parent.stat().st_dev:
+        return file
+    shutil.copyfile(file, _part(target))
+    file.unlink()
+    return _part(target)
+
+
+def _open_to_write(part: Path) -> BinaryIO:
+    """Made when it is not there; what it holds stays."""
+    return open(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0)
 
 
 def _start_writing(descriptor: int, offset: int) -> None:

@@ -1,0 +1,198 @@
+"""A bad line between one site and the centre: slow, lossy, cut, refused, silent. The weights are the same, bit for bit.
+
+Learning stories run on the small release. Stories of long uploads and downloads run on the release of the benchmark,
+whose model is as large as one likes: 8 MB here, and the line's own count of bytes shows that nothing was sent twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.federations import LiveFederation, until
+from fakes.lines import FAIR, FAR_AND_LOSSY, Line, Way, Weather
+from msfl.policies.documents import JobSpec
+from msfl.sdk.reporting import report_document
+from msfl.sdk.run import Run
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+SITE = "site-b"
+SILENT_S = 15.0
+BATCHES = 250
+
+
+# ------------------------------------------------------------------------------------------ learning
+
+
+def spec(live: LiveFederation, **changes: Any) -> JobSpec:
+    given: dict[str, Any] = {"rounds": 3, "seed": 11, "config": {"batches_per_epoch": BATCHES}}
+    return live.job(**(given | changes))
+
+
+def finished(run: Run) -> dict[str, Any]:
+    state = run.wait()
+    assert state["phase"] == "finished", state
+    assert all(member["standing"] == "accepted" for member in state["sites"].values())
+    return report_document(state)
+
+
+def hashes(report: dict[str, Any]) -> list[str]:
+    return [*(r["weights_sha256"] for r in report["rounds"]), report["final_weights_sha256"]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(live: LiveFederation) -> list[str]:
+    return hashes(finished(live.client.submit(spec(live))))
+
+
+@contextmanager
+def line_of(live: LiveFederation, site: str, weather: Weather = FAIR) -> Iterator[Line]:
+    line = Line(live.federation.link_port, weather)
+    try:
+        with live.over(line, site):
+            yield line
+    finally:
+        line.close()
+
+
+def begun(live: LiveFederation, run: Run, task: str, site: str = SITE) -> bool:
+    entries = live.audit(site, run.run_id)
+    return any(e["action"] == "task begins" and e["fields"]["task"] == task for e in entries)
+
+
+def computes(live: LiveFederation, run: Run) -> None:
+    until(lambda: begun(live, run, "train/2"), f"{SITE} to train")
+
+
+def waits(live: LiveFederation, run: Run) -> None:
+    """The site has reported; the others have not."""
+
+    def waiting() -> bool:
+        step = run.state()["step"] or {"task_id": "", "waiting": []}
+        return step["task_id"] == "train/2" and bool(step["waiting"]) and SITE not in step["waiting"]
+
+    until(waiting, f"{SITE} to be done before the others")
+
+
+def test_a_far_slow_and_lossy_line_changes_no_bit(live: LiveFederation, undisturbed: list[str]) -> None:
+    with line_of(live, SITE, FAR_AND_LOSSY) as line:
+        assert hashes(finished(live.client.submit(spec(live)))) == undisturbed
+        assert line.connections == 1, "keepalive takes no slow line for a dead one"
+
+
+@pytest.mark.parametrize("moment", [computes, waits])
+def test_a_line_that_is_cut_and_refuses_for_a_while(
+    live: LiveFederation, undisturbed: list[str], moment: Callable[[LiveFederation, Run], None]
+) -> None:
+    with line_of(live, SITE) as line:
+        # The one who is done first waits longest: the others have the more work.
+        run = live.client.submit(spec(live))
+        moment(live, run)
+        with line.refusing():
+            time.sleep(2.0)
+        assert hashes(finished(run)) == undisturbed
+        assert line.connections >= 2
+
+
+def test_a_short_hole_is_waited_through(live: LiveFederation, undisturbed: list[str]) -> None:
+    with line_of(live, SITE) as line:
+        run = live.client.submit(spec(live))
+        computes(live, run)
+        with line.hole():
+            time.sleep(5.0)
+        assert hashes(finished(run)) == undisturbed
+        assert line.connections == 1
+
+
+@pytest.mark.full
+def test_a_line_that_dies_silently_costs_a_site_some_rounds_and_the_run_nothing(live: LiveFederation) -> None:
+    """No FIN, no reset. The centre sees the site silent and goes on with the quorum; the gateway sees that nobody
+    answers it, dials anew, and takes part again."""
+    long = {"batches_per_epoch": 1000, "local_epochs": 5}
+    with line_of(live, SITE) as line:
+        run = live.client.submit(spec(live, rounds=12, min_sites=2, config=long))
+        computes(live, run)
+        line.forget()
+        at = time.time()
+        state = run.wait()
+        assert state["phase"] == "finished", state
+        silent = [doc["at"] for _, doc in run.events() if doc.get("event") == "SiteSilent"]
+        assert silent[0] - at < SILENT_S
+        took_part = [SITE in r["sites"] for r in state["rounds"]]
+        assert took_part[0]
+        assert not all(took_part)
+        assert took_part[-1], "it is back"
+        assert all(len(r["sites"]) >= 2 for r in state["rounds"])
+        assert line.connections >= 2
+
+
+# ----------------------------------------------------------------------------- long uploads and downloads
+
+MODEL_MB = 8.0
+MB = 1e6
+FAST_ENOUGH_TO_STRIKE = Weather(bits_per_s=48e6, latency_s=0.02)
+FAR_SITE = "site-2"
+
+
+@pytest.fixture(scope="module")
+def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
+    release = Path(__file__).parents[2] / "benchmarks/round/echo_release"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(release)
+        names = ("site-1", FAR_SITE, "site-3")
+        with LiveFederation.up(tmp_path_factory.mktemp("echo"), str(release), names) as federation:
+            yield federation
+
+
+def big(echo: LiveFederation) -> JobSpec:
+    return echo.job(rounds=2, profile="full", config={"model_mb": MODEL_MB}, keep="last", seed=3)
+
+
+@pytest.fixture(scope="module")
+def plain(echo: LiveFederation) -> tuple[list[str], dict[Way, int]]:
+    """The weights of an undisturbed run over the same line, and the bytes that it took."""
+    with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
+        before = dict(line.passed)
+        report = finished(echo.client.submit(big(echo)))
+        return hashes(report), {way: line.passed[way] - before[way] for way in ("up", "down")}
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_what_was_cut_goes_on_where_it_was_cut(
+    echo: LiveFederation, plain: tuple[list[str], dict[Way, int]], way: Way
+) -> None:
+    """`up`: in the middle of an upload, `down`: of a download. From the beginning again it would be 6 MB more."""
+    with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
+        before = dict(line.passed)
+        run = echo.client.submit(big(echo))
+        until(lambda: line.passed[way] - before[way] > 6 * MB, f"the first 6 MB {way}")
+        line.cut()
+        assert line.passed[way] - before[way] < MODEL_MB * MB, "in the middle"
+        report = finished(run)
+        took = {w: line.passed[w] - before[w] for w in ("up", "down")}
+        assert line.connections >= 2
+    weights, usual = plain
+    assert hashes(report) == weights
+    assert took[way] < usual[way] + 3 * MB
+
+
+def more_passed(line: Line, n: float, run: Run) -> None:
+    start = sum(line.passed.values())
+    until(lambda: sum(line.passed.values()) > start + n or run.state()["ended_at"], f"{n:.0f} bytes to pass")
+
+
+@pytest.mark.full
+def test_a_line_that_is_cut_again_and_again_gets_there(
+    echo: LiveFederation, plain: tuple[list[str], dict[Way, int]]
+) -> None:
+    with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
+        run = echo.client.submit(big(echo))
+        for _ in range(6):
+            more_passed(line, 3 * MB, run)
+            line.cut()
+        assert hashes(finished(run)) == plain[0]
