@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -157,3 +158,17 @@ def test_a_part_of_one_artifact_is_not_another_artifact(tmp_path: Path) -> None:
         store.local(RUN, "export/model.part")
     with pytest.raises(ValueError, match="artifact key"):
         store.local(RUN, "export/.model.part")
+
+
+def test_a_file_of_another_disk_is_adopted(tmp_path: Path) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is only one file system here")
+    with TemporaryDirectory(dir=memory) as elsewhere:
+        made = Path(elsewhere) / "made"
+        made.write_bytes(DATA)
+        store = FolderArtifacts(tmp_path)
+        store.adopt(RUN, {"export/model": made})
+        assert not made.exists()
+    assert store.local(RUN, "export/model").read_bytes() == DATA
+    assert [f.name for f in (tmp_path / RUN).iterdir()] == ["export~model"]

@@ -113,9 +113,9 @@ def test_a_short_hole_is_waited_through(live: LiveFederation, undisturbed: list[
 def test_a_line_that_dies_silently_costs_a_site_some_rounds_and_the_run_nothing(live: LiveFederation) -> None:
     """No FIN, no reset. The centre sees the site silent and goes on with the quorum; the gateway sees that nobody
     answers it, dials anew, and takes part again."""
-    long = {"batches_per_epoch": 1000, "local_epochs": 5}
+    long = {"batches_per_epoch": 1000, "local_epochs": 10}
     with line_of(live, SITE) as line:
-        run = live.client.submit(spec(live, rounds=12, min_sites=2, config=long))
+        run = live.client.submit(spec(live, rounds=20, min_sites=2, config=long))
         computes(live, run)
         line.forget()
         at = time.time()
