@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from msfl.policies.documents import EarlyStopping, JobSpec, OnDivergence, Retention, StartFrom, seconds
 from msfl.policies.encoding import encode
-from msfl.policies.identity import sign_job
+from msfl.policies.identity import User, sign_job, verify_job
 from msfl.policies.refusals import CannotProceed
 from msfl.protos.channel import dial
 from msfl.protos.messages import PROTOCOL
@@ -196,8 +197,9 @@ class Client:
 
     # ------------------------------------------------------------ for Run
 
-    def again(self, spec: JsonObject, **changes: Any) -> Run:
-        """A job like an earlier one's `spec`, but for `changes`. Raises BadJob."""
+    def again(self, run_id: str, **changes: Any) -> Run:
+        """A job like that of an earlier run, but for `changes`. Raises BadJob."""
+        spec = json.loads(self._signed(run_id))
         given = {key: spec[key] for key in _SAME_AGAIN} | {"round_deadline": f"{spec['round_deadline_s']}s"}
         return self.submit(self.job(**(given | changes)))
 
@@ -211,8 +213,8 @@ class Client:
         return self._json(self._call(self._people.Pause, wire.RunName(run_id=run_id)))
 
     def resume(self, run_id: str) -> JsonObject:
-        """Sign the very bytes of the run's job again, with the key of today's credentials, and have it go on."""
-        proof = sign_job(self.show(run_id)["spec_text"].encode(), self._credentials.key_pair)
+        """Sign the very bytes of the run's job again and have it go on. Raises NotNow, BadJob."""
+        proof = sign_job(self._signed(run_id), self._credentials.key_pair)
         return self._json(self._call(self._people.Resume, wire.ResumeRun(run_id=run_id, proof=proof)))
 
     def watch(self, run_id: str, after: int = 0) -> Any:
@@ -236,6 +238,19 @@ class Client:
             raise self._translated(error) from error
         temporary.replace(target)
         return target
+
+    def _signed(self, run_id: str) -> bytes:
+        """The bytes of a run's job. They come from the orchestrator, which nobody has to trust: they are taken only
+        if this user's key has signed them before. Raises BadJob."""
+        shown, key = self.show(run_id), self._credentials.key_pair
+        spec = str(shown["spec_text"]).encode()
+        me = User(self.user, self.user, "", "", key.thumbprint, datetime.now(UTC))
+        if verify_job(spec, str(shown["proof"]), me, proof_required=True) is not None:
+            raise BadJob(
+                f"run {run_id} was not signed with the key of your credentials, so it is not signed again with it: "
+                "use the credentials with which you submitted it, or submit the job anew"
+            )
+        return spec
 
     # -------------------------------------------------------------- wire
 

@@ -159,8 +159,12 @@ def login(
     out: Annotated[Path | None, typer.Option(help="Credentials file; your own when not given.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Get a token from the embedded issuer. For one machine only: whoever holds the issuer's key can be any user."""
-    key = KeyPair.generate()
+    """Get a token from the embedded issuer. For one machine only: whoever holds the issuer's key can be any user.
+
+    The key of your earlier credentials is kept, so that runs which it has signed can be resumed.
+    """
+    file = out or Credentials.default_file()
+    key = Credentials.read(file).key_pair if file.exists() else KeyPair.generate()
     minted = mint_token(
         KeyPair.from_pem(issuer_key.read_bytes()),
         issuer,
@@ -171,7 +175,6 @@ def login(
         key.thumbprint,
         datetime.now(UTC),
     )
-    file = out or Credentials.default_file()
     Credentials(endpoint, ca.read_text(), minted, key.to_pem().decode(), user).write(file)
     if as_json:
         _print_json({"user": user, "credentials": str(file)})

@@ -37,7 +37,7 @@ class Server(Protocol):
 
     def fetch(self, run_id: str, artifact: str, target: Path) -> Path: ...
 
-    def again(self, spec: JsonObject, **changes: Any) -> Run: ...
+    def again(self, run_id: str, **changes: Any) -> Run: ...
 
 
 class SiteRefusal(Exception):
@@ -143,7 +143,7 @@ class Run:
         on it afresh. Optimisers start anew. Raises BadJob when that model is not kept any more.
         """
         start = {"run": self.run_id, **({} if round is None else {"round": round})}
-        return self._server.again(self.state()["spec"], rounds=rounds, start_from=start, **changes)
+        return self._server.again(self.run_id, rounds=rounds, start_from=start, **changes)
 
     def abort(self) -> JsonObject:
         """End the run; the sites stop their workers. `resume` can take it up again. Returns the state."""

@@ -9,13 +9,15 @@ import pytest
 
 from fakes.run_walk import Walk, job, started
 from fakes.stores import MemoryArtifacts
-from msfl.orchestrator.doors.link import Datasets, LinkDoor
+from msfl.orchestrator.doors.link import PART_BYTES, Datasets, LinkDoor
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.keyring.client import KeyringClient
 from msfl.orchestrator.presence import Bell
 from msfl.orchestrator.runs.events import AbortRequested, CentreFailed, Event, Resumed, SiteSilent
 from msfl.orchestrator.runs.machine import RunState, is_news, order_for
-from msfl.protos.messages import PROTOCOL, Order, result_key
+from msfl.protos.messages import PROTOCOL, Order, output_key, result_key
+from msfl.protos.parcel import MAX_DOCUMENT_BYTES
+from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
 
 
@@ -146,3 +148,29 @@ def test_an_order_is_said_once_per_stream_and_generation(tmp_path: Path) -> None
     assert said == [
         ("task", "train/1"), ("stop", ""), ("offer", ""), ("task", "start/2"), ("task", "train/1"), ("stop", ""),
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_a_site_cannot_fill_the_centres_disk(tmp_path: Path) -> None:
+    """A result is no larger than the model it is an update of, whatever is announced, and no longer than announced."""
+    walk = started().go_to("train/2")
+    door, engine = door_to(walk, tmp_path)
+    model = tmp_path / "model"
+    model.write_bytes(bytes(100))
+    engine.artifacts.adopt("run-1", {output_key("aggregate/1", EVERYBODY, "weights"): model})
+    key, most = result_key("train/2", "a", 1), MAX_DOCUMENT_BYTES + PART_BYTES
+
+    def upload(total: int, *parts: bytes) -> None:
+        at, said = 0, []
+        for data in parts:
+            said.append(wire.UploadPart(run_id="run-1", key=key, offset=at, data=data, total=total))
+            at += len(data)
+        door.Upload(said, call("a"))
+
+    with pytest.raises(Refused, match="announces"):
+        upload(most + 1, b"x")
+    with pytest.raises(Refused, match="longer than it announced"):
+        upload(4, b"1234", b"5")
+    assert engine.artifacts.size("run-1", key).bytes == 4
+    upload(4, b"1234")
+    assert engine.artifacts.size("run-1", key).complete

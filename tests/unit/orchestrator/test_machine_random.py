@@ -295,10 +295,10 @@ TROUBLES: dict[str, Callable[[Walk], Event]] = {
 }
 
 
-@pytest.mark.parametrize("on_dropout", ["continue", "wait", "abort"])
+@pytest.mark.parametrize(("on_dropout", "least"), [("continue", 2), ("continue", 3), ("wait", 3), ("abort", 2)])
 @pytest.mark.parametrize("task", STEPS)
-def test_after_any_two_troubles_in_any_step_the_run_finishes(task: str, on_dropout: str) -> None:
-    healthy = Observed(job(on_dropout=on_dropout))
+def test_after_any_two_troubles_in_any_step_the_run_finishes(task: str, on_dropout: str, least: int) -> None:
+    healthy = Observed(job(on_dropout=on_dropout, min_sites=least))
     healthy.allow()
     healthy.go_to(task)
     for first, second in product(TROUBLES, repeat=2):

@@ -57,6 +57,20 @@ def test_wait_holds_a_step_for_the_absent_until_its_deadline() -> None:
     assert walk.state.left_behind == ("b",)
 
 
+def test_wait_does_not_wait_for_sites_that_cannot_come() -> None:
+    """b is out, and c answers late: without the model's notes, which come after a round, it cannot train this one."""
+    walk = Walk(job(on_dropout="wait", start="quorum"))
+    walk.allow("a", "b")
+    walk.go_to("train/1")
+    walk.answer("c")
+    walk.done("c", "start")
+    walk.tell(SiteFailed(walk.tick(), "b", "train/1", "worker_lost"))
+    walk.done("a")
+    assert walk.task == "train/1"
+    walk.tell(DeadlinePassed(walk.tick(), "train/1"))
+    assert (walk.state.phase, walk.state.reason) == (Phase.FAILED, "quorum_not_reached (b: worker_lost)")
+
+
 def test_wait_goes_on_when_the_absent_one_is_back() -> None:
     walk = started(job(on_dropout="wait")).go_to("prepare")
     walk.everybody(but="b")
@@ -251,6 +265,18 @@ def test_what_a_resumed_run_asks_and_reads() -> None:
     order = order_for(walk.state, "b")
     assert isinstance(order, TaskOrder)
     assert order.inputs == (Input("weights", "issue/2", 0, "weights", "issue/2/b/down/weights"),)
+
+
+def test_a_resumed_run_that_too_few_answer_loses_nothing_and_is_resumed_once_more() -> None:
+    walk = started().go_to("train/2")
+    walk.tell(AbortRequested(walk.tick(), "ada"))
+    walk.tell(Resumed(walk.tick(), "ada", "token-2", "proof-2"))
+    walk.answer("a")
+    walk.tell(DeadlinePassed(walk.tick(), "offer"))
+    assert walk.state.phase is Phase.FAILED
+    assert walk.state.reason == "quorum_not_reached (b: answered_too_late; c: answered_too_late)"
+    walk.resume()
+    assert walk.to_the_end().phase is Phase.FINISHED
 
 
 def test_a_site_that_was_out_may_decide_anew_and_one_that_refused_may_not() -> None:
@@ -534,3 +560,24 @@ def test_events_of_before_are_read_as_they_were_meant() -> None:
     )
     walk = Walk()
     assert advance(walk.state, old).members["a"].accepted
+
+
+# ------------------------------------------------------------------------------- one site's fault is that site's alone
+
+
+def test_an_allowance_without_a_secret_is_none() -> None:
+    walk = Walk()
+    walk.tell(Answered(walk.tick(), "a", "allow"))
+    assert (walk.state.members["a"].standing, walk.state.members["a"].code) == (Standing.REFUSED, "no_run_secret")
+    walk.allow("b", "c")
+    assert walk.to_the_end().phase is Phase.FINISHED
+
+
+@pytest.mark.parametrize("task", ["plan", "aggregate/1", "candidates"])
+def test_a_site_that_leaves_while_the_centre_works_gets_nothing_sealed(task: str) -> None:
+    """The keyring found that its secret does not open: the aggregator has no key for it, and would refuse the step."""
+    walk = started().go_to(task)
+    walk.tell(SiteFailed(walk.tick(), "c", "open", "bad_run_secret"))
+    assert walk.state.step is not None
+    assert walk.state.step.document["recipients"] == ["a", "b"]
+    assert walk.to_the_end().phase is Phase.FINISHED

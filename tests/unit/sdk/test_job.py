@@ -57,8 +57,8 @@ class FakePeople:
     def run(self, run_id: str) -> Run:
         return Run(run_id, self)
 
-    def again(self, spec: JsonObject, **changes: Any) -> Run:
-        self.asked_again = {**spec, **changes}
+    def again(self, run_id: str, **changes: Any) -> Run:
+        self.asked_again = {"like": run_id, **changes}
         return Run("run-2", self)
 
     def runs(self) -> list[JsonObject]:

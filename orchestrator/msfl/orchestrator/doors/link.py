@@ -34,7 +34,18 @@ from msfl.protos.convert import (
     progress_from_wire,
     report_from_wire,
 )
-from msfl.protos.messages import PROTOCOL, SOFTWARE, JsonObject, Offer, Order, StopOrder, TaskOrder, attempt_of
+from msfl.protos.messages import (
+    PROTOCOL,
+    SOFTWARE,
+    JsonObject,
+    Offer,
+    Order,
+    StopOrder,
+    TaskOrder,
+    attempt_of,
+    output_key,
+)
+from msfl.protos.parcel import MAX_DOCUMENT_BYTES
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkServicer
@@ -191,9 +202,13 @@ class LinkDoor(LinkServicer):
         last: wire.UploadPart | None = None
         for part in request_iterator:
             if last is None:
-                self._may_upload(context, self._run(context, site, part.run_id), site, part.key)
+                state = self._run(context, site, part.run_id)
+                self._may_upload(context, state, site, part.key)
+                self._must_fit(context, state, part)
             elif (part.run_id, part.key, part.total) != (last.run_id, last.key, last.total):
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "one upload carries one artifact")
+            if part.offset + len(part.data) > part.total:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{part.key} is longer than it announced")
             try:
                 artifacts.append(part.run_id, part.key, part.offset, part.data)
             except GapInUpload as gap:
@@ -250,6 +265,17 @@ class LinkDoor(LinkServicer):
         if all(attempt_of(key, task_id, site) is None for task_id in wanted):
             # The step is over: the site learns it from its next order. Nothing of an old round is taken in.
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {key}")
+
+    def _must_fit(self, context: grpc.ServicerContext, state: RunState, part: wire.UploadPart) -> None:
+        """The spool is bounded: a result is a document, or no larger than the model that it is an update of."""
+        most = MAX_DOCUMENT_BYTES + PART_BYTES
+        if part.key.partition("/")[0] in ("train", "baseline"):
+            source = f"aggregate/{len(state.rounds)}" if state.rounds else "plan"
+            model = self._engine.artifacts.size(state.run_id, output_key(source, EVERYBODY, "weights"))
+            most = max(most, model.bytes + PART_BYTES)
+        if part.total > most:
+            what = f"{part.key} announces {part.total} bytes; no result of this task has more than {most}"
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, what)
 
     @staticmethod
     def _checked(context: grpc.ServicerContext, convert: Callable[[_M], _V], message: _M) -> _V:

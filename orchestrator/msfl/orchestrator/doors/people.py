@@ -179,11 +179,13 @@ class PeopleDoor(PeopleServicer):
     # -------------------------------------------------------------- checks
 
     def _shown(self, state: RunState) -> wire.Document:
-        """The run as it is by now; `spec_text` are the signed bytes, for whoever resumes it."""
+        """The run as it is by now; `spec_text` are the signed bytes, and `proof` the signature, for its owner, who
+        signs them again to resume it."""
         run_id = state.run_id
         now = self._engine.state(run_id) or state
         more = {
             "spec_text": now.spec_text,
+            "proof": now.proof,
             "waiting_for": self._engine.waiting_for(run_id),
             "kept_rounds": sorted(retained_rounds(now) - {0}),
         }

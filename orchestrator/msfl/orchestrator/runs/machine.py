@@ -145,14 +145,16 @@ def _answered(state: RunState, event: Answered) -> RunState:
         return _settle(_present(state, event.site), event.at)
     refusal = event.decision.get("refusal") or {}
     match event.verdict:
-        case "allow":
+        case "allow" if event.wrapped_secret or state.dry_run:
             answered = replace(member, standing=Standing.ACCEPTED, wrapped_secret=event.wrapped_secret)
         case "confirm":
             if member.standing is Standing.PARKED:
                 return state
             answered = replace(member, standing=Standing.PARKED)
         case _:
-            answered = replace(member, standing=Standing.REFUSED, code=str(refusal.get("code", "refused")))
+            # Without its secret nothing could be opened from this site, nor sealed for it.
+            code = "no_run_secret" if event.verdict == "allow" else str(refusal.get("code", "refused"))
+            answered = replace(member, standing=Standing.REFUSED, code=code)
     state = with_members(state, [replace(answered, decision=event.decision)])
     return _maybe_start(state, event.at) if state.phase is Phase.OFFERED else state
 
@@ -166,6 +168,8 @@ def _maybe_start(state: RunState, at: float) -> RunState:
     ready = len(training(state))
     undecided = [m for m in (*asked, *parked) if m.trains]
     if ready + len(undecided) < state.spec.min_sites:
+        if state.generation > 1:
+            return quorum_lost(state, at)  # It has begun once and has something to lose: it can be resumed again.
         reason = f"fewer than {state.spec.min_sites} sites accept ({codes(state)})"
         return end(state, Phase.REFUSED, reason, at)
     if state.spec.start == "quorum" and ready >= state.spec.min_sites:
@@ -270,6 +274,8 @@ def _deadline(state: RunState, event: DeadlinePassed) -> RunState:
     if step is None or step.task_id != event.task_id or step.central:
         return state
     waits = state.spec.on_dropout == "wait"
+    if waits and needs_results(step) and len(step.done.keys() | step.waiting | step.away) < state.spec.min_sites:
+        return quorum_lost(state, event.at)  # Whoever else may come is not ready for this very step.
     if waits and step.last_call:
         return state  # It closes with the quorum, whenever that is.
     for site in sorted(step.waiting):
@@ -385,7 +391,8 @@ def _paused_by_divergence(state: RunState) -> RunState:
 def _resumed(state: RunState, event: Resumed) -> RunState:
     if state.paused:
         step = state.step and replace(state.step, opened_at=event.at)
-        return replace(state, paused=False, pause_reason="", step=step)
+        token, proof = event.token or state.token, event.proof or state.proof  # for sites that are yet to answer
+        return replace(state, paused=False, pause_reason="", step=step, token=token, proof=proof)
     if state.phase not in (Phase.FAILED, Phase.ABORTED):
         return state
     members = [
