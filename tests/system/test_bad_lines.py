@@ -23,6 +23,7 @@ from msfl.sdk.run import Run
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 SITE = "site-b"
 SILENT_S = 15.0
+AGAIN_S = 60.0  # 30 s until the gateway knows, then a round
 BATCHES = 250
 
 
@@ -123,6 +124,8 @@ def test_a_line_that_dies_silently_costs_a_site_some_rounds_and_the_run_nothing(
         assert state["phase"] == "finished", state
         silent = [doc["at"] for _, doc in run.events() if doc.get("event") == "SiteSilent"]
         assert silent[0] - at < SILENT_S
+        told = [d["at"] for _, d in run.events() if d.get("event") == "TaskDone" and d["site"] == SITE and d["at"] > at]
+        assert told[0] - at < AGAIN_S
         took_part = [SITE in r["sites"] for r in state["rounds"]]
         assert took_part[0]
         assert not all(took_part)
