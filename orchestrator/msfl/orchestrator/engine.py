@@ -150,9 +150,9 @@ class Engine:
             run.state = following
             if following.ended != before.ended:
                 self._enlist(run)
+            self._ring(_concerned(before, following))
+            run.bell.ring()
         log.info("run event", run=run_id, event_kind=type(event).__name__, phase=following.phase.value)
-        run.bell.ring()
-        self._ring(_concerned(before, following))
         return True
 
     def _take_in(self, state: RunState) -> None:

@@ -97,7 +97,9 @@ def test_an_answer_to_an_earlier_offer_is_stale(tmp_path: Path) -> None:
     walk.tell(Resumed(walk.tick(), "ada"))
     door, _ = door_to(walk, tmp_path)
     for generation, stale in ((1, True), (2, False)):
-        said = wire.OfferAnswer(run_id="run-1", verdict="allow", decision=b"{}", generation=generation)
+        said = wire.OfferAnswer(
+            run_id="run-1", verdict="allow", decision=b"{}", wrapped_secret=b"secret", generation=generation
+        )
         assert door.Answer(said, call("a")).stale is stale
     assert walk.state.members["a"].accepted
 
