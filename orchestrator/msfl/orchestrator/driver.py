@@ -122,6 +122,7 @@ class Driver:
         self._start_aggregator = start_aggregator
         self._patience = patience
         self._bell = runs.run_bell(run_id)
+        self._generation = self._state().generation
         self._heard = -1
         self._up: _Up | None = None
         self._bad_secrets: set[bytes] = set()
@@ -131,11 +132,15 @@ class Driver:
 
     def drive(self) -> None:
         try:
-            while not self._runs.stopping and not self._state().ended:
+            while not self._runs.stopping and self._is_mine(self._state()):
                 if not self._turn():
                     self._heard = self._bell.wait(self._heard, 60.0)
         finally:
             self._stop_aggregator()
+
+    def _is_mine(self, state: RunState) -> bool:
+        """A run that ended and was resumed, however soon, has a new driver and gets a new aggregator."""
+        return not state.ended and state.generation == self._generation
 
     def _turn(self) -> bool:
         """Do what is due. False: there was nothing to do, wait for the bell."""
