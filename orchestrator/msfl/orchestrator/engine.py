@@ -256,7 +256,8 @@ class Engine:
         run.bell.ring()
 
     def waiting_for(self, run_id: str) -> str:
-        return self._runs[run_id].waits_for
+        run = self._runs[run_id]
+        return "" if run.state.ended else run.waits_for
 
     # ----------------------------------------------------------- ticker
 
