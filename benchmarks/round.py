@@ -57,7 +57,7 @@ def main() -> int:
         print(f"round.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("round.py: stopped; every process it started has ended", file=sys.stderr)
+        print("\nround.py: stopped; every process it started has ended", file=sys.stderr)
         return 130
 
 

@@ -84,6 +84,9 @@ class Meter:
 
     def cpu_at(self, at: float) -> float:
         """CPU seconds up to the time `at` (as time.time gives it)."""
+        give_up = time.monotonic() + 5.0
+        while (not self._times or self._times[-1] <= at) and time.monotonic() < give_up:
+            time.sleep(EVERY_S)  # Until the first look after it.
         i = bisect_left(self._times, at)
         if i == 0 or i == len(self._times):
             raise ValueError("the meter was not running then")

@@ -23,14 +23,12 @@ from msfl.learning.worker import Worker
 from msfl.protos.allocator import keep_memory
 from msfl.protos.tasklink import Hello, TaskLink
 
-LONGEST_SOCKET_PATH = 100
-
 
 def serve(model: FederatedModel, argv: Sequence[str] | None = None) -> int:
     """Serve tasks until the host says stop. Raises OSError when nobody listens, and whatever a bug raises."""
     arguments = _parser().parse_args(argv)
     folder: Path = arguments.folder.resolve()
-    link = _dial(folder / "link.sock")
+    link = TaskLink.dial(folder / "link.sock")
     try:
         place = Workplace(folder)
         if arguments.role == "worker":
@@ -54,14 +52,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--site", default="", help="name of the site, worker only")
     parser.add_argument("--release", default="", help="name:version, told to the host")
     return parser
-
-
-def _dial(path: Path) -> TaskLink:
-    """A socket's address holds about 100 bytes; a longer path is reached through its folder's descriptor."""
-    if len(os.fsencode(path)) < LONGEST_SOCKET_PATH:
-        return TaskLink.dial(str(path))
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        return TaskLink.dial(f"/proc/self/fd/{folder}/{path.name}")
-    finally:
-        os.close(folder)

@@ -25,7 +25,10 @@ import socket
 import struct
 import threading
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeAlias
+
+from msfl.protos import unix_sockets
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 WEIGHTS_NAME = "weights.safetensors"
@@ -156,9 +159,9 @@ class TaskLink:
         self._sending = threading.Lock()
 
     @classmethod
-    def dial(cls, path: str) -> TaskLink:
+    def dial(cls, path: Path) -> TaskLink:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(path)
+        unix_sockets.connect(connection, path)
         return cls(connection)
 
     def send(self, frame: Frame, *, patience_s: float = -1) -> None:

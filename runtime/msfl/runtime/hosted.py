@@ -15,7 +15,6 @@ process leaves in its outbox is read through `msfl.runtime.collect` only.
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
@@ -23,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msfl.protos import unix_sockets
 from msfl.protos.tasklink import Alive, BrokenFrame, Failed, Hello, Progress, Result, Stop, Task, TaskLink
 from msfl.runtime.interface import Handle, Runtime, StartOrder
 
@@ -78,7 +78,7 @@ class HostedProcess:
         for name in ("inbox", "outbox", "scratch", "figures"):
             (order.folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            _bind(listener, door)
+            unix_sockets.bind(listener, door)
             listener.listen(1)
             handle = runtime.start(order)
             try:
@@ -148,16 +148,3 @@ class HostedProcess:
             time.sleep(0.02)
         self._runtime.stop(self.handle, 1.0)
         self._link.close()
-
-
-def _bind(listener: socket.socket, path: Path) -> None:
-    """Bind, also where the path is longer than the 107 bytes that a socket address holds."""
-    text = str(path)
-    if len(text.encode()) < 100:
-        listener.bind(text)
-        return
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        listener.bind(f"/proc/self/fd/{folder}/{path.name}")
-    finally:
-        os.close(folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal
 from msfl.policies.refusals import CannotProceed
+from msfl.protos import unix_sockets
 
 
 class KeyringDown(CannotProceed):
@@ -109,7 +110,7 @@ class KeyringClient:
         give_up = time.monotonic() + self._patience_s
         while True:
             try:
-                return connection.connect(str(self._socket_file))
+                return unix_sockets.connect(connection, self._socket_file)
             except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):  # The last: its queue is full.
                 if time.monotonic() > give_up:
                     raise

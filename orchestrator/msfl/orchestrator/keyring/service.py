@@ -25,6 +25,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring, SecretUnusable
+from msfl.protos import unix_sockets
 
 JsonObject: TypeAlias = dict[str, Any]
 MAX_LINE = 4 << 20
@@ -130,13 +131,15 @@ class KeyringServer(socketserver.ThreadingUnixStreamServer):
             raise RuntimeError(f"another keyring serves {folder}: stop that one first") from error
         socket_file.unlink(missing_ok=True)
         self.keyring = keyring
-        super().__init__(str(socket_file), _Handler)
+        self._socket_file = socket_file
+        with unix_sockets.address(socket_file) as short:
+            super().__init__(short, _Handler)
         socket_file.chmod(0o600)
 
     def server_close(self) -> None:
         super().server_close()
         # Before the lock: afterwards the name may be a successor's.
-        Path(str(self.server_address)).unlink(missing_ok=True)
+        self._socket_file.unlink(missing_ok=True)
         os.close(self._lock)
 
 
