@@ -25,7 +25,7 @@ def command(*arguments: str | Path) -> list[str]:
 def test_a_small_model_is_measured(tmp_path: Path) -> None:
     out, scratch = tmp_path / "out.json", tmp_path / "scratch"
     scratch.mkdir()
-    asked = ("--arms", "product", "--model-mb", "1", "--repeats", "1", "--rounds", "5")
+    asked = ("--arms", "product", "--model-mb", "1", "--repeats", "1", "--rounds", "60")
     done = subprocess.run(
         command(*asked, "--json", out, "--scratch", scratch), capture_output=True, text=True, timeout=180, check=False
     )
