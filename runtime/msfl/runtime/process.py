@@ -23,6 +23,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -134,7 +135,7 @@ class ProcessRuntime:
             assert started is not None, "a child that nobody has reaped has its line in /proc"
             handle = Handle(order.run_id, order.role, order.folder, child.pid, started.started)
             _note(handle)
-            first_inside = told.first_inside()
+            first_inside = told.first_inside(child.pid)
         with self._lock:
             self._children[child.pid] = child
             self._first_inside[child.pid] = first_inside
@@ -360,15 +361,23 @@ class _Told:
         self._reader, self.descriptor = os.pipe()
         return self
 
-    def first_inside(self) -> list[_Process]:
+    def first_inside(self, leader: int) -> list[_Process]:
         """Waits until bubblewrap has said it, or has ended; without bubblewrap there is nobody.
 
-        It is heard out to the end: closing the pipe before would end bubblewrap in the middle of its sentence.
+        It is heard out to the end: closing the pipe before would end bubblewrap in the middle of its sentence. Was it
+        killed in there, its half-made child may wait for it for ever with the pipe in its hand, and is ended.
         """
         os.close(self.descriptor)
         self.descriptor = -1
         said = b""
-        while more := os.read(self._reader, 4096):
+        while True:
+            if not select.select([self._reader], [], [], 0.2)[0]:
+                if os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                    continue
+                _kill_session(leader)
+                break
+            if not (more := os.read(self._reader, 4096)):
+                break
             said += more
         found = _read(json.loads(said)["child-pid"]) if said.rstrip().endswith(b"}") else None
         return [found] if found is not None else []

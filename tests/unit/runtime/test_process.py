@@ -398,6 +398,19 @@ def _nothing_left(tmp_path: Path) -> Iterator[None]:
     until(lambda: not alive(str(tmp_path)))
 
 
+def test_a_sandbox_that_dies_half_made_holds_nobody_up(
+    sandboxed: ProcessRuntime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """bubblewrap was killed while its child waited for it, with the pipe in its hand."""
+    dying = tmp_path / "bwrap"
+    dying.write_text(f"#!/bin/sh\ntail -f {dying} &\nexit 1\n")
+    dying.chmod(0o755)
+    monkeypatch.setattr(sandboxed, "_bwrap", str(dying))
+    handle = sandboxed.start(order(tmp_path, "pass"))
+    assert sandboxed.poll(handle) == Exit(1, None)
+    until(lambda: not alive(str(tmp_path)))
+
+
 def test_the_inbox_can_neither_be_written_nor_swapped_for_a_link(sandboxed: ProcessRuntime, tmp_path: Path) -> None:
     """A link planted where the host will write next would make the host write for the contained process."""
     what = order(
