@@ -78,6 +78,8 @@ class Aggregator:
     ) -> Aggregator:
         """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
         order.folder.mkdir(parents=True, exist_ok=True)
+        if (left := runtime.recover(order.folder)) is not None:  # It dies with its orchestrator; should it not have.
+            runtime.stop(left, 0.0)
         for box in ("inbox", "outbox"):
             if (order.folder / box).exists():  # What an aggregator before it was about when it was killed.
                 shutil.rmtree(order.folder / box)
