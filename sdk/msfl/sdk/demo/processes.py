@@ -126,10 +126,15 @@ class Processes:
     # ---------------------------------------------------------------- memory
 
     def _family(self) -> list[psutil.Process]:
-        try:
-            return psutil.Process().children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        """Our children and theirs; of others that this process may have, none."""
+        found: list[psutil.Process] = []
+        for child in list(self._children.values()):
+            if child.returncode is not None:
+                continue  # Reaped: its number may be another's by now.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process = psutil.Process(child.pid)
+                found += [process, *process.children(recursive=True)]
+        return found
 
     def _measure(self) -> None:
         while not self._stop.wait(0.5):
