@@ -395,11 +395,8 @@ def _resumed(state: RunState, event: Resumed) -> RunState:
         return replace(state, paused=False, pause_reason="", step=step, token=token, proof=proof)
     if state.phase not in (Phase.FAILED, Phase.ABORTED):
         return state
-    members = [
-        Member(site=m.site, dataset=m.dataset, trains=m.trains)
-        for m in state.members.values()
-        if m.standing is not Standing.REFUSED
-    ]
+    # Who refused is asked again too: what a custodian signed may have changed since.
+    members = [Member(site=m.site, dataset=m.dataset, trains=m.trains) for m in state.members.values()]
     # Every site makes a new secret: what is sealed with the old ones is lost. What goes to all can still be opened.
     lost = {key for done in state.results.values() for key in done.values()}
     for files in state.outputs.values():
