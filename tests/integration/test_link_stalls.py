@@ -5,9 +5,10 @@ The time without progress is 0.4 s here; how long a call takes in all is nobody'
 
 from __future__ import annotations
 
+import io
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,16 +17,20 @@ import grpc
 import pytest
 
 from fakes.members import joined
-from msfl.gateway.link import PART_BYTES, LineDown, Link
+from msfl.gateway.link import LineDown, Link
 from msfl.orchestrator.keyring.keyring import Keyring
 from msfl.orchestrator.store.folder import FolderArtifacts
 from msfl.protos.channel import SERVER_OPTIONS, dial, mutual_server_credentials
+from msfl.protos.sealing import CHUNK, SALT, TAG, parts
+from msfl.protos.streams import streams_handler
 from msfl.protos.v1 import federation_pb2 as wire
 
 RUN, KEY = "run-1", "train/1/site-a/up/result"
 STALL_S = 0.4
-PARTS = 5
-FILE = b"".join(bytes([i]) * PART_BYTES for i in range(PARTS))
+PARTS, PART_BYTES = 5, CHUNK + TAG
+PROLOGUE = 4 + SALT  # as of a sealed file with an empty header
+FILE = bytes(PROLOGUE) + b"".join(bytes([i]) * PART_BYTES for i in range(PARTS))
+MIDDLE = PROLOGUE + 3 * PART_BYTES
 
 
 class Centre:
@@ -41,39 +46,33 @@ class Centre:
         size = self.artifacts.size(request.run_id, request.key)
         return wire.UploadOffset(offset=size.bytes, complete=size.complete)
 
-    def upload(self, request_iterator: Iterable[wire.UploadPart], context: grpc.ServicerContext) -> wire.Ack:
-        total = -1
-        for part in request_iterator:
-            if total < 0:
-                self.offsets.append(part.offset)
-            self._wait(part.offset)
-            self.artifacts.append(part.run_id, part.key, part.offset, part.data)
-            total = part.total
-        if total < 0:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an upload without parts")
-        self._wait(total)
-        self.artifacts.finish(RUN, KEY, total)
-        return wire.Ack()
-
-    def download(self, request: wire.DownloadFrom, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
-        self.offsets.append(request.offset)
-        for offset in range(request.offset, len(FILE), PART_BYTES):
+    def upload(self, head: wire.UploadHead, parts: Iterator[bytes], context: grpc.ServicerContext) -> None:
+        self.offsets.append(head.offset)
+        offset = head.offset
+        for data in parts:
             self._wait(offset)
-            yield wire.Chunk(offset=offset, data=FILE[offset : offset + PART_BYTES], total=len(FILE))
+            self.artifacts.append(head.run_id, head.key, offset, data)
+            offset += len(data)
+        self._wait(head.total)
+        self.artifacts.finish(RUN, KEY, head.total)
 
-    def calls(self) -> grpc.GenericRpcHandler:
-        calls = {
-            "Offset": grpc.unary_unary_rpc_method_handler(
-                self.offset, wire.ArtifactName.FromString, wire.UploadOffset.SerializeToString
-            ),
-            "Upload": grpc.stream_unary_rpc_method_handler(
-                self.upload, wire.UploadPart.FromString, wire.Ack.SerializeToString
-            ),
-            "Download": grpc.unary_stream_rpc_method_handler(
-                self.download, wire.DownloadFrom.FromString, wire.Chunk.SerializeToString
-            ),
-        }
-        return grpc.method_handlers_generic_handler("msfl.protos.v1.Link", calls)
+    def download(
+        self, request: wire.DownloadFrom, context: grpc.ServicerContext
+    ) -> tuple[wire.DownloadHead, Iterator[bytes]]:
+        self.offsets.append(request.offset)
+        return wire.DownloadHead(total=len(FILE)), self._read(request.offset)
+
+    def _read(self, offset: int) -> Iterator[bytes]:
+        for data in parts(io.BytesIO(FILE), offset):
+            self._wait(offset)
+            yield data
+            offset += len(data)
+
+    def calls(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        offset = grpc.unary_unary_rpc_method_handler(
+            self.offset, wire.ArtifactName.FromString, wire.UploadOffset.SerializeToString
+        )
+        return grpc.method_handlers_generic_handler("msfl.protos.v1.Link", {"Offset": offset}), streams_handler(self)
 
     def _wait(self, offset: int) -> None:
         time.sleep(self.pause_s)
@@ -92,7 +91,7 @@ def link(centre: Centre, tmp_path: Path) -> Iterator[Link]:
     keyring = Keyring.create(tmp_path / "keyring", "msfl-01", now)
     key, certificate = keyring.server_certificate(("127.0.0.1",), now)
     server = grpc.server(ThreadPoolExecutor(4), options=SERVER_OPTIONS)
-    server.add_generic_rpc_handlers((centre.calls(),))
+    server.add_generic_rpc_handlers(centre.calls())
     port = server.add_secure_port("127.0.0.1:0", mutual_server_credentials(key, certificate, keyring.ca_pem))
     server.start()
     site = joined(keyring, now=now)
@@ -110,7 +109,7 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("hang_at", [0, 3 * PART_BYTES, PARTS * PART_BYTES])
+@pytest.mark.parametrize("hang_at", [0, MIDDLE, len(FILE)])
 def test_an_upload_that_hangs_is_given_up_and_goes_on(centre: Centre, link: Link, file: Path, hang_at: int) -> None:
     """Also when every byte is there, and only the last word is missing."""
     centre.hang_at = hang_at
@@ -123,7 +122,7 @@ def test_an_upload_that_hangs_is_given_up_and_goes_on(centre: Centre, link: Link
 
 
 def test_the_part_that_hung_comes_late_and_does_no_harm(centre: Centre, link: Link, file: Path) -> None:
-    centre.hang_at = 3 * PART_BYTES
+    centre.hang_at = MIDDLE
     with pytest.raises(LineDown):
         link.upload(RUN, KEY, file)
     centre.hang_at = -1
@@ -132,7 +131,7 @@ def test_the_part_that_hung_comes_late_and_does_no_harm(centre: Centre, link: Li
     assert centre.artifacts.local(RUN, KEY).read_bytes() == FILE
 
 
-@pytest.mark.parametrize("hang_at", [0, 3 * PART_BYTES])
+@pytest.mark.parametrize("hang_at", [0, MIDDLE])
 def test_a_download_that_hangs_is_given_up_and_goes_on(centre: Centre, link: Link, hang_at: int) -> None:
     got = bytearray()
     centre.hang_at = hang_at
@@ -147,8 +146,8 @@ def test_a_download_that_hangs_is_given_up_and_goes_on(centre: Centre, link: Lin
 
 def test_what_moves_may_take_any_time(centre: Centre, link: Link, tmp_path: Path) -> None:
     """Of an upload a few parts are always under way, so that its last word comes later than its last part went."""
-    file, parts = tmp_path / "big", 40
-    file.write_bytes(bytes(parts * PART_BYTES))
+    file = tmp_path / "big"
+    file.write_bytes(bytes(40 * PART_BYTES))
     centre.pause_s = 0.03
     began = time.monotonic()
     link.upload(RUN, KEY, file)

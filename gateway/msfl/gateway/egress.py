@@ -14,6 +14,7 @@ Tensors are read once, into memory that the worker cannot reach: the same pass c
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,10 +25,10 @@ import numpy as np
 
 from msfl.policies.decide import OutputRules
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
-from msfl.protos.tensors import MAX_HEADER_BYTES, BadTensors, TensorTable, must_match, read_table
+from msfl.protos.sealing import CHUNK
+from msfl.protos.tensors import MAX_HEADER_BYTES, BadTensors, TensorTable, all_finite, must_match, read_table
 
 JsonObject: TypeAlias = dict[str, Any]
-_BLOCK = 1 << 20
 _LONGEST_HEAD = MAX_HEADER_BYTES + 8
 
 # How the policy's words for metrics name the numbers that training returns.
@@ -127,17 +128,23 @@ class CheckedTensors:
         self._head = head
         self._left = size - len(head)
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
-        """The whole file, each piece checked before it is handed out and valid until the next. The caller throws away
-        what it made of them when this raises Refused."""
+    def pieces(self, at: int = 0) -> Iterator[bytes | memoryview]:
+        """The whole file, each piece checked before it is handed out and valid until the next but one. The caller
+        throws away what it made of them when this raises Refused.
+
+        `at` is where in a sealed stream the file begins: pieces end where its chunks do.
+        """
         yield self._head
-        block = memoryview(bytearray(_BLOCK))
+        at += len(self._head)
+        blocks = itertools.cycle([memoryview(bytearray(CHUNK + 4)), memoryview(bytearray(CHUNK + 4))])
         while self._left:
-            n = self._source.readinto(block[: min(_BLOCK, self._left)])  # type: ignore[attr-defined]  # a raw file
+            block = next(blocks)
+            n = self._source.readinto(block[: min(CHUNK - at % CHUNK, self._left)])  # type: ignore[attr-defined]
             n = self._whole_values(block, n)
-            if not np.isfinite(np.frombuffer(block[:n], dtype="<f4")).all():
+            if not all_finite(np.frombuffer(block[:n], dtype="<f4")):
                 raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights hold a number that is not finite."))
             self._left -= n
+            at += n
             yield block[:n]
         if self._source.read(1):
             raise Refused(refuse(Code.OUTPUT_BLOCKED, "The weights file grew while it was read."))

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 
+from msfl.protos import sealing
 from msfl.protos.convert import (
     answer_to_wire,
     arrival_to_wire,
@@ -26,10 +28,10 @@ from msfl.protos.convert import (
     report_to_wire,
 )
 from msfl.protos.messages import Arrival, OfferAnswer, Order, SiteProgress, TaskReport
+from msfl.protos.streams import StreamsStub
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkStub
 
-PART_BYTES = 1 << 20
 CALL_TIMEOUT_S = 30.0
 BEAT_TIMEOUT_S = 3.0  # Progress is for eyes: whoever works does not wait long for a centre that does not listen.
 STALL_S = 30.0  # A part of 1 MiB takes this long on a line of 280 kbit/s.
@@ -66,7 +68,7 @@ class Link:
     def __init__(self, channel: grpc.Channel, stall_s: float = STALL_S) -> None:
         self._channel = channel
         self._stall_s = stall_s
-        self._stub = LinkStub(channel)
+        self._stub, self._streams = LinkStub(channel), StreamsStub(channel)
         self._retired: grpc.Channel | None = None
         self._attending: grpc.Call | None = None
         self._closed = False
@@ -87,7 +89,7 @@ class Link:
         if self._retired is not None:
             self._retired.close()
         self._retired, self._channel = self._channel, channel
-        self._stub = LinkStub(channel)
+        self._stub, self._streams = LinkStub(channel), StreamsStub(channel)
         if self._attending is not None:
             self._attending.cancel()
         if self._closed:
@@ -124,17 +126,19 @@ class Link:
         have = self._call(lambda: self._stub.Offset(name, timeout=CALL_TIMEOUT_S))
         if have.complete:
             return
-        self._call(lambda: self._send(_parts(run_id, key, file, have.offset, total)))
+        head = wire.UploadHead(run_id=run_id, key=key, offset=have.offset, total=total)
+        with open(file, "rb", buffering=0) as source:
+            self._call(lambda: self._send(head, sealing.parts(source, have.offset)))
 
-    def _send(self, parts: Iterator[wire.UploadPart]) -> None:
+    def _send(self, head: wire.UploadHead, parts: Iterator[bytes]) -> None:
         moved = _Movement()
 
-        def noted() -> Iterator[wire.UploadPart]:
+        def noted() -> Iterator[bytes]:
             for part in parts:
                 moved()
                 yield part
 
-        call = self._stub.Upload.future(noted())
+        call = self._streams.upload(head, noted())
         with _given_up_when_stalled(call, moved, self._stall_s):
             try:
                 call.result()
@@ -143,21 +147,22 @@ class Link:
 
     def download(self, run_id: str, key: str, offset: int, take: Callable[[bytes], None]) -> None:
         """Fetch a sealed file from `offset` on; `take` gets each part as it comes, and what it raises ends the call."""
-        call = self._call(lambda: self._stub.Download(wire.DownloadFrom(run_id=run_id, key=key, offset=offset)))
-        moved, total = _Movement(), offset
+        wanted = wire.DownloadFrom(run_id=run_id, key=key, offset=offset)
+        call = self._call(lambda: self._streams.download(wanted))
+        moved = _Movement()
         try:
             with _given_up_when_stalled(call, moved, self._stall_s):
-                for chunk in call:
+                head = wire.DownloadHead.FromString(next(call, b""))
+                for part in call:
                     moved()
-                    if chunk.offset != offset:
-                        raise LineDown("a part came out of order")
-                    take(chunk.data)
-                    offset += len(chunk.data)
-                    total = chunk.total
-            if offset < total:
+                    take(part)
+                    offset += len(part)
+            if offset < head.total:
                 raise LineDown("the download ended early")
         except grpc.RpcError as error:
             raise self._translated(error) from error
+        except DecodeError as error:
+            raise LineDown("the download did not begin with its head") from error
         finally:
             call.cancel()
 
@@ -202,18 +207,6 @@ def _given_up_when_stalled(call: grpc.Call, moved: _Movement, stall_s: float) ->
     finally:
         over.set()
         watchdog.join()
-
-
-def _parts(run_id: str, key: str, file: Path, offset: int, total: int) -> Iterator[wire.UploadPart]:
-    begun = False
-    with open(file, "rb", buffering=0) as source:
-        source.seek(offset)
-        while data := source.read(PART_BYTES):
-            yield wire.UploadPart(run_id=run_id, key=key, offset=offset, data=data, total=total)
-            offset += len(data)
-            begun = True
-    if not begun:  # The centre has every byte, and was cut off before it knew that these were all.
-        yield wire.UploadPart(run_id=run_id, key=key, offset=offset, data=b"", total=total)
 
 
 def _translated(error: grpc.RpcError) -> LineDown | NotWanted:

@@ -191,10 +191,11 @@ class TaskFiles:
         try:
             with _overwriting(sealed) as out:
                 sealing = Sealing(self._key(), header, out, salt=secrets.token_bytes(32))
-                sealing.write(beginning(passed, tensors="weights" in result.files))
+                begins = beginning(passed, tensors="weights" in result.files)
+                sealing.write(begins)
                 if "weights" in result.files:
                     assert template is not None
-                    pieces = self._checked(result.files["weights"], template, rules.weights_max_bytes)
+                    pieces = self._checked(result.files["weights"], template, rules.weights_max_bytes, len(begins))
                     if wire != FLOAT32:
                         pieces = differences(pieces, template, self._folder, order.round, wire)
                     for piece in pieces:
@@ -204,11 +205,11 @@ class TaskFiles:
             raise CannotDo(Code.OUTPUT_BLOCKED.value, str(error)) from error
         return sealed
 
-    def _checked(self, name: str, template: Path, max_bytes: int) -> Iterator[bytes | memoryview]:
-        """Raises Refused, BadTensors."""
+    def _checked(self, name: str, template: Path, max_bytes: int, at: int) -> Iterator[bytes | memoryview]:
+        """As `CheckedTensors.pieces`. Raises Refused, BadTensors."""
         source, size = open_output(self._box / "outbox", name, max_bytes)
         with open(source, "rb", buffering=0) as file:
-            yield from CheckedTensors(file, size, head_of(template), max_bytes).pieces()
+            yield from CheckedTensors(file, size, head_of(template), max_bytes).pieces(at)
 
     def clear(self) -> None:
         """Nothing of a task stays in the boxes but the files that the next round writes over.

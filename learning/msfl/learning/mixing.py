@@ -23,7 +23,7 @@ from msfl.learning.sealed_tensors import Block, SealedTensors
 from msfl.learning.strategies import Strategy
 from msfl.protos.parcel import BadParcel
 from msfl.protos.sealing import SealBroken
-from msfl.protos.tensors import BadTensors, must_match
+from msfl.protos.tensors import BadTensors, all_finite, must_match
 from msfl.protos.wire_formats import FLOAT32, decode, head_as
 
 _T = TypeVar("_T")
@@ -154,7 +154,7 @@ def finite_blocks(site: str, tensors: SealedTensors) -> Iterator[Block]:
     """Raises UpdateRefused."""
     with refusing(site):
         for block in tensors.blocks():
-            if not np.isfinite(block).all():
+            if not all_finite(block):
                 raise BadTensors("not_finite", "NaN or infinity")
             yield block
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from msfl.learning.contract import Weights
 from msfl.learning.files import sha256_of_file, write_whole
-from msfl.protos.tensors import BadTensors, TensorTable, read_table
+from msfl.protos.tensors import BadTensors, TensorTable, all_finite, read_table
 from msfl.protos.wire_formats import spelled
 
 
@@ -55,7 +55,7 @@ def encoded(weights: Weights) -> Iterator[bytes | memoryview]:
     for name, values in weights.items():
         if values.dtype != np.float32:
             raise BadTensors("dtype", f"{name} is {values.dtype}, not float32")
-        if not np.isfinite(values).all():
+        if not all_finite(values):
             raise BadTensors("not_finite", f"{name} holds NaN or infinity")
     header: dict[str, Any] = {}
     end = 0
@@ -98,7 +98,7 @@ class Memory:
             file.seek(table.data_start)
             if n and file.readinto(as_bytes(self._flat)) != 4 * n:
                 raise BadTensors("layout", "the file ended while it was read")
-        if not np.isfinite(self._flat).all():
+        if not all_finite(self._flat):
             raise BadTensors("not_finite", "a tensor holds NaN or infinity")
         return named(table, self._flat)
 

@@ -27,6 +27,7 @@ from msfl.policies.refusals import Refusal, Refused
 from msfl.policies.trust import trust_federation_root
 from msfl.protos.allocator import keep_memory
 from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials, server_credentials
+from msfl.protos.streams import streams_handler
 from msfl.protos.v1.federation_pb2_grpc import (
     add_EnrolmentServicer_to_server,
     add_LinkServicer_to_server,
@@ -78,7 +79,9 @@ def serve_orchestrator(home: CentreHome) -> None:
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS)
-    add_LinkServicer_to_server(LinkDoor(engine, datasets, keyring), link)
+    door = LinkDoor(engine, datasets, keyring)
+    add_LinkServicer_to_server(door, link)
+    link.add_generic_rpc_handlers((streams_handler(door),))
     link.add_secure_port(
         f"{settings.host}:{settings.link_port}", mutual_server_credentials(key, certificate, home.ca_pem)
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-PROTOCOL = 1
+PROTOCOL = 2
 SOFTWARE = f"msfl {version('msfl')}"
 JsonObject: TypeAlias = dict[str, Any]
 

@@ -19,6 +19,7 @@ another site, which knows the key too, from passing off something else.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -89,32 +90,41 @@ class Sealing:
         self._plain = memoryview(bytearray(CHUNK))
         self._sealed = memoryview(bytearray(CHUNK + TAG))
         self._held = 0
+        self._full: memoryview | None = None
         self._i = 0
         out.write(_LENGTH.pack(len(self._head)) + self._head + salt)
         self._written = _LENGTH.size + len(self._head) + SALT
 
     def write(self, piece: Buffer) -> None:
-        """Chunks are of exactly CHUNK bytes, whatever the pieces; one is held back, because the last one is marked."""
+        """Chunks are of exactly CHUNK bytes, whatever the pieces; one is held back, because the last one is marked.
+
+        A chunk that lies in a piece as a whole is not copied: `piece` must stay as it is until the call after this one.
+        """
         rest = memoryview(piece).cast("B")
         while rest:
-            if self._held == CHUNK:
-                self._put(last=False)
+            if self._full is not None:
+                self._put(self._full, last=False)
+                self._full = None
+            if not self._held and len(rest) >= CHUNK:
+                self._full, rest = rest[:CHUNK], rest[CHUNK:]
+                continue
             n = min(CHUNK - self._held, len(rest))
             self._plain[self._held : self._held + n] = rest[:n]
             self._held += n
             rest = rest[n:]
+            if self._held == CHUNK:
+                self._full, self._held = self._plain, 0
 
     def close(self) -> int:
         """The last chunk, possibly empty; the number of bytes of the whole stream."""
-        self._put(last=True)
+        self._put(self._plain[: self._held] if self._full is None else self._full, last=True)
         return self._written
 
-    def _put(self, *, last: bool) -> None:
-        target = self._sealed[: self._held + TAG]
-        self._cipher.encrypt_into(_nonce(self._i, last), self._plain[: self._held], self._head, target)
+    def _put(self, chunk: memoryview, *, last: bool) -> None:
+        target = self._sealed[: len(chunk) + TAG]
+        self._cipher.encrypt_into(_nonce(self._i, last), chunk, self._head, target)
         self._out.write(target)
         self._written += len(target)
-        self._held = 0
         self._i += 1
 
 
@@ -122,7 +132,8 @@ class Opening:
     """A sealed stream that is being read, in pieces of any size as they arrive.
 
     `take` gets each chunk of plaintext once it is authenticated, as a view that is valid until the next but one. What
-    it got is the stream's beginning; that the stream is whole shows in `close`. Raises SealBroken.
+    it got is the stream's beginning; that the stream is whole shows in `close`. A chunk that lies in a piece as a whole
+    is not copied: a piece must stay as it is until the call after its own. Raises SealBroken.
     """
 
     def __init__(self, key: bytes, expected: StreamHeader, take: Callable[[memoryview], object]) -> None:
@@ -134,6 +145,7 @@ class Opening:
         self._chunk = memoryview(bytearray(CHUNK + TAG))
         self._plain = (memoryview(bytearray(CHUNK)), memoryview(bytearray(CHUNK)))
         self._held = 0
+        self._full: memoryview | None = None
         self._i = 0
         self._written = 0
 
@@ -142,18 +154,24 @@ class Opening:
         if self._cipher is None:
             rest = self._begin(rest)
         while rest:
-            if self._held == CHUNK + TAG:
-                self._open(last=False)
+            if self._full is not None:
+                self._open(self._full, last=False)
+                self._full = None
+            if not self._held and len(rest) >= CHUNK + TAG:
+                self._full, rest = rest[: CHUNK + TAG], rest[CHUNK + TAG :]
+                continue
             n = min(CHUNK + TAG - self._held, len(rest))
             self._chunk[self._held : self._held + n] = rest[:n]
             self._held += n
             rest = rest[n:]
+            if self._held == CHUNK + TAG:
+                self._full, self._held = self._chunk, 0
 
     def close(self) -> int:
         """The length of the plaintext. Only now is the stream known to be whole."""
         if self._cipher is None:
             raise SealBroken("truncated", "the stream ends inside its header or salt")
-        self._open(last=True)
+        self._open(self._chunk[: self._held] if self._full is None else self._full, last=True)
         return self._written
 
     def _begin(self, piece: memoryview) -> memoryview:
@@ -175,18 +193,17 @@ class Opening:
         self._beginning = bytearray()
         return piece[begins - seen_before :]
 
-    def _open(self, *, last: bool) -> None:
+    def _open(self, chunk: memoryview, *, last: bool) -> None:
         assert self._cipher is not None
-        if self._held < TAG:
+        if len(chunk) < TAG:
             raise SealBroken("truncated", f"the stream ends before or inside chunk {self._i}")
-        chunk, plain = self._chunk[: self._held], self._plain[self._i % 2][: self._held - TAG]
+        plain = self._plain[self._i % 2][: len(chunk) - TAG]
         try:
             self._cipher.decrypt_into(_nonce(self._i, last), chunk, self._head, plain)
         except InvalidTag as error:
             raise _why_broken(self._cipher, bytes(chunk), self._i, last, self._head) from error
         self._take(plain)
         self._written += len(plain)
-        self._held = 0
         self._i += 1
 
 
@@ -220,10 +237,30 @@ def opened_chunks(key: bytes, expected: StreamHeader, source: BinaryIO) -> Itera
     yield ready.pop()
 
 
-def _pieces(source: BinaryIO) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(CHUNK + TAG))
-    while n := source.readinto(buffer):  # type: ignore[attr-defined]  # every binary file has it; typeshed's base not
+def _pieces(source: BinaryIO) -> Iterator[Buffer]:
+    """As `parts`, each in memory that is used again for the next but one."""
+    prologue = source.read(_LENGTH.size)
+    yield prologue + source.read(_prologue(prologue) - len(prologue))
+    buffers = itertools.cycle([memoryview(bytearray(CHUNK + TAG)), memoryview(bytearray(CHUNK + TAG))])
+    # Every binary file has `readinto`; typeshed's base has not.
+    while n := source.readinto(buffer := next(buffers)):  # type: ignore[attr-defined]
         yield buffer[:n]
+
+
+def parts(sealed: BinaryIO, offset: int) -> Iterator[bytes]:
+    """A sealed file from `offset` on as it goes over the wire: cut where its chunks end, so that whoever opens it on
+    its way need not put them together. `sealed` is an unbuffered file; that it is sealed is not checked."""
+    begins = _prologue(sealed.read(_LENGTH.size))
+    sealed.seek(offset)
+    while data := sealed.read(begins - offset if offset < begins else CHUNK + TAG - (offset - begins) % (CHUNK + TAG)):
+        yield data
+        offset += len(data)
+
+
+def _prologue(beginning: bytes) -> int:
+    """How long length, header and salt together are, as the length says; nothing is known to be true of it."""
+    length = _LENGTH.unpack(beginning)[0] if len(beginning) == _LENGTH.size else 0
+    return int(_LENGTH.size + min(length, MAX_HEADER) + SALT)
 
 
 def _why_broken(cipher: AESGCM, chunk: bytes, i: int, last: bool, head: bytes) -> SealBroken:

@@ -163,11 +163,7 @@ def test_a_site_cannot_fill_the_centres_disk(tmp_path: Path) -> None:
     key, most = result_key("train/2", "a", 1), MAX_DOCUMENT_BYTES + PART_BYTES
 
     def upload(total: int, *parts: bytes) -> None:
-        at, said = 0, []
-        for data in parts:
-            said.append(wire.UploadPart(run_id="run-1", key=key, offset=at, data=data, total=total))
-            at += len(data)
-        door.Upload(said, call("a"))
+        door.upload(wire.UploadHead(run_id="run-1", key=key, offset=0, total=total), iter(parts), call("a"))
 
     with pytest.raises(Refused, match="announces"):
         upload(most + 1, b"x")

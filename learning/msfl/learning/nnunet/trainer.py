@@ -39,6 +39,7 @@ from msfl.learning.contract import JsonObject, ModelRefusal, Weights
 from msfl.learning.files import write_whole
 from msfl.learning.nnunet.files import CONFIGURATION
 from msfl.learning.nnunet.settings import Settings
+from msfl.protos.tensors import all_finite
 
 
 def torch_device(settings: Settings) -> torch.device:
@@ -68,7 +69,7 @@ def write_weights(network: torch.nn.Module, weights: Weights) -> None:
         )
     for name, parameter in named.items():
         value = weights[name]
-        if value.dtype != np.float32 or tuple(value.shape) != tuple(parameter.shape) or not np.isfinite(value).all():
+        if value.dtype != np.float32 or tuple(value.shape) != tuple(parameter.shape) or not all_finite(value):
             raise ModelRefusal(
                 "weights_not_of_this_plan", f"{name} must be finite float32 of shape {tuple(parameter.shape)}"
             )

@@ -4,7 +4,7 @@
     Answer, Report, Beat    what the site says; each becomes at most one event
     Renew     a new certificate for the one in use, asked of the keyring
     Health    time and version of the centre, for `msfl gateway doctor`
-    Offset, Upload, Download    sealed streams in 1 MiB parts, resumed by offset
+    Offset, upload, download    sealed files in parts of 1 MiB (`msfl.protos.streams`), resumed by offset
 
 A site may upload only the result of the task it is being asked for, and download only what an order names for it.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -25,6 +26,7 @@ from msfl.orchestrator.keyring.keyring import EnrolmentRefusal
 from msfl.orchestrator.runs.events import Answered, SiteFailed, TaskDone
 from msfl.orchestrator.runs.machine import RunState, task_of
 from msfl.orchestrator.store.interface import GapInUpload
+from msfl.protos import sealing
 from msfl.protos.channel import peer_certificate, peer_site
 from msfl.protos.convert import (
     BadMessage,
@@ -196,35 +198,27 @@ class LinkDoor(LinkServicer):
         size = self._engine.artifacts.size(request.run_id, request.key)
         return wire.UploadOffset(offset=size.bytes, complete=size.complete)
 
-    def Upload(self, request_iterator: Iterable[wire.UploadPart], context: grpc.ServicerContext) -> wire.Ack:
+    def upload(self, head: wire.UploadHead, parts: Iterator[bytes], context: grpc.ServicerContext) -> None:
         site = self._site(context)
         artifacts = self._engine.artifacts
-        last: wire.UploadPart | None = None
-        for part in request_iterator:
-            if last is None:
-                state = self._run(context, site, part.run_id)
-                self._may_upload(context, state, site, part.key)
-                self._must_fit(context, state, part)
-            elif (part.run_id, part.key, part.total) != (last.run_id, last.key, last.total):
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "one upload carries one artifact")
-            if part.offset + len(part.data) > part.total:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{part.key} is longer than it announced")
-            try:
-                artifacts.append(part.run_id, part.key, part.offset, part.data)
-            except GapInUpload as gap:
-                context.abort(grpc.StatusCode.OUT_OF_RANGE, str(gap))
-            self._engine.heard(site)
-            last = part
-        if last is None:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "an upload without parts")
-        assert last is not None
+        state = self._run(context, site, head.run_id)
+        self._may_upload(context, state, site, head.key)
+        self._must_fit(context, state, head)
+        offset = head.offset
         try:
-            artifacts.finish(last.run_id, last.key, last.total)
+            for data in parts:
+                if offset + len(data) > head.total:
+                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{head.key} is longer than it announced")
+                artifacts.append(head.run_id, head.key, offset, data)
+                self._engine.heard(site)
+                offset += len(data)
+            artifacts.finish(head.run_id, head.key, head.total)
         except GapInUpload as gap:
             context.abort(grpc.StatusCode.OUT_OF_RANGE, str(gap))
-        return wire.Ack()
 
-    def Download(self, request: wire.DownloadFrom, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
+    def download(
+        self, request: wire.DownloadFrom, context: grpc.ServicerContext
+    ) -> tuple[wire.DownloadHead, Iterator[bytes]]:
         site = self._site(context)
         self._run(context, site, request.run_id)
         # Keys of what is meant for a site carry its name, <task>/<site>/down/<artifact>, or that of all.
@@ -234,13 +228,13 @@ class LinkDoor(LinkServicer):
             path = self._engine.artifacts.local(request.run_id, request.key)
         except (FileNotFoundError, ValueError):
             context.abort(grpc.StatusCode.NOT_FOUND, f"{request.key} is not here (any more)")
-            return
-        total = path.stat().st_size
+            raise AssertionError("abort returns never") from None
+        return wire.DownloadHead(total=path.stat().st_size), self._read(path, request.offset, site)
+
+    def _read(self, path: Path, offset: int, site: str) -> Iterator[bytes]:
         with open(path, "rb", buffering=0) as file:
-            offset = file.seek(request.offset)
-            while data := file.read(PART_BYTES):
-                yield wire.Chunk(offset=offset, data=data, total=total)
-                offset += len(data)
+            for data in sealing.parts(file, offset):
+                yield data
                 self._engine.heard(site)
 
     # -------------------------------------------------------------- checks
@@ -266,15 +260,15 @@ class LinkDoor(LinkServicer):
             # The step is over: the site learns it from its next order. Nothing of an old round is taken in.
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {key}")
 
-    def _must_fit(self, context: grpc.ServicerContext, state: RunState, part: wire.UploadPart) -> None:
+    def _must_fit(self, context: grpc.ServicerContext, state: RunState, head: wire.UploadHead) -> None:
         """The spool is bounded: a result is a document, or no larger than the model that it is an update of."""
         most = MAX_DOCUMENT_BYTES + PART_BYTES
-        if part.key.partition("/")[0] in ("train", "baseline"):
+        if head.key.partition("/")[0] in ("train", "baseline"):
             source = f"aggregate/{len(state.rounds)}" if state.rounds else "plan"
             model = self._engine.artifacts.size(state.run_id, output_key(source, EVERYBODY, "weights"))
             most = max(most, model.bytes + PART_BYTES)
-        if part.total > most:
-            what = f"{part.key} announces {part.total} bytes; no result of this task has more than {most}"
+        if head.total > most:
+            what = f"{head.key} announces {head.total} bytes; no result of this task has more than {most}"
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, what)
 
     @staticmethod

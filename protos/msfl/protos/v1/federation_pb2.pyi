@@ -667,18 +667,18 @@ class UploadOffset(_message.Message):
 Global___UploadOffset: _TypeAlias = UploadOffset  # noqa: Y015
 
 @_typing.final
-class UploadPart(_message.Message):
+class UploadHead(_message.Message):
+    """Heads of the two streams of sealed files, which are more than Protobuf can say: msfl/protos/streams.py."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     key: _builtins.str
     offset: _builtins.int
-    data: _builtins.bytes
     total: _builtins.int
     def __init__(
         self,
@@ -686,16 +686,15 @@ class UploadPart(_message.Message):
         run_id: _builtins.str = ...,
         key: _builtins.str = ...,
         offset: _builtins.int = ...,
-        data: _builtins.bytes = ...,
         total: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "key", b"key", "offset", b"offset", "run_id", b"run_id", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "offset", b"offset", "run_id", b"run_id", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___UploadPart: _TypeAlias = UploadPart  # noqa: Y015
+Global___UploadHead: _TypeAlias = UploadHead  # noqa: Y015
 
 @_typing.final
 class DownloadFrom(_message.Message):
@@ -721,6 +720,25 @@ class DownloadFrom(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DownloadFrom: _TypeAlias = DownloadFrom  # noqa: Y015
+
+@_typing.final
+class DownloadHead(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    def __init__(
+        self,
+        *,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadHead: _TypeAlias = DownloadHead  # noqa: Y015
 
 @_typing.final
 class TaskReport(_message.Message):

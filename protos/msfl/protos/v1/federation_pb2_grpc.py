@@ -549,16 +549,6 @@ class LinkStub:
                 request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ArtifactName.SerializeToString,
                 response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.UploadOffset.FromString,
                 _registered_method=True)
-        self.Upload = channel.stream_unary(
-                '/msfl.protos.v1.Link/Upload',
-                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.UploadPart.SerializeToString,
-                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Ack.FromString,
-                _registered_method=True)
-        self.Download = channel.unary_stream(
-                '/msfl.protos.v1.Link/Download',
-                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.DownloadFrom.SerializeToString,
-                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Chunk.FromString,
-                _registered_method=True)
         self.Report = channel.unary_unary(
                 '/msfl.protos.v1.Link/Report',
                 request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.TaskReport.SerializeToString,
@@ -604,18 +594,6 @@ class LinkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Upload(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Download(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Report(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -656,16 +634,6 @@ def add_LinkServicer_to_server(servicer, server):
                     servicer.Offset,
                     request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ArtifactName.FromString,
                     response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.UploadOffset.SerializeToString,
-            ),
-            'Upload': grpc.stream_unary_rpc_method_handler(
-                    servicer.Upload,
-                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.UploadPart.FromString,
-                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Ack.SerializeToString,
-            ),
-            'Download': grpc.unary_stream_rpc_method_handler(
-                    servicer.Download,
-                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.DownloadFrom.FromString,
-                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.Chunk.SerializeToString,
             ),
             'Report': grpc.unary_unary_rpc_method_handler(
                     servicer.Report,
@@ -792,60 +760,6 @@ class Link:
             '/msfl.protos.v1.Link/Offset',
             msfl_dot_protos_dot_v1_dot_federation__pb2.ArtifactName.SerializeToString,
             msfl_dot_protos_dot_v1_dot_federation__pb2.UploadOffset.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Upload(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/msfl.protos.v1.Link/Upload',
-            msfl_dot_protos_dot_v1_dot_federation__pb2.UploadPart.SerializeToString,
-            msfl_dot_protos_dot_v1_dot_federation__pb2.Ack.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Download(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/msfl.protos.v1.Link/Download',
-            msfl_dot_protos_dot_v1_dot_federation__pb2.DownloadFrom.SerializeToString,
-            msfl_dot_protos_dot_v1_dot_federation__pb2.Chunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -170,8 +170,6 @@ class LinkStub:
     Answer: _grpc.UnaryUnaryMultiCallable[_federation_pb2.OfferAnswer, _federation_pb2.Ack]
     Beat: _grpc.UnaryUnaryMultiCallable[_federation_pb2.Progress, _federation_pb2.Ack]
     Offset: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ArtifactName, _federation_pb2.UploadOffset]
-    Upload: _grpc.StreamUnaryMultiCallable[_federation_pb2.UploadPart, _federation_pb2.Ack]
-    Download: _grpc.UnaryStreamMultiCallable[_federation_pb2.DownloadFrom, _federation_pb2.Chunk]
     Report: _grpc.UnaryUnaryMultiCallable[_federation_pb2.TaskReport, _federation_pb2.Ack]
     Renew: _grpc.UnaryUnaryMultiCallable[_federation_pb2.Renewal, _federation_pb2.RenewedCertificate]
     Health: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HealthQuestion, _federation_pb2.HealthAnswer]
@@ -185,8 +183,6 @@ class LinkAsyncStub(LinkStub):
     Answer: _aio.UnaryUnaryMultiCallable[_federation_pb2.OfferAnswer, _federation_pb2.Ack]  # type: ignore[assignment]
     Beat: _aio.UnaryUnaryMultiCallable[_federation_pb2.Progress, _federation_pb2.Ack]  # type: ignore[assignment]
     Offset: _aio.UnaryUnaryMultiCallable[_federation_pb2.ArtifactName, _federation_pb2.UploadOffset]  # type: ignore[assignment]
-    Upload: _aio.StreamUnaryMultiCallable[_federation_pb2.UploadPart, _federation_pb2.Ack]  # type: ignore[assignment]
-    Download: _aio.UnaryStreamMultiCallable[_federation_pb2.DownloadFrom, _federation_pb2.Chunk]  # type: ignore[assignment]
     Report: _aio.UnaryUnaryMultiCallable[_federation_pb2.TaskReport, _federation_pb2.Ack]  # type: ignore[assignment]
     Renew: _aio.UnaryUnaryMultiCallable[_federation_pb2.Renewal, _federation_pb2.RenewedCertificate]  # type: ignore[assignment]
     Health: _aio.UnaryUnaryMultiCallable[_federation_pb2.HealthQuestion, _federation_pb2.HealthAnswer]  # type: ignore[assignment]
@@ -221,20 +217,6 @@ class LinkServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.ArtifactName,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.UploadOffset, _abc.Awaitable[_federation_pb2.UploadOffset]]: ...
-
-    @_abc_1.abstractmethod
-    def Upload(
-        self,
-        request_iterator: _MaybeAsyncIterator[_federation_pb2.UploadPart],
-        context: _ServicerContext,
-    ) -> _typing.Union[_federation_pb2.Ack, _abc.Awaitable[_federation_pb2.Ack]]: ...
-
-    @_abc_1.abstractmethod
-    def Download(
-        self,
-        request: _federation_pb2.DownloadFrom,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_federation_pb2.Chunk], _abc.AsyncIterator[_federation_pb2.Chunk]]: ...
 
     @_abc_1.abstractmethod
     def Report(
