@@ -28,6 +28,7 @@ from msfl.learning.weights import named
 from msfl.protos.parcel import Unpacking, beginning
 from msfl.protos.sealing import Sealing, StreamHeader, opened_chunks
 from msfl.protos.tensors import MAX_HEADER_BYTES, BadTensors, TensorTable, read_table
+from msfl.protos.writeback import start_writing
 
 Block: TypeAlias = NDArray[np.float32]
 _LENGTH = struct.Struct("<Q")
@@ -145,7 +146,9 @@ class SealedWriter:
     def write(self, block: bytes | memoryview) -> None:
         """`block` must not change afterwards: it is hashed while the next one is made."""
         self._ahead.append(self._hashing.submit(self._hash, block))
+        before = self._file.tell()
         self._sealing.write(block)
+        start_writing(self._file.fileno(), before, self._file.tell())
         if len(self._ahead) > _AHEAD:
             self._ahead.pop(0).result()
 

@@ -1,12 +1,11 @@
 """`ArtifactStore` in a folder: `<root>/<run>/<key with ~ for />`; `.<file>.part` grows, and no key can name it.
 
 All files of a run lie in one folder, so that one sync of it makes the names of many durable. While a part grows the
-kernel is asked to begin writing it, 8 MiB at a time: what is left for the sync at its end is the last of them.
+kernel is asked to begin writing it: what is left for the sync at its end is little.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from msfl.orchestrator.store.interface import DISK_TROUBLE, GapInUpload, Size, StoreUnavailable
+from msfl.protos.writeback import start_writing
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.\-]*(/[A-Za-z0-9][A-Za-z0-9_:.\-]*)*")
-_EARLY = 8 << 20
-_SYNC_FILE_RANGE_WRITE = 2  # <fcntl.h>: start writing, do not wait
 
 
 class FolderArtifacts:
@@ -64,8 +62,7 @@ class FolderArtifacts:
             if have + written < offset + len(data):
                 # The disk took a part of it; the next write would say why.
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-            if have // _EARLY != (have + written) // _EARLY:
-                _start_writing(part.fileno(), have - have % _EARLY)
+            start_writing(part.fileno(), have, have + written)
 
     def finish(self, run_id: str, key: str, total: int) -> None:
         file = self._file(run_id, key)
@@ -122,13 +119,6 @@ def _on_its_disk(file: Path, target: Path) -> Path:
 def _open_to_write(part: Path) -> BinaryIO:
     """Made when it is not there; what it holds stays."""
     return open(os.open(part, os.O_WRONLY | os.O_CREAT, 0o666), "wb", buffering=0)
-
-
-def _start_writing(descriptor: int, offset: int) -> None:
-    """A hint: whether it is taken changes when bytes are written, never whether they are durable."""
-    ctypes.CDLL(None).sync_file_range(
-        descriptor, ctypes.c_int64(offset), ctypes.c_int64(_EARLY), _SYNC_FILE_RANGE_WRITE
-    )
 
 
 def _make_durable(moves: Mapping[Path, Path]) -> None:
