@@ -117,7 +117,7 @@ class Worker:
             raise TaskRefusal("bad_task", f"task {task.task_id}: local training of {rounds} rounds")
         initial = self._load(task, "weights")
         state = _LocalState.resume(self._local_file, sha256_of_file(self._place.input(task, "weights")), rounds)
-        latest = weight_files.load(self._local_weights) if state.round else initial
+        latest = weight_files.load(self._local_weights(state.round)) if state.round else initial
         progress = open_progress("train_local")
         for round in range(state.round + 1, rounds + 1):
 
@@ -130,8 +130,10 @@ class Worker:
             _check_same_tensors(trained.weights, initial)
             latest = trained.weights
             state = _LocalState(state.initial, rounds, round, _facts(trained))
-            weight_files.write(self._local_weights, latest)
+            # The state names the weights that it goes with: a kill between the two loses a round and repeats it.
+            weight_files.write(self._local_weights(round), latest)
             state.keep(self._local_file)
+            self._local_weights(round - 1).unlink(missing_ok=True)
             self._holds_local = True
         files = {"weights": self._save(latest, initial)} if parameter(task, "send_weights", bool, False) else {}
         return Outcome({**state.facts, "seconds": self._clock() - began}, files)
@@ -160,9 +162,10 @@ class Worker:
             return Candidate(name, self._load(task, name))
         if self._holds_local:
             return Candidate(name, None)
-        if not self._local_weights.exists():
+        if not self._local_file.exists():
             raise TaskRefusal("no_local_model", "this site has not trained a local model in this run")
-        return Candidate(name, weight_files.load(self._local_weights))
+        round = int(read_json_object(self._local_file)["round"])
+        return Candidate(name, weight_files.load(self._local_weights(round)))
 
     # ----------------------------------------------------------------- pieces
 
@@ -174,9 +177,8 @@ class Worker:
     def _local_file(self) -> Path:
         return self._place.scratch / "local.json"
 
-    @property
-    def _local_weights(self) -> Path:
-        return self._place.scratch / "local.safetensors"
+    def _local_weights(self, round: int) -> Path:
+        return self._place.scratch / f"local-{round:04d}.safetensors"
 
     def _the_site(self, config: JsonObject) -> Site:
         seed, fraction = config.get("seed", 0), config.get("validation_fraction", VALIDATION_FRACTION)

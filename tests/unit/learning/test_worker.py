@@ -139,6 +139,28 @@ def test_a_worker_killed_inside_the_local_stream_goes_on_where_it_was(
     assert second.calls == ["prepare None", "train local 3 from 3", "train local 4 from 6"]
 
 
+def test_a_kill_between_a_rounds_weights_and_its_state_trains_that_round_once(
+    tmp_path: Path, data: Path, initial: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept_as_ever = _LocalState.keep
+
+    def keep_and_die(state: _LocalState, path: Path) -> None:
+        if state.round == 3:
+            raise KeyError("power cut")
+        kept_as_ever(state, path)
+
+    local = {"stream": "local", "rounds": 4, "send_weights": True}
+    with monkeypatch.context() as patch, Host.of(FakeModel(), tmp_path / "f", role="worker", data=data) as host:
+        patch.setattr(_LocalState, "keep", keep_and_die)
+        host.do("prepare", PREPARE)
+        assert code(host.do("train", local, {"weights": initial})) == "worker_error"
+    second = FakeModel()
+    with Host.of(second, tmp_path / "f", role="worker", data=data) as host:
+        result = host.do("train", local, {"weights": initial})
+        assert np.array_equal(weight_files.load(host.output(result, "weights"))["drift"], np.full(3, 10.0))
+    assert second.calls == ["prepare None", "train local 3 from 3", "train local 4 from 6"]
+
+
 def test_an_evaluate_only_site(tmp_path: Path, initial: Path) -> None:
     data = dataset_folder(tmp_path / "only-tests", n_train=0, n_test=2)
     with Host.of(FakeModel(), tmp_path / "f", role="worker", data=data) as host:
