@@ -13,6 +13,7 @@ from msfl.learning import weights as weight_files
 from msfl.learning.contract import ModelRefusal
 from msfl.learning.files import json_hash
 from msfl.learning.tasks import ThrottledProgress
+from msfl.learning.worker import _LocalState
 from msfl.protos.tasklink import Failed, Progress, Result
 
 N_TRAIN, N_VAL, N_TEST = 6, 2, 3
