@@ -51,6 +51,7 @@ class SqliteRunStore:
     def _open(self) -> None:
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=FULL")
+        self._connection.execute("PRAGMA cache_size=-256")  # KiB; what is written is hardly ever read again
         self._connection.execute(_SCHEMA)
         (found,) = self._connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
