@@ -44,9 +44,12 @@ def main() -> None:
             phases = {phase: report["timings"].get(phase, 0.0) for phase in COUNTED}
             product = sum(phases.values())
             plain = plain_sites(sorted(folder.glob("sites/*/data/*")), size)
+            sites = [[site["seconds"] for site in r["sites"].values()] for r in report["rounds"]]
+            slowest, mean = sum(max(s) for s in sites), sum(sum(s) / len(s) for s in sites)
         ratios.append(product / plain)
         shown = ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
         print(f"product {product:.1f} s ({shown}); plain {plain:.1f} s; ratio {product / plain:.3f}", flush=True)
+        print(f"  in the workers: {mean:.1f} s on average, {slowest:.1f} s of each round's slowest", flush=True)
     print(f"whole run against plain nnU-Net: {sorted(ratios)[len(ratios) // 2]:.3f} x (median of {len(ratios)})")
 
 
