@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -26,11 +27,14 @@ RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway
 
 @app.command()
 def enrol(
+    token_file: Annotated[Path, typer.Argument(metavar="FILE", help="The registration token that the operator made.")],
     home: HomeOption,
-    token_file: Annotated[Path, typer.Option(help="File with the registration token.")],
     custodian: Annotated[str, typer.Option(help="Who signs this site's policies.")] = "",
     custodian_key: Annotated[Path | None, typer.Option(help="The custodian's key (`msfl policy keys`).")] = None,
     again: Annotated[bool, typer.Option("--again", help="Only a new key and certificate; all else stays.")] = False,
+    registry: Annotated[
+        str, typer.Option(help="Where this site finds the registry, if not where the token says.")
+    ] = "",
 ) -> None:
     """Join a federation: makes the site's TLS key and its own trust root, and uses the token up."""
     from msfl.gateway.enrol import EnrolmentFailed, enrol_again
@@ -40,6 +44,7 @@ def enrol(
 
     try:
         token = RegistrationToken.decode(token_file.read_text())
+        token = replace(token, registry=registry or token.registry)
         if again:
             enrol_again(token, home, datetime.now(UTC))
         elif not custodian or custodian_key is None:
