@@ -120,8 +120,10 @@ class Agent:
 
     def _ask_custodian(self) -> None:
         for run_id, run in list(self._runs.items()):
-            if run.parked and (said := self._around.home.said(run_id)) is not None:
-                run.custodian_said(said["verdict"])
+            if run.parked and self._around.home.declined(run_id) is not None:
+                run.custodian_declines()
+            elif run.parked and (envelope := self._around.home.confirmed(run_id)) is not None:
+                run.custodian_signed(envelope)
             if (stop := self._around.home.stop_asked(run_id)) is not None:
                 run.custodian_stops(stop["by"])
 
