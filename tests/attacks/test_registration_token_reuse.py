@@ -98,11 +98,11 @@ def test_a_crash_may_cost_a_token_and_never_gives_two_certificates(
     assert code(Applicant(token).enrol(Keyring(tmp_path / "keyring"))) == "token_used"
 
 
-def test_a_used_token_leaves_no_secret_behind(keyring: Keyring, tmp_path: Path) -> None:
+def test_a_used_token_leaves_no_symmetric_key_behind(keyring: Keyring, tmp_path: Path) -> None:
     token = make_token(keyring)
     Applicant(token).enrol(keyring)
     record = json.loads((tmp_path / "keyring" / "tokens" / f"{token.token_id}.json").read_text())
-    assert record["secret"] == record["site_key"] == ""
+    assert record["site_key"] == ""
 
 
 # --------------------------------------------------------- not yet, not now, not you

@@ -124,6 +124,11 @@ class LiveFederation:
         (file,) = (self.federation.folder / "sites" / site / "custodian").glob("*.pem")
         return KeyPair.from_pem(file.read_bytes())
 
+    def confirm(self, site: str, run_id: str) -> subprocess.CompletedProcess[str]:
+        """The custodian reads and signs."""
+        (key,) = (self.federation.folder / "sites" / site / "custodian").glob("*.pem")
+        return self.command("gateway", "confirm", run_id, "--home", self.home(site), "--key", key, "--yes")
+
     def sign_policy(self, site: str, text: str, key: KeyPair | None = None) -> None:
         """`key`: the custodian's own when not given."""
         envelope = sign(text.encode(), ASSET_POLICY, [key or self.custodian_key(site)])

@@ -113,24 +113,24 @@ def test_a_run_ends_over_an_open_line_and_after_a_cut_a_token_brings_the_site_ba
     until(lambda: not is_present(own), "the site to be missed")
     said = [line for line in gateway_log(own) if "has expired" in line["event"]]
     assert len(said) == 1
-    assert f"msfl orchestrator token --site {SITE}" in said[0]["do"]
+    assert f"msfl orchestrator token create {SITE}" in said[0]["do"]
     doctor = own.command("gateway", "doctor", "--home", own.home(SITE))
     assert doctor.returncode == 1
     assert "has expired" in doctor.stdout
-    assert f"msfl orchestrator token --site {SITE}" in doctor.stdout
+    assert f"msfl orchestrator token create {SITE}" in doctor.stdout
 
     # A new token, over the same home, under the running gateway.
     centre = own.federation.folder / "centre"
     own.processes.start("keyring", msfl("orchestrator", "keyring", "--home", centre))
-    token = own.command("orchestrator", "token", "--home", centre, "--site", SITE).stdout
-    file = own.federation.folder / "second-token"
-    file.write_text(token)
+    file = own.federation.folder / "second.token"
+    made = own.command("orchestrator", "token", "create", SITE, "--home", centre, "--out", file)
+    assert made.returncode == 0, made.stdout + made.stderr
     root = (own.home(SITE) / "trust/site-root.dsse").read_bytes()
     entries = len(own.audit(SITE))
-    refused = own.command("gateway", "enrol", "--home", own.home(SITE), "--token-file", file,
-                          "--custodian", "x", "--custodian-key", centre / "keyring/ca.key")  # fmt: skip
+    somebody = ("--custodian", "x", "--custodian-key", centre / "keyring/ca.key")
+    refused = own.command("gateway", "enrol", file, "--home", own.home(SITE), *somebody)
     assert refused.returncode == 1
-    joined = own.command("gateway", "enrol", "--again", "--home", own.home(SITE), "--token-file", file)
+    joined = own.command("gateway", "enrol", "--again", file, "--home", own.home(SITE))
     assert joined.returncode == 0, joined.stdout + joined.stderr
     until(lambda: is_present(own), "the site to come back")
     assert (own.home(SITE) / "trust/site-root.dsse").read_bytes() == root

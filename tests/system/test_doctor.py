@@ -99,7 +99,7 @@ def test_an_expired_certificate(own: LiveFederation) -> None:
         home.write_identity(good)
     assert (code, bad(findings)) == (1, ["certificate", "tls"])
     assert "has expired" in findings[0]["what"]
-    assert f"msfl orchestrator token --site {SITE}" in findings[0]["do"]
+    assert f"msfl orchestrator token create {SITE}" in findings[0]["do"]
     assert "enrol --again" in findings[0]["do"]
     assert findings[1]["what"] == "fails: our_certificate"
 

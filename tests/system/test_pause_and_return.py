@@ -187,7 +187,7 @@ def test_who_answers_late_joins_a_run_that_began_with_a_quorum(live: LiveFederat
         run = live.client.submit(asked)
         until(lambda: closed(run) == 2, "the quorum to train")
         assert run.state()["sites"][SITE]["standing"] == "needs confirmation"
-        said = live.command("gateway", "confirm", run.run_id, "--home", live.home(SITE), "--by", "cleo")
+        said = live.confirm(SITE, run.run_id)
         assert said.returncode == 0, said.stdout + said.stderr
         until(lambda: SITE in run.state()["rounds"][-1]["sites"], "the site to join")
         first = run.state()["rounds"][0]

@@ -10,6 +10,9 @@ import pytest
 
 from fakes.federations import DATASET, SITES, LiveFederation, until
 from fakes.governance import edit
+from msfl.gateway.home import Home
+from msfl.policies.encoding import canonical_json
+from msfl.policies.envelope import RUN_CONFIRMATION, sign
 from msfl.policies.keys import KeyPair
 from msfl.sdk.run import SiteRefusal
 
@@ -131,10 +134,10 @@ def test_an_explanation_says_who_would_do_what_and_starts_nothing(live: LiveFede
 # --------------------------------------------------------------------------------------------------- confirmation
 
 
-def parked(live: LiveFederation) -> str:
+def parked(live: LiveFederation, **changes: int) -> str:
     """A run that waits for the custodian of one site."""
     live.sign_policy(SITE, edit(live.policy(SITE), "mode: auto", "mode: confirm"))
-    run = live.client.submit(live.job())
+    run = live.client.submit(live.job(**changes))
 
     def standings() -> dict[str, str]:
         return {site: member["standing"] for site, member in run.state()["sites"].items()}
@@ -150,14 +153,47 @@ def parked(live: LiveFederation) -> str:
 
 def test_a_parked_run_begins_when_the_custodian_confirms(live: LiveFederation) -> None:
     run_id = parked(live)
-    said = live.command("gateway", "confirm", run_id, "--home", live.home(SITE), "--by", "cleo")
+    said = live.confirm(SITE, run_id)
     assert said.returncode == 0, said.stderr
+    assert live.job().release in said.stdout
+    assert "reviewed by linus@clinic-a.example, mary@clinic-b.example" in said.stdout
+    assert "May leave this site:" in said.stdout
     state = live.client.run(run_id).wait()
     assert state["phase"] == "finished"
     actions = live.actions(SITE, run_id)
     assert actions.index("run decided") < actions.index("custodian answered") < actions.index("worker starts")
     answered = next(e for e in live.audit(SITE, run_id) if e["action"] == "custodian answered")
-    assert answered["fields"] == {"verdict": "allow", "by": "cleo"}
+    assert answered["fields"]["verdict"] == "allow"
+    assert answered["fields"]["by"] == "custodian@site-b.example"
+
+    # The next one is compared with it.
+    again = parked(live, rounds=2)
+    shown = live.confirm(SITE, again).stdout
+    assert f"Compared with {run_id}" in shown
+    assert "  rounds: 1 → 2" in shown
+    assert live.client.run(again).wait()["phase"] == "finished"
+
+
+def test_a_yes_that_no_custodian_signed_starts_nothing(live: LiveFederation) -> None:
+    run_id = parked(live)
+    shown = json.loads((live.home(SITE) / f"pending/{run_id}.json").read_text())
+    mine, other = live.custodian_key(SITE), KeyPair.generate()
+
+    def put(fields: dict[str, object], key: KeyPair) -> None:
+        envelope = sign(canonical_json({**shown["asked"], **fields}), RUN_CONFIRMATION, [key])
+        Home(live.home(SITE)).confirm(run_id, envelope)
+
+    def refused() -> list[str]:
+        return [e["fields"]["code"] for e in live.audit(SITE, run_id) if e["action"] == "confirmation not taken"]
+
+    put({}, other)
+    until(lambda: refused() == ["wrong_signer"], "the gateway to look at it")
+    put({"run": "20260101-000000-00000000"}, mine)
+    until(lambda: refused() == ["wrong_signer", "confirmation_differs"], "the gateway to look at it")
+    assert live.client.run(run_id).state()["phase"] == "offered"
+    assert all("worker starts" not in live.actions(site, run_id) for site in SITES)
+    assert live.confirm(SITE, run_id).returncode == 0
+    assert live.client.run(run_id).wait()["phase"] == "finished"
 
 
 def test_a_parked_run_never_begins_when_the_custodian_refuses(live: LiveFederation) -> None:
@@ -172,6 +208,6 @@ def test_a_parked_run_never_begins_when_the_custodian_refuses(live: LiveFederati
 
 
 def test_a_run_that_does_not_wait_cannot_be_confirmed(live: LiveFederation) -> None:
-    said = live.command("gateway", "confirm", "20260101-000000-00000000", "--home", live.home(SITE), "--by", "cleo")
+    said = live.confirm(SITE, "20260101-000000-00000000")
     assert said.returncode == 1
-    assert "no run" in said.stdout
+    assert "no run" in said.stdout + said.stderr

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import grpc
 import structlog
 
 from msfl.gateway.link import LineDown, NotWanted
@@ -37,7 +38,8 @@ class Agent:
         self._stopping = threading.Event()
 
     def serve(self) -> None:
-        """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol, identity)."""
+        """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol). Where it
+        does not admit this site (frozen, revoked, from another address) the gateway says so and goes on asking."""
         beside = [
             threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
@@ -72,6 +74,10 @@ class Agent:
                 log.info("the line to the orchestrator is down", why=str(down), again_in_s=wait)
                 if not self._stopping.is_set():
                     self._membership.say_if_expired()
+            except NotWanted as unwanted:
+                if unwanted.status != grpc.StatusCode.PERMISSION_DENIED.name:
+                    raise
+                log.error("the orchestrator does not admit this site", why=str(unwanted), again_in_s=wait)
             self._stopping.wait(wait)
             wait = min(wait * 2, 5.0)
 
@@ -114,8 +120,10 @@ class Agent:
 
     def _ask_custodian(self) -> None:
         for run_id, run in list(self._runs.items()):
-            if run.parked and (said := self._around.home.said(run_id)) is not None:
-                run.custodian_said(said["verdict"])
+            if run.parked and self._around.home.declined(run_id) is not None:
+                run.custodian_declines()
+            elif run.parked and (envelope := self._around.home.confirmed(run_id)) is not None:
+                run.custodian_signed(envelope)
             if (stop := self._around.home.stop_asked(run_id)) is not None:
                 run.custodian_stops(stop["by"])
 

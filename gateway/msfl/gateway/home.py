@@ -8,7 +8,7 @@
     policies/<id>.dsse         what custodians signed; <id>.yaml beside it is for reading only
     datasets/<id>.json         records of published datasets; <id>.path says where the data lie
     audit/log.jsonl            hash-chained, written before the effect
-    pending/, confirmed/       runs that wait for the custodian, and their answers
+    pending/, confirmed/       runs that wait for the custodian; their answers: <run>.dsse, signed, or <run>.json, a no
     stopped/                   running runs that the custodian wants ended
     runs/<run>/                one folder per run: its record (`record`), the worker's box, sealed files, worker.log
     images/                    verified releases by digest
@@ -151,16 +151,25 @@ class Home:
     def pending(self) -> dict[str, dict[str, Any]]:
         return {f.stem: json.loads(f.read_text()) for f in sorted((self.root / "pending").glob("*.json"))}
 
-    def say(self, run_id: str, verdict: str, by: str) -> None:
-        """The custodian's word on a parked run: `confirm` or `refuse`."""
-        write(self.root / "confirmed" / f"{run_id}.json", json.dumps({"verdict": verdict, "by": by}).encode())
+    def decline(self, run_id: str, by: str) -> None:
+        """The custodian's no to a parked run. It needs no signature: nothing starts without a yes."""
+        write(self.root / "confirmed" / f"{run_id}.json", json.dumps({"by": by}).encode())
 
-    def said(self, run_id: str) -> dict[str, str] | None:
+    def declined(self, run_id: str) -> dict[str, str] | None:
         file = self.root / "confirmed" / f"{run_id}.json"
         return dict(json.loads(file.read_text())) if file.exists() else None
 
+    def confirm(self, run_id: str, envelope: bytes) -> None:
+        """The custodian's signed yes (`policies.documents.RunConfirmation`); the gateway verifies it."""
+        write(self.root / "confirmed" / f"{run_id}.dsse", envelope)
+
+    def confirmed(self, run_id: str) -> bytes | None:
+        file = self.root / "confirmed" / f"{run_id}.dsse"
+        return file.read_bytes() if file.exists() else None
+
     def forget_said(self, run_id: str) -> None:
-        (self.root / "confirmed" / f"{run_id}.json").unlink(missing_ok=True)
+        for kind in ("json", "dsse"):
+            (self.root / "confirmed" / f"{run_id}.{kind}").unlink(missing_ok=True)
 
     def ask_to_stop(self, run_id: str, by: str) -> None:
         """The custodian's word on a running run: no more of it here."""

@@ -20,7 +20,7 @@ from msfl.gateway.ledger import Ledger
 from msfl.gateway.record import Papers
 from msfl.policies.decide import Decision, Request, Verdict, decide, recheck
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
-from msfl.policies.encoding import Malformed, load_json
+from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
@@ -43,6 +43,7 @@ class Accepted:
     dataset_id: str
     trains: bool
     policy: TrustedPolicy
+    job_sha256: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Judge:
         if decision.verdict is Verdict.REFUSE:
             return Judgement(decision, None, job, user)
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
-        accepted = Accepted(job, user, release, resolved, dataset.id, job.trains_on(dataset.ref), policy)
+        trains = job.trains_on(dataset.ref)
+        accepted = Accepted(job, user, release, resolved, dataset.id, trains, policy, sha256_of(offer.spec))
         papers = Papers(offer.spec, offer.proof, user, statement, reviews, policy.document.id, policy.sha256)
         return Judgement(decision, accepted, job, user, papers)
 
@@ -144,7 +146,8 @@ class Judge:
         policy = next((p for p in policies if p.sha256 == papers.policy_sha256), None)
         if policy is None:
             return _withdrawn(papers.policy_id)
-        return Accepted(job, papers.user, release, resolved, dataset.id, job.trains_on(dataset.ref), policy)
+        trains, job_sha256 = job.trains_on(dataset.ref), sha256_of(papers.spec)
+        return Accepted(job, papers.user, release, resolved, dataset.id, trains, policy, job_sha256)
 
     def recheck(self, accepted: Accepted, round: int, trains: bool, now: datetime) -> Refusal | None:
         """Does the policy that allowed the run still stand, as these very bytes, for this round?"""

@@ -6,9 +6,10 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
+from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
+from msfl.policies.trust import trust_confirmation
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 console = Console()
@@ -26,11 +29,14 @@ RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway
 
 @app.command()
 def enrol(
+    token_file: Annotated[Path, typer.Argument(metavar="FILE", help="The registration token that the operator made.")],
     home: HomeOption,
-    token_file: Annotated[Path, typer.Option(help="File with the registration token.")],
     custodian: Annotated[str, typer.Option(help="Who signs this site's policies.")] = "",
     custodian_key: Annotated[Path | None, typer.Option(help="The custodian's key (`msfl policy keys`).")] = None,
     again: Annotated[bool, typer.Option("--again", help="Only a new key and certificate; all else stays.")] = False,
+    registry: Annotated[
+        str, typer.Option(help="Where this site finds the registry, if not where the token says.")
+    ] = "",
 ) -> None:
     """Join a federation: makes the site's TLS key and its own trust root, and uses the token up."""
     from msfl.gateway.enrol import EnrolmentFailed, enrol_again
@@ -40,6 +46,7 @@ def enrol(
 
     try:
         token = RegistrationToken.decode(token_file.read_text())
+        token = replace(token, registry=registry or token.registry)
         if again:
             enrol_again(token, home, datetime.now(UTC))
         elif not custodian or custodian_key is None:
@@ -126,24 +133,52 @@ def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] =
 
 
 @app.command()
-def confirm(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
-    """Let a run begin at this site."""
-    _say(home, run, "confirm", by)
+def confirm(
+    run: RunArgument,
+    home: HomeOption,
+    key: Annotated[Path, typer.Option(help="Your key (PEM); the site's trust root names you.")],
+    passphrase: Annotated[bool, typer.Option(help="Ask for the key's passphrase.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="You have read it; do not ask.")] = False,
+) -> None:
+    """Show what would run and what may leave, and sign it: the run begins at this site."""
+    from msfl.gateway.confirmations import confirmation, in_words, signed
+    from msfl.policies.keys import BadKey, KeyPair
+
+    site = Home(home)
+    shown = _waiting(site, run)
+    asked = confirmation(shown["asked"])
+    for line in in_words(asked, shown["last"]):
+        typer.echo(line)
+    if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
+        raise typer.Exit(1)
+    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    try:
+        pair = KeyPair.from_pem(key.read_bytes(), secret)
+    except (OSError, BadKey) as error:
+        raise CannotProceed(f"{key}: {error}") from error
+    now = datetime.now(UTC).replace(microsecond=0)
+    envelope = signed(asked.model_copy(update={"issued": now}), pair, site.confirmed(run))
+    trusted = site.site_root(now)
+    root = trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now)
+    if isinstance(root, Refusal) and root.code is not Code.TOO_FEW_SIGNERS:
+        raise Refused(root)
+    site.confirm(run, envelope)
+    console.print(f"signed {run}; {root.message}" if isinstance(root, Refusal) else f"confirmed {run}")
 
 
 @app.command()
 def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """Keep a run away from this site."""
-    _say(home, run, "refuse", by)
-
-
-def _say(home: Path, run: str, verdict: str, by: str) -> None:
     site = Home(home)
-    if run not in site.pending():
-        console.print(f"[red]no run {run} waits here[/red]; `msfl gateway pending` lists those that do")
-        raise typer.Exit(1)
-    site.say(run, verdict, by)
-    console.print(f"{verdict}ed {run}" if verdict == "confirm" else f"refused {run}")
+    _waiting(site, run)
+    site.decline(run, by)
+    console.print(f"refused {run}")
+
+
+def _waiting(site: Home, run: str) -> dict[str, Any]:
+    if (shown := site.pending().get(run)) is None:
+        raise CannotProceed(f"no run {run} waits here; `msfl gateway pending` lists those that do")
+    return shown
 
 
 @app.command()

@@ -35,8 +35,8 @@ def dial_as(home: Home) -> grpc.Channel:
 
 def expired_remedy(site: str) -> str:
     return (
-        f"ask the operator for a new registration token (msfl orchestrator token --site {site}), "
-        "then: msfl gateway enrol --again --home HOME --token-file FILE"
+        f"ask the operator for a new registration token (msfl orchestrator token create {site}), "
+        "then: msfl gateway enrol --again FILE --home HOME"
     )
 
 

@@ -22,6 +22,7 @@ the worker's scratch and the run's secret stay, for `KEPT_FOR` at most: momentum
 
 from __future__ import annotations
 
+import json
 import queue
 import secrets
 import shutil
@@ -36,6 +37,7 @@ from typing import Any, TypeAlias, TypeVar
 import psutil
 import structlog
 
+from msfl.gateway import confirmations
 from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.datasets import changed_file
 from msfl.gateway.disk import GivenUp, has_room, probe, with_room
@@ -74,9 +76,11 @@ from msfl.gateway.machine import (
 )
 from msfl.gateway.record import BadRecord, Kept, RunRecord, boot_id, forget
 from msfl.gateway.task_files import CannotDo, TaskFiles
-from msfl.policies.decide import Decision, Verdict, allowed_outputs
-from msfl.policies.documents import seconds
-from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.policies.decide import Decision, Verdict, allowed_outputs, asks_custodian
+from msfl.policies.documents import RunConfirmation, seconds
+from msfl.policies.encoding import encode, sha256_of
+from msfl.policies.refusals import Code, Refusal, Refused, refuse
+from msfl.policies.trust import trust_confirmation
 from msfl.protos.messages import (
     Offer,
     OfferAnswer,
@@ -121,7 +125,14 @@ class CustodianStops:
     by: str
 
 
-Outcomes: TypeAlias = "queue.SimpleQueue[Event | Order | CustodianStops | None]"
+@dataclass(frozen=True)
+class CustodianSigned:
+    """A yes lies in the home; whether it is one is seen when it is taken."""
+
+    envelope: bytes
+
+
+Outcomes: TypeAlias = "queue.SimpleQueue[Event | Order | CustodianStops | CustodianSigned | None]"
 
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
@@ -166,6 +177,7 @@ class RunAtSite:
         self._decision: Decision | None = None
         self._accepted: Accepted | None = None
         self._offer: Offer | None = None
+        self._heard = b""  # the custodian's latest word
         self._process: HostedProcess | None = None
         self._unwanted = threading.Event()  # no worker is wanted any more, also none that is just being started
         self._latest: TaskOrder | None = None
@@ -181,8 +193,13 @@ class RunAtSite:
     def hear(self, order: Order) -> None:
         self._queue.put(order)
 
-    def custodian_said(self, verdict: str) -> None:
-        self._queue.put(Confirmed() if verdict == "confirm" else Declined())
+    def custodian_declines(self) -> None:
+        self._queue.put(Declined())
+
+    def custodian_signed(self, envelope: bytes) -> None:
+        if envelope != self._heard:  # It is looked at once; another signature makes it another one.
+            self._heard = envelope
+            self._queue.put(CustodianSigned(envelope))
 
     def custodian_stops(self, by: str) -> None:
         self._queue.put(CustodianStops(by))
@@ -214,7 +231,7 @@ class RunAtSite:
         except GivenUp:
             log.info("the gateway stops; the run goes on with the next one", run=self.run_id)
 
-    def _take(self, item: Event | Order | CustodianStops) -> None:
+    def _take(self, item: Event | Order | CustodianStops | CustodianSigned) -> None:
         match item:
             case Offer():
                 self._offer = item
@@ -231,6 +248,8 @@ class RunAtSite:
                     self._audit("custodian stops the run", by=by)
                 self._post(Broken(Code.CUSTODIAN_STOPPED.value))
                 self._home.forget_stop(self.run_id)
+            case CustodianSigned(envelope=envelope):
+                self._take_confirmation(envelope)
             case WorkerUp():
                 task = self._state.task
                 self._post(WorkerUp(self._recheck(task) if task is not None else ""))
@@ -389,6 +408,8 @@ class RunAtSite:
                 "run": self.run_id,
                 "job": job.model_dump(mode="json") if job else {},
                 "decision": decision.to_json(),
+                "asked": json.loads(encode(self._asked())),
+                "last": confirmations.last(self._home, self._asked(), self._around.clock()),
             }
             self._with_room(lambda: self._home.park(self.run_id, shown))
         self._post(Decided(decision.verdict.value))
@@ -403,15 +424,45 @@ class RunAtSite:
             if not file.exists():
                 self._with_room(lambda: write(file, secrets.token_bytes(32)))
             wrapped = wrap_run_secret(self._home.secret("centre.pub"), file.read_bytes(), self.run_id, self._site)
-        said = self._home.said(self.run_id) if verdict != "confirm" else None
-        if said is not None:
-            self._audit("custodian answered", verdict=verdict, by=said.get("by", ""))
+        declined = self._home.declined(self.run_id) if verdict == "refuse" else None
+        if declined is not None:
+            self._audit("custodian answered", verdict=verdict, by=declined.get("by", ""))
         decision = _revealed(self._decision, self._home.settings().reveal, self._around.runtime, verdict)
         answer = OfferAnswer(self.run_id, verdict, decision, wrapped, self._state.generation)
         self._tell(lambda: self._around.link.answer(answer))
-        if said is not None:
+        if verdict != "confirm":
             self._home.unpark(self.run_id)
             self._home.forget_said(self.run_id)
+
+    def _asked(self) -> RunConfirmation:
+        """What a custodian would have to sign for this run, as it was verified here."""
+        accepted, site, now = self._trusted(), self._site, self._around.clock()
+        return confirmations.asked(accepted, site, self.run_id, self._state.generation, now)
+
+    def _take_confirmation(self, envelope: bytes) -> None:
+        if self._state.stage is not Stage.PARKED:
+            return
+        root, now = self._home.site_root(self._around.clock()), self._around.clock()
+        people = root if isinstance(root, Refusal) else trust_confirmation(envelope, self._asked(), root, now)
+        if isinstance(people, Refusal):
+            # Also when a second custodian is still to sign: the run waits on.
+            self._audit("confirmation not taken", code=people.code.value)
+            log.error("the confirmation of a run counts for nothing", run=self.run_id, why=people.message)
+            return
+        self._with_room(lambda: write(self._folder / confirmations.FILE, envelope))
+        self._audit("custodian answered", verdict="allow", by=", ".join(people), sha256=sha256_of(envelope))
+        self._post(Confirmed())
+
+    def _unconfirmed(self, accepted: Accepted) -> Refusal | None:
+        """Where the policy asks for the custodian's yes: why there is none for exactly this run, now."""
+        if not asks_custodian(accepted.policy.document, accepted.user):
+            return None
+        file, now = self._folder / confirmations.FILE, self._around.clock()
+        if not file.exists():
+            return refuse(Code.NOT_CONFIRMED, f"No custodian has confirmed {self.run_id}.")
+        root = self._home.site_root(now)
+        people = root if isinstance(root, Refusal) else trust_confirmation(file.read_bytes(), self._asked(), root, now)
+        return people if isinstance(people, Refusal) else None
 
     def _recheck(self, order: TaskOrder) -> str:
         if self._state.stage not in LIVING:
@@ -434,6 +485,8 @@ class RunAtSite:
             self._process.stop(0.0)
             self._process = None
         accepted = self._trusted()
+        if (refusal := self._unconfirmed(accepted)) is not None:
+            return self._broken(order, refusal.code.value, refusal.message)
         self._beat(SiteProgress(self.run_id, order.task_id, "verify data and image", 0, 3))
         dataset = self._home.dataset(accepted.dataset_id)
         if isinstance(dataset, Refusal):

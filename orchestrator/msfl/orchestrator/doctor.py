@@ -89,7 +89,8 @@ class StoreFacts:
 @dataclass(frozen=True)
 class CentreFacts:
     """Everything `examine` looks at. `exposed`: files that others on this machine may open. `sites`: when each member
-    got its certificate. `root`: in force until when, or why not trusted. `tags`: how many releases the registry has."""
+    got its certificate. `frozen`: sites that are, and why. `root`: in force until when, or why not trusted. `tags`: how
+    many releases the registry has."""
 
     home: Path
     now: datetime
@@ -105,6 +106,7 @@ class CentreFacts:
     root: datetime | Refusal | Unmeasured
     tags: int | Unmeasured
     protections: Protections
+    frozen: tuple[tuple[str, str], ...] | Unmeasured = ()
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -127,6 +129,7 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         root=attempt(lambda: _root(home, now)),
         tags=attempt(lambda: len(LayoutRegistry(Path(home.settings().registry)).tags())),
         protections=ProcessRuntime().protections(),
+        frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
     )
 
 
@@ -138,6 +141,11 @@ def _exposed(home: CentreHome) -> tuple[str, ...]:
 def _sites(home: CentreHome) -> tuple[tuple[str, datetime], ...]:
     members = KeyringClient(home.keyring_socket, patience_s=0.0).sites()
     return tuple((site, _time(at)) for site, at in sorted(members.items()))
+
+
+def _frozen(home: CentreHome) -> tuple[tuple[str, str], ...]:
+    standings = KeyringClient(home.keyring_socket, patience_s=0.0).standings()
+    return tuple((site, s.frozen.why) for site, s in sorted(standings.items()) if s.frozen is not None)
 
 
 def _server(home: CentreHome) -> CertificateFacts:
@@ -337,6 +345,9 @@ def _judge_sites(facts: CentreFacts) -> Iterable[Finding]:
         yield Finding("keyring", Status.BAD, "it does not answer", where, f"{why}; {facts.sites.why}", do)
         return
     yield Finding("keyring", Status.OK, f"answers; {len(facts.sites)} sites are members", where)
+    for site, why in () if isinstance(facts.frozen, Unmeasured) else facts.frozen:
+        do = f"ask the site; then msfl orchestrator site unfreeze {site}, and a new token if its key may be known"
+        yield Finding("sites", Status.BAD, f"{site} is frozen: all its calls are refused", site, why, do)
     spoke = {} if isinstance(facts.store, Unmeasured) else dict(facts.store.spoke)
     for site, certified in facts.sites:
         age = facts.now - certified
@@ -344,7 +355,7 @@ def _judge_sites(facts: CentreFacts) -> Iterable[Finding]:
         if age >= SITE_LIFE:
             what = f"{site}'s certificate has expired {span(age - SITE_LIFE)} ago; it {said}"
             why = "its gateway was not on the line to renew it"
-            do = f"msfl orchestrator token --site {site}; there: msfl gateway enrol --again"
+            do = f"msfl orchestrator token create {site}; there: msfl gateway enrol --again FILE"
             yield Finding("sites", Status.WARN, what, site, why, do)
         else:
             yield Finding("sites", Status.OK, f"certificate {span(age)} old; {said}", site)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from msfl.orchestrator.home import CentreHome, FederationSettings
 from msfl.policies.encoding import sha256_of
-from msfl.policies.refusals import Refusal, Refused
+from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import trust_federation_root
 
 app = typer.Typer(help="Run the centre of a federation.", no_args_is_help=True)
-console = Console()
+token_app = typer.Typer(help="Registration tokens.", no_args_is_help=True)
+site_app = typer.Typer(help="Members: list, freeze, unfreeze.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+app.add_typer(site_app, name="site")
+console = Console(soft_wrap=True, highlight=False)
 HomeOption = Annotated[Path, typer.Option("--home", help="The orchestrator's folder.")]
+SiteArgument = Annotated[str, typer.Argument(help="The site, as `msfl orchestrator site list` shows it.")]
 
 
 @app.command()
@@ -96,19 +105,22 @@ def certificate(
     )
 
 
-@app.command()
-def token(
+@token_app.command("create")
+def create_token(
+    site: Annotated[str, typer.Argument(help="The site that may join with it.")],
     home: HomeOption,
-    site: Annotated[str, typer.Option(help="The site that may join with it.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write; else SITE.token.")] = None,
     hours: Annotated[float, typer.Option(help="How long it may be used, at most 72.")] = 24.0,
-    cidr: Annotated[list[str] | None, typer.Option(help="Addresses it may be used from.")] = None,
+    cidr: Annotated[list[str] | None, typer.Option(help="Addresses the site may call from, now and later.")] = None,
 ) -> None:
-    """Issue a registration token: one site, one use. Hand it over by another way than the network."""
+    """Issue a registration token: one file, one site, one use. Hand it over by another way than the network."""
     from msfl.orchestrator.keyring.client import KeyringClient
 
-    centre = CentreHome(home)
-    settings = centre.settings()
-    text = KeyringClient(centre.keyring_socket).token(
+    centre, file = CentreHome(home), out or Path(f"{site}.token")
+    settings, ranges = centre.settings(), tuple(cidr or ("127.0.0.0/8",))
+    if file.exists():
+        raise CannotProceed(f"{file} is there already: give another name with --out")
+    token = KeyringClient(centre.keyring_socket).token(
         federation=settings.federation,
         site=site,
         endpoint=f"{settings.host}:{settings.port}",
@@ -116,7 +128,61 @@ def token(
         registry=settings.registry,
         federation_root_sha256=sha256_of(centre.federation_root.read_bytes()),
         hours=hours,
-        cidrs=tuple(cidr or ("127.0.0.0/8",)),
+        cidrs=ranges,
     )
-    # Plain, unwrapped and alone on its line: this is copied.
-    typer.echo(text)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as target:
+        target.write(token + "\n")
+    console.print(
+        f"{file}: {site} may join once with it, within {hours:g} h, from {', '.join(ranges)}; then it may call from "
+        f"there only. There: msfl gateway enrol {file.name} --home HOME …"
+    )
+
+
+@site_app.command("freeze")
+def freeze_site(
+    site: SiteArgument,
+    home: HomeOption,
+    why: Annotated[str, typer.Option(help="The reason; it stays in the keyring.")],
+    by: Annotated[str, typer.Option(help="Your name.")],
+) -> None:
+    """Refuse a site's certificates from now on: its open streams are cut within seconds. Its runs go on without it."""
+    from msfl.orchestrator.keyring.client import KeyringClient
+
+    if not KeyringClient(CentreHome(home).keyring_socket).freeze(site, why, by):
+        raise CannotProceed(f"{site} is no site of this federation; msfl orchestrator site list shows them")
+    console.print(f"{site} is frozen")
+
+
+@site_app.command("unfreeze")
+def unfreeze_site(site: SiteArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
+    """Let a frozen site call again. If others may hold its key, it enrols anew first: that revokes the old one."""
+    from msfl.orchestrator.keyring.client import KeyringClient
+
+    if not KeyringClient(CentreHome(home).keyring_socket).unfreeze(site, by):
+        raise CannotProceed(f"{site} is not frozen")
+    console.print(f"{site} may call again")
+
+
+@site_app.command("list")
+def list_sites(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """The members, where they may call from, and which of them are frozen and why."""
+    from msfl.orchestrator.keyring.client import KeyringClient
+
+    standings = KeyringClient(CentreHome(home).keyring_socket).standings()
+    if as_json:
+        shown = {
+            site: {
+                "addresses": list(standing.cidrs),
+                "revoked_certificates": len(standing.revoked),
+                "frozen": None if standing.frozen is None else asdict(standing.frozen),
+            }
+            for site, standing in standings.items()
+        }
+        typer.echo(json.dumps(shown))
+        return
+    table = Table("site", "calls from", "frozen")
+    for site, standing in standings.items():
+        frozen = standing.frozen
+        at = "" if frozen is None else f"{datetime.fromtimestamp(frozen.at, UTC):%Y-%m-%d %H:%M} UTC"
+        table.add_row(site, ", ".join(standing.cidrs), "" if frozen is None else f"since {at}: {frozen.why}")
+    console.print(table)

@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from msfl.orchestrator.doors.admission import Admission
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
 from msfl.orchestrator.doors.link import Datasets, LinkDoor
 from msfl.orchestrator.doors.people import PeopleDoor
@@ -74,11 +75,12 @@ def serve_orchestrator(home: CentreHome) -> None:
 
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
+    admission = Admission(asked_by_runs.standings)
     people = _server("people", PEOPLE_THREADS)
     add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases), people)
-    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope), people)
+    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
-    link = _server("link", LINK_THREADS)
+    link = _server("link", LINK_THREADS, admission)
     door = LinkDoor(engine, datasets, keyring)
     add_LinkServicer_to_server(door, link)
     link.add_generic_rpc_handlers((streams_handler(door),))
@@ -89,6 +91,9 @@ def serve_orchestrator(home: CentreHome) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    admission.refresh()
+    fresh = threading.Thread(target=admission.keep_fresh, args=(stop,), name="admission")
+    fresh.start()
     engine.start()
     people.start()
     link.start()
@@ -97,7 +102,9 @@ def serve_orchestrator(home: CentreHome) -> None:
     engine.stop()
     people.stop(1.0).wait()
     link.stop(1.0).wait()
+    fresh.join()
 
 
-def _server(name: str, threads: int) -> grpc.Server:
-    return grpc.server(ThreadPoolExecutor(threads, name), interceptors=(SayUnavailable(),), options=SERVER_OPTIONS)
+def _server(name: str, threads: int, *before: grpc.ServerInterceptor) -> grpc.Server:
+    interceptors = (*before, SayUnavailable())
+    return grpc.server(ThreadPoolExecutor(threads, name), interceptors=interceptors, options=SERVER_OPTIONS)

@@ -165,6 +165,11 @@ def recheck(policy: TrustedPolicy, round: int, now: datetime, rounds_so_far: int
     return _because(code, detail, f"policy {document.id}", {"policy": document.id, "round": str(round)})
 
 
+def asks_custodian(policy: AssetPolicy, user: User) -> bool:
+    """Whether each run of this user waits for the custodian's signature."""
+    return policy.approval.mode != "auto" and not _named(user, policy.approval.auto_for)
+
+
 def allowed_outputs(policy: TrustedPolicy) -> OutputRules:
     outputs, cases = policy.document.outputs, policy.document.privacy.min_cases
     return OutputRules(
@@ -381,10 +386,7 @@ def _judge(policy: AssetPolicy, request: Request, now: datetime) -> tuple[RuleOu
 def _verdict(policy: AssetPolicy, request: Request, rules: tuple[RuleOutcome, ...]) -> Verdict:
     if not all(rule.passed for rule in rules):
         return Verdict.REFUSE
-    approval = policy.approval
-    if approval.mode == "auto" or request.confirmed or _named(request.user, approval.auto_for):
-        return Verdict.ALLOW
-    return Verdict.CONFIRM
+    return Verdict.CONFIRM if asks_custodian(policy, request.user) and not request.confirmed else Verdict.ALLOW
 
 
 def _nearest(judged: tuple[TrustedPolicy, tuple[RuleOutcome, ...], Verdict]) -> tuple[int, int, str, int]:

@@ -8,6 +8,7 @@
     custodian          AssetPolicy         threshold of custodians      what may run on which data, for whom
     data scientist     JobSpec             the key bound to the token   the request
     site staff         DatasetRecord       nobody; it stays at the site what the data are
+    custodian          RunConfirmation     threshold of custodians      yes to exactly one run, where a policy asks
 
 Unknown keys are refused, nothing is coerced (a bool is no integer), numbers are finite, times are whole seconds in UTC
 (`2026-11-01T00:00:00Z`), names are plain ASCII so that look-alikes cannot exist. A document that validates is not yet
@@ -489,3 +490,27 @@ class JobSpec(Document):
     @property
     def sites(self) -> tuple[str, ...]:
         return tuple(ref.split("/")[0] for ref in self.datasets)
+
+
+class RunConfirmation(Document):
+    """A custodian's yes to one run at this site. It says in full what was read before signing: a run that differs in
+    any of it is not confirmed. `config` is the resolved one, which the worker gets; `leaves` is in plain words."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["RunConfirmation"] = "RunConfirmation"
+    site: Slug
+    run: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,128}$")]
+    generation: Positive
+    user: UserName
+    dataset: DatasetRef
+    release: ReleaseRef
+    digest: Digest
+    statement_sha256: Digest
+    publisher: Person
+    reviewers: tuple[Person, ...]
+    policy: Slug
+    policy_sha256: Digest
+    job_sha256: Digest
+    config: Mapping[ConfigKey, ConfigValue]
+    leaves: tuple[Line, ...]
+    issued: UtcTime

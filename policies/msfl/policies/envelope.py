@@ -29,6 +29,7 @@ from msfl.policies.documents import (
     Member,
     ReleaseStatement,
     Review,
+    RunConfirmation,
     SiteRoot,
 )
 from msfl.policies.encoding import MAX_BYTES, Malformed, Problem, canonical_json, load_json, load_yaml, sha256_of
@@ -61,6 +62,7 @@ SITE_ROOT = Kind("site-root", SiteRoot, "json")
 FEDERATION_ROOT = Kind("federation-root", FederationRoot, "json")
 RELEASE_STATEMENT = Kind("release-statement", ReleaseStatement, "json")
 REVIEW = Kind("review", Review, "json")
+RUN_CONFIRMATION = Kind("run-confirmation", RunConfirmation, "json")
 
 
 class _Signature(Document):

@@ -79,6 +79,8 @@ class Code(StrEnum):
     DATA_UNUSABLE = "data_unusable"
     CUSTODIAN_REFUSED = "custodian_refused"
     CUSTODIAN_STOPPED = "custodian_stopped"
+    NOT_CONFIRMED = "not_confirmed"
+    CONFIRMATION_DIFFERS = "confirmation_differs"
     IMAGE_BROKEN = "image_broken"
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
@@ -138,6 +140,8 @@ ADVICE: Mapping[Code, str] = {
     Code.DATA_UNUSABLE: "Correct the data at the site and publish it again.",
     Code.CUSTODIAN_REFUSED: "The custodian said no to this run; ask at the site.",
     Code.CUSTODIAN_STOPPED: "The custodian stopped this run; ask at the site.",
+    Code.NOT_CONFIRMED: "The policy asks for the custodian's signature on each run: msfl gateway confirm.",
+    Code.CONFIRMATION_DIFFERS: "The custodian signed something else than what would run; confirm this run itself.",
     Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",

@@ -28,15 +28,17 @@ from msfl.policies.documents import (
     Member,
     ReleaseStatement,
     Review,
+    RunConfirmation,
     SiteRoot,
     format_utc,
 )
-from msfl.policies.encoding import Malformed, sha256_of
+from msfl.policies.encoding import Malformed, encode, sha256_of
 from msfl.policies.envelope import (
     ASSET_POLICY,
     FEDERATION_ROOT,
     RELEASE_STATEMENT,
     REVIEW,
+    RUN_CONFIRMATION,
     SITE_ROOT,
     Kind,
     Signed,
@@ -149,6 +151,27 @@ def trust_policy(
     if isinstance(policy, Refusal):
         return policy
     return TrustedPolicy(policy, signed.sha256, _people(signed.signed_by(root.document.custodians)), _SEAL)
+
+
+def trust_confirmation(
+    envelope: bytes, asked: RunConfirmation, root: TrustedSiteRoot, now: datetime, file: str = "confirmation"
+) -> tuple[str, ...] | Refusal:
+    """The custodians of the site's own root who signed a yes to exactly what is `asked`, whenever that was."""
+    if root.document.expires <= now:
+        return _root_expired("site root", root.document.expires)
+    signed = _open(envelope, RUN_CONFIRMATION, file)
+    if isinstance(signed, Refusal):
+        return signed
+    if refusal := _enough(signed, root.document.custodians, root.document.threshold, file):
+        return refusal
+    said = _read(signed)
+    if isinstance(said, Refusal):
+        return said
+    asked = asked.model_copy(update={"issued": said.issued})
+    if encode(said) != encode(asked):  # As bytes: to Python, true equals 1.
+        differs = ", ".join(k for k, v in said.model_dump().items() if repr(v) != repr(getattr(asked, k)))
+        return refuse(Code.CONFIRMATION_DIFFERS, f"{file} is for another {differs}.", differs=differs)
+    return _people(signed.signed_by(root.document.custodians))
 
 
 def trust_release(

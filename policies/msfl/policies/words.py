@@ -19,8 +19,7 @@ def in_words(policy: AssetPolicy) -> tuple[str, ...]:
         f"image {_and(d[:19] + '…' for d in r.digests)}"
         for r in policy.releases
     ]
-    cases, outputs, approval = policy.privacy.min_cases, policy.outputs, policy.approval
-    weights = f"weights up to {outputs.weights.max_mib} MiB" if outputs.weights else "no weights"
+    cases, approval = policy.privacy.min_cases, policy.approval
     auto = f", except for {_and(approval.auto_for)}" if approval.auto_for else ""
     confirm = f"You confirm each run{auto}." if approval.mode == "confirm" else "Runs start without asking you."
     test_use = "evaluation only" if policy.splits.test else "nothing"
@@ -34,12 +33,20 @@ def in_words(policy: AssetPolicy) -> tuple[str, ...]:
         *releases,
         "With these settings, and no others:",
         *(f"  {key}: {_limits(limits)}" for key, limits in policy.config.items()),
-        f"What may leave: {weights}; {'also' if outputs.local_model else 'never'} this site's own unaggregated model; "
-        f"{_and(outputs.metrics) or 'no metrics'}, {'per case' if outputs.per_case_metrics else 'never per case'}.",
+        f"What may leave: {what_may_leave(policy)}",
         f"Only with {cases.train} training cases, {cases.metrics} test cases and {policy.privacy.min_sites} sites.",
         f"Within {policy.resources.gpus} GPUs, {policy.resources.memory_gib} GiB and {policy.resources.wall_time}; "
         f"isolation at least {policy.isolation.value}; the user's signature on the job is {policy.proof}.",
         f"At most {approval.max_runs} runs and {approval.max_rounds} rounds in all. {confirm}",
+    )
+
+
+def what_may_leave(policy: AssetPolicy) -> str:
+    outputs = policy.outputs
+    weights = f"weights up to {outputs.weights.max_mib} MiB" if outputs.weights else "no weights"
+    return (
+        f"{weights}; {'also' if outputs.local_model else 'never'} this site's own unaggregated model; "
+        f"{_and(outputs.metrics) or 'no metrics'}, {'per case' if outputs.per_case_metrics else 'never per case'}."
     )
 
 

@@ -8,14 +8,17 @@ There is no insecure channel, not even for tests: a test federation makes its ow
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
+from collections.abc import Iterable
+from functools import lru_cache
 from urllib.parse import unquote
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 
 MAX_MESSAGE_BYTES = 4 << 20
@@ -64,7 +67,8 @@ def dial(
 
 def peer_site(context: grpc.ServicerContext) -> str | None:
     """The site that the verified client certificate names; None when it names none or several."""
-    names = _uris(context)
+    certificate = peer_certificate(context)
+    names = () if certificate is None else _site_uris(certificate)
     return (names[0].removeprefix(SITE_URI) or None) if len(names) == 1 else None
 
 
@@ -74,18 +78,33 @@ def peer_certificate(context: grpc.ServicerContext) -> bytes | None:
     return certificates[0] if len(certificates) == 1 else None
 
 
-def _uris(context: grpc.ServicerContext) -> list[str]:
-    certificate = peer_certificate(context)
-    if certificate is None:
-        return []
+@lru_cache(maxsize=4096)
+def key_sha256(certificate_pem: bytes) -> str:
+    """Which certificate it is, for revocation: the hash of its public key (SubjectPublicKeyInfo), which is made anew
+    with every request. Raises ValueError when it cannot be read."""
+    public = x509.load_pem_x509_certificate(certificate_pem).public_key()
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _site_uris(certificate_pem: bytes) -> tuple[str, ...]:
     try:
-        extension = x509.load_pem_x509_certificate(certificate).extensions.get_extension_for_class(
+        extension = x509.load_pem_x509_certificate(certificate_pem).extensions.get_extension_for_class(
             x509.SubjectAlternativeName
         )
     except (ValueError, x509.ExtensionNotFound):
-        return []
+        return ()
     uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
-    return [uri for uri in uris if uri.startswith(SITE_URI)]
+    return tuple(uri for uri in uris if uri.startswith(SITE_URI))
+
+
+def inside(peer: str, cidrs: Iterable[str]) -> bool:
+    """Whether an address, as `peer_ip` gives it, lies in one of the ranges. No ranges, no address."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return False
+    return any(address in ipaddress.ip_network(cidr) for cidr in cidrs)
 
 
 def peer_ip(context: grpc.ServicerContext) -> str:

@@ -62,7 +62,7 @@ def test_a_site_that_is_well() -> None:
         ({"settings": FAILED}, "bad", "home", "settings cannot be read", "msfl gateway enrol"),
         ({"exposed": ("tls/identity.pem",)}, "bad", "secrets", "tls/identity.pem", "chmod -R go="),
         ({"certificate": FAILED}, "bad", "certificate", "cannot be read", "enrol --again"),
-        ({"certificate": replace(SITE, not_after=NOW - DAY)}, "bad", "certificate", "expired", "token --site site-a"),
+        ({"certificate": replace(SITE, not_after=NOW - DAY)}, "bad", "certificate", "expired", "token create site-a"),
         (
             {"certificate": replace(SITE, not_after=NOW + DAY)},
             "warn",

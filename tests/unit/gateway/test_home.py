@@ -118,9 +118,13 @@ def test_a_run_is_parked_and_the_custodians_word_is_kept(home: Home) -> None:
     assert home.pending() == {}
     home.park("run-1", {"job": {"name": "first"}})
     assert home.pending() == {"run-1": {"job": {"name": "first"}}}
-    assert home.said("run-1") is None
-    home.say("run-1", "confirm", "cleo")
-    assert home.said("run-1") == {"verdict": "confirm", "by": "cleo"}
+    assert (home.declined("run-1"), home.confirmed("run-1")) == (None, None)
+    home.decline("run-1", "cleo")
+    home.confirm("run-1", b"signed")
+    assert home.declined("run-1") == {"by": "cleo"}
+    assert home.confirmed("run-1") == b"signed"
+    home.forget_said("run-1")
+    assert (home.declined("run-1"), home.confirmed("run-1")) == (None, None)
     home.unpark("run-1")
     home.unpark("run-1")
     assert home.pending() == {}

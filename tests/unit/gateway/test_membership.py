@@ -167,4 +167,4 @@ def test_once_expired_it_says_so_once_and_what_to_do(site: Site) -> None:
     (line,) = [line for line in said if line["log_level"] == "error"]
     assert line["expired_at"] == "2026-12-24 12:00:00 UTC"
     assert "msfl gateway enrol --again" in line["do"]
-    assert "token --site site-a" in line["do"]
+    assert "token create site-a" in line["do"]

@@ -25,7 +25,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from fakes.keyrings import NONCE, NOW, Applicant, make_keyring, make_token
 from msfl.orchestrator.keyring.authority import SITE_LIFE
 from msfl.orchestrator.keyring.client import BadRunSecret, KeyringClient, KeyringDown
-from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable
+from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable, SiteStanding
 from msfl.orchestrator.keyring.service import KeyringServer
 from msfl.protos.certificates import Identity, sign_renewal, unfit
 from msfl.protos.channel import make_csr
@@ -259,6 +259,12 @@ def test_a_whole_enrolment_through_the_door(client: KeyringClient) -> None:
     again = ask()
     assert isinstance(again, EnrolmentRefusal)
     assert again.code == "token_used"
+    frozen = client.standings()["site-a"].frozen
+    assert frozen is not None
+    assert frozen.why.endswith("from 127.0.0.1")
+    assert client.unfreeze("site-a", "otto")
+    assert not client.unfreeze("site-a", "otto")
+    assert client.standings() == {"site-a": SiteStanding(("127.0.0.0/8",))}
     aggregator = X25519PrivateKey.generate()
     wrapped = {"site-a": wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a")}
     box = client.hand_over("run-7", wrapped, aggregator.public_key().public_bytes_raw())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
+from collections.abc import Callable
 
 import grpc
 
@@ -28,8 +29,12 @@ MAX_NONCES = 1000
 
 
 class EnrolmentDoor(EnrolmentServicer):
-    def __init__(self, keyring: KeyringClient, federation_root: bytes) -> None:
+    def __init__(
+        self, keyring: KeyringClient, federation_root: bytes, changed: Callable[[], None] = lambda: None
+    ) -> None:
+        """`changed` is called when a site joined, or may have been frozen by a second use of its token."""
         self._keyring = keyring
+        self._changed = changed
         self._federation_root = federation_root
         self._lock = threading.Lock()
         self._nonces: dict[bytes, float] = {}
@@ -59,6 +64,7 @@ class EnrolmentDoor(EnrolmentServicer):
             peer_ip=peer_ip(context),
             again=request.again,
         )
+        self._changed()
         if isinstance(answer, EnrolmentRefusal):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{answer.code}: {answer.message}")
             raise AssertionError("abort returns never")

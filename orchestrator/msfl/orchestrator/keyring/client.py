@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal
+from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Freeze, SiteStanding
 from msfl.policies.refusals import CannotProceed
 from msfl.protos import unix_sockets
 
@@ -55,6 +55,26 @@ class KeyringClient:
     def sites(self) -> dict[str, int]:
         """Members, and when each got its latest certificate, Unix time. Raises KeyringDown."""
         return dict(self._ask(do="sites")["sites"])
+
+    def standings(self) -> dict[str, SiteStanding]:
+        """Raises KeyringDown."""
+        said = self._ask(do="standings")["standings"].items()
+        return {
+            site: SiteStanding(
+                cidrs=tuple(kept["cidrs"]),
+                revoked=frozenset(kept["revoked"]),
+                frozen=None if kept["frozen"] is None else Freeze(**kept["frozen"]),
+            )
+            for site, kept in said
+        }
+
+    def freeze(self, site: str, why: str, by: str) -> bool:
+        """False when there is no such site. Raises KeyringDown."""
+        return bool(self._ask(do="freeze", site=site, why=why, by=by)["done"])
+
+    def unfreeze(self, site: str, by: str) -> bool:
+        """False when it was not frozen. Raises KeyringDown."""
+        return bool(self._ask(do="unfreeze", site=site, by=by)["done"])
 
     def hand_over(
         self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""

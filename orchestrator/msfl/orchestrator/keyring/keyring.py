@@ -4,11 +4,20 @@ run keys over.
     folder (0700)   ca.key, ca.pem            the CA
                     centre.key                X25519, HPKE: run secrets are wrapped to it
                     tokens/<id>.json          secrets until it is used, site, expiry, addresses; then `used_at`
-                    sites/<site>.json         the site's symmetric key, when it got its certificates
+                    sites/<site>.json         the site's symmetric key, addresses, certificates in force and revoked
+                    frozen/<site>.json        since when, why and by whom a site is frozen; there is none for the others
 
 A token is consumed, durably, before its certificate is returned: of two racing redemptions exactly one wins, and a
-crash in between costs a token, never gives two certificates. A second use is refused and recorded. A member that enrols
-`again`, its home at hand, keeps its symmetric key, so that its running runs go on; else the token's takes its place.
+crash in between costs a token, never gives two certificates. Whoever shows the secret of a used token has a copy of it,
+and nobody can tell which of the two is the site: the site is frozen until the operator has asked and lifts it. Without
+the secret a second use is refused and recorded, no more; else anybody who reads a log could freeze a site.
+
+    member ── token used a second time, or the operator ──▶ frozen ── the operator ──▶ member
+
+A frozen site's certificates are refused at every call (`doors/admission.py`), it gets no new one by renewal, and no run
+key of it is handed over. An enrolment, the first or `again`, revokes every certificate of the site before it. A member
+that enrols `again`, its home at hand, keeps its symmetric key, so that its running runs go on; else the token's takes
+its place.
 
 Honest limit: whoever owns this process and the orchestrator's store can read single updates. Secure aggregation is
 the answer to that, and a later one.
@@ -31,11 +40,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import TypeAdapter
 
 from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, renewing_site, sign_site
 from msfl.policies.documents import Slug
+from msfl.protos.channel import inside, key_sha256
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
@@ -52,10 +63,30 @@ class Enrolled:
 
 @dataclass(frozen=True)
 class EnrolmentRefusal:
-    """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr, not_enrolled."""
+    """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr, not_enrolled,
+    site_frozen, certificate_revoked."""
 
     code: str
     message: str
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """`at`: Unix time."""
+
+    at: int
+    why: str
+    by: str
+
+
+@dataclass(frozen=True)
+class SiteStanding:
+    """What a door must know of a member. `revoked`: certificates, by `channel.key_sha256`; `cidrs`: where it may call
+    from, as its token said."""
+
+    cidrs: tuple[str, ...]
+    revoked: frozenset[str] = frozenset()
+    frozen: Freeze | None = None
 
 
 class SecretUnusable(Exception):
@@ -70,11 +101,12 @@ class Keyring:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
+        self._known: dict[str, SiteStanding] | None = None
 
     @classmethod
     def create(cls, folder: Path, federation: str, now: datetime) -> Keyring:
         """Make every key. Raises FileExistsError rather than make them anew."""
-        for name in ("", "tokens", "sites"):
+        for name in ("", "tokens", "sites", "frozen"):
             (folder / name).mkdir(parents=True, mode=0o700, exist_ok=True)
         if (folder / "ca.key").exists():
             raise FileExistsError(f"{folder} holds a keyring already")
@@ -162,20 +194,24 @@ class Keyring:
             kept = self._get("tokens", token_id)
             if kept is None:
                 return EnrolmentRefusal("unknown_token", "no such registration token: ask the operator for a new one")
+            expected = proof(base64.b64decode(kept["secret"]), csr_pem, self._ca_sha256, nonce)
+            shown = hmac.compare_digest(expected, proof_)
             if kept["used_at"] is not None:
                 kept["refused_uses"] += 1
                 self._put("tokens", token_id, kept)
+                if shown:
+                    self._freeze(kept["site"], f"token {token_id} was used a second time, from {peer_ip}", "", now)
                 return EnrolmentRefusal(
                     "token_used", "this token was used before; if it was not you, tell the operator at once"
                 )
-            expected = proof(base64.b64decode(kept["secret"]), csr_pem, self._ca_sha256, nonce)
-            if not hmac.compare_digest(expected, proof_):
+            if not shown:
                 return EnrolmentRefusal("bad_proof", "whoever asks does not hold this token")
             if now.timestamp() >= kept["expires"]:
                 return EnrolmentRefusal("token_expired", "the token has expired: ask the operator for a new one")
-            if not _allowed(peer_ip, kept["cidrs"]):
+            if not inside(peer_ip, kept["cidrs"]):
                 return EnrolmentRefusal("address_not_allowed", f"{peer_ip} is outside {', '.join(kept['cidrs'])}")
-            member = self._get("sites", kept["site"]) if again else None
+            before = self._get("sites", kept["site"])
+            member = before if again else None
             if again and member is None:
                 return EnrolmentRefusal("not_enrolled", f"{kept['site']} is no member yet: enrol in an empty folder")
             try:
@@ -185,8 +221,17 @@ class Keyring:
                 return EnrolmentRefusal("bad_csr", str(error))
             at = int(now.timestamp())
             site_key = kept["site_key"] if member is None else member["site_key"]
-            self._put("tokens", token_id, kept | {"used_at": at, "secret": "", "site_key": ""})
-            self._put("sites", kept["site"], {"site_key": site_key, "enrolled_at": at})
+            # The secret stays, to tell who shows it a second time; it opens nothing any more.
+            self._put("tokens", token_id, kept | {"used_at": at, "site_key": ""})
+            issued, revoked = _in_force(before, "issued", at), _in_force(before, "revoked", at)
+            site = {
+                "site_key": site_key,
+                "enrolled_at": at,
+                "cidrs": kept["cidrs"],
+                "issued": _and_this({}, certificate),
+                "revoked": revoked | issued,
+            }
+            self._put("sites", kept["site"], site)
             return Enrolled(certificate)
 
     def renew(
@@ -202,17 +247,61 @@ class Keyring:
                 member = self._get("sites", site)
                 if member is None:
                     return EnrolmentRefusal("not_enrolled", f"{site} is no member of this federation (any more)")
+                if (frozen := self._get("frozen", site)) is not None:
+                    return EnrolmentRefusal("site_frozen", f"{site} is frozen ({frozen['why']}): ask the operator")
+                if key_sha256(certificate_pem) in member["revoked"]:
+                    return EnrolmentRefusal(
+                        "certificate_revoked", f"{site} has enrolled anew since it got this certificate"
+                    )
                 certificate = sign_site((self._folder / "ca.key").read_bytes(), self.ca_pem, csr_pem, site, now)
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
-            self._put("sites", site, member | {"renewed_at": int(now.timestamp())})
+            at = int(now.timestamp())
+            # The old one goes on serving until it expires: channels are open with it.
+            issued = _and_this(_in_force(member, "issued", at), certificate)
+            self._put("sites", site, member | {"renewed_at": at, "issued": issued})
             return Enrolled(certificate)
 
     def sites(self) -> dict[str, int]:
         """Members, and when each got its latest certificate, Unix time."""
         with self._lock:
-            kept = {f.stem: json.loads(f.read_text()) for f in sorted((self._folder / "sites").glob("*.json"))}
+            kept = self._all("sites")
         return {site: int(member.get("renewed_at", member["enrolled_at"])) for site, member in kept.items()}
+
+    # ------------------------------------------------------------------ freezing
+
+    def freeze(self, site: str, why: str, by: str, now: datetime) -> bool:
+        """False when there is neither a member nor a frozen site of this name. The first reason stays."""
+        with self._lock:
+            if self._get("sites", site) is None and self._get("frozen", site) is None:
+                return False
+            self._freeze(site, why, by, now)
+        return True
+
+    def _freeze(self, site: str, why: str, by: str, now: datetime) -> None:
+        if self._get("frozen", site) is None:
+            self._put("frozen", site, {"at": int(now.timestamp()), "why": why, "by": by})
+
+    def unfreeze(self, site: str) -> bool:
+        """False when it was not frozen."""
+        with self._lock:
+            if self._get("frozen", site) is None:
+                return False
+            _remove(self._folder / "frozen" / f"{site}.json")
+            self._known = None
+        return True
+
+    def standings(self) -> dict[str, SiteStanding]:
+        """Every member, and every site that is frozen without being one."""
+        with self._lock:
+            if self._known is None:
+                frozen = {site: Freeze(**kept) for site, kept in self._all("frozen").items()}
+                known = {site: SiteStanding((), frozenset(), freeze) for site, freeze in frozen.items()}
+                for site, member in self._all("sites").items():
+                    revoked = frozenset(member["revoked"])
+                    known[site] = SiteStanding(tuple(member["cidrs"]), revoked, frozen.get(site))
+                self._known = known
+            return self._known
 
     # -------------------------------------------------------------------- runs
 
@@ -233,6 +322,8 @@ class Keyring:
                 kept = self._get("sites", site)
                 if kept is None:
                     raise SecretUnusable(site, "the site was never enrolled")
+                if self._get("frozen", site) is not None:
+                    raise SecretUnusable(site, "the site is frozen")
                 try:
                     secret = unwrap_run_secret(private, box, run_id, site)
                 except SealBroken as error:
@@ -255,20 +346,32 @@ class Keyring:
             return None
         return dict(json.loads(file.read_text()))
 
+    def _all(self, kind: str) -> dict[str, dict[str, Any]]:
+        return {f.stem: json.loads(f.read_text()) for f in sorted((self._folder / kind).glob("*.json"))}
+
     def _put(self, kind: str, name: str, value: dict[str, Any]) -> None:
+        self._known = None
         _write(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
 
 
-def _allowed(peer_ip: str, cidrs: list[str]) -> bool:
-    try:
-        address = ipaddress.ip_address(peer_ip)
-    except ValueError:
-        return False
-    return any(address in ipaddress.ip_network(cidr) for cidr in cidrs)
+def _in_force(member: dict[str, Any] | None, which: str, at: int) -> dict[str, int]:
+    """`issued` or `revoked` certificates, by key, that have not expired: expiry refuses the others."""
+    return {} if member is None else {key: until for key, until in member[which].items() if until > at}
+
+
+def _and_this(issued: dict[str, int], certificate_pem: bytes) -> dict[str, int]:
+    until = x509.load_pem_x509_certificate(certificate_pem).not_valid_after_utc
+    return issued | {key_sha256(certificate_pem): int(until.timestamp())}
 
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode()
+
+
+def _remove(file: Path) -> None:
+    """Durably."""
+    file.unlink()
+    _sync(file.parent)
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -280,8 +383,12 @@ def _write(file: Path, data: bytes) -> None:
         target.flush()
         os.fsync(target.fileno())
     os.replace(temporary, file)
-    folder = os.open(file.parent, os.O_RDONLY)
+    _sync(file.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -3,6 +3,9 @@
     {"do": "enrol", …} ▸ {"certificate"} | {"refused", "message"}
     {"do": "renew", …} ▸ {"certificate"} | {"refused", "message"}
     {"do": "sites"} ▸ {"sites"}
+    {"do": "standings"} ▸ {"standings"}
+    {"do": "freeze", …} ▸ {"done"}
+    {"do": "unfreeze", …} ▸ {"done"}
     {"do": "hand_over", …} ▸ {"sealed"} | {"bad_secret"}
     {"do": "token", …} ▸ {"token"}
 
@@ -18,6 +21,7 @@ import json
 import os
 import socketserver
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,7 +47,8 @@ def _enrol(keyring: Keyring, asked: JsonObject) -> JsonObject:
         again=asked["again"] is True,
     )
     if isinstance(answer, EnrolmentRefusal):
-        log.warning("enrolment refused", token=asked["token_id"], code=answer.code, peer=asked["peer_ip"])
+        say = log.critical if answer.code == "token_used" else log.warning
+        say("enrolment refused", token=asked["token_id"], code=answer.code, peer=asked["peer_ip"])
         return {"refused": answer.code, "message": answer.message}
     return {"certificate": _text(answer.certificate_pem)}
 
@@ -63,6 +68,29 @@ def _renew(keyring: Keyring, asked: JsonObject) -> JsonObject:
 
 def _sites(keyring: Keyring, asked: JsonObject) -> JsonObject:
     return {"sites": keyring.sites()}
+
+
+def _standings(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    return {
+        "standings": {
+            site: {
+                "cidrs": standing.cidrs,
+                "revoked": sorted(standing.revoked),
+                "frozen": None if standing.frozen is None else asdict(standing.frozen),
+            }
+            for site, standing in keyring.standings().items()
+        }
+    }
+
+
+def _freeze(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    log.warning("the operator freezes a site", site=asked["site"], why=asked["why"], by=asked["by"])
+    return {"done": keyring.freeze(asked["site"], str(asked["why"]), str(asked["by"]), datetime.now(UTC))}
+
+
+def _unfreeze(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    log.warning("the operator lifts a freeze", site=asked["site"], by=asked["by"])
+    return {"done": keyring.unfreeze(asked["site"])}
 
 
 def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
@@ -94,6 +122,9 @@ _DO: dict[str, Callable[[Keyring, JsonObject], JsonObject]] = {
     "enrol": _enrol,
     "renew": _renew,
     "sites": _sites,
+    "standings": _standings,
+    "freeze": _freeze,
+    "unfreeze": _unfreeze,
     "hand_over": _hand_over,
     "token": _token,
 }

@@ -193,20 +193,21 @@ class Federation:
 
     def _join(self, site: DemoSite, now: datetime) -> None:
         mine, centre = self.folder / "sites" / site.name, self.folder / "centre"
-        token = self.processes.run(
-            f"token-{site.name}", msfl("orchestrator", "token", "--home", centre, "--site", site.name), secret=True
-        )
         custodian = f"custodian@{site.name}.example"
         pem = mine / "custodian" / f"{custodian}.pem"
         pem.parent.mkdir(parents=True, mode=0o700)
         key = KeyPair.generate()
         _write_private(pem, key.to_pem())
-        _write_private(mine / "registration-token", token.encode())
+        token = mine / f"{site.name}.token"
+        self.processes.run(
+            f"token-{site.name}",
+            msfl("orchestrator", "token", "create", site.name, "--home", centre, "--out", token),
+        )
         home = self.home(site.name)
         self.processes.run(
             f"join-{site.name}",
             msfl(
-                "gateway", "enrol", "--home", home, "--token-file", mine / "registration-token",
+                "gateway", "enrol", token, "--home", home,
                 "--custodian", custodian, "--custodian-key", pem,
             ),
             msfl(

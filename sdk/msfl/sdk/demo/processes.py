@@ -55,17 +55,14 @@ class Processes:
         child.kill()
         child.wait()
 
-    def run(self, name: str, *commands: list[str], secret: bool = False) -> str:
-        """Run commands one after the other to their ends; the last one's output. Raises CommandFailed.
-
-        `secret`: what they print stays out of the logs.
-        """
+    def run(self, name: str, *commands: list[str]) -> str:
+        """Run commands one after the other to their ends; the last one's output. Raises CommandFailed."""
         output = b""
         for command in commands:
             child = self._spawn(f"{name} {len(self._children)}", command, subprocess.PIPE, subprocess.PIPE)
             output, errors = child.communicate()
             with open(self._logs / f"{name}.log", "ab") as log:
-                log.write(errors if secret else output + errors)
+                log.write(output + errors)
             if child.returncode != 0:
                 said = (errors or output).decode(errors="replace").strip()
                 raise CommandFailed(said or f"{name} ended with status {child.returncode}")

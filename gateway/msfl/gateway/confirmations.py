@@ -1,0 +1,125 @@
+"""A custodian's signed yes to one run: what is asked, what was confirmed last time, and both in plain words.
+
+    run parked ─▶ `asked` ─▶ pending/<run>.json ─▶ `in_words`, read ─▶ `signed` ─▶ confirmed/<run>.dsse
+      ─▶ the gateway: signed by custodians of the site root? exactly what is asked? ─▶ runs/<run>/confirmation.dsse
+      ─▶ the same two questions again, each time before a worker starts
+
+The gateway signs nothing and believes nobody: what it compares with is what it verified itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from msfl.gateway.home import Home
+from msfl.gateway.judge import Accepted
+from msfl.policies.documents import ReleaseStatement, RunConfirmation
+from msfl.policies.encoding import Malformed, canonical_json, encode, load_json
+from msfl.policies.envelope import RUN_CONFIRMATION, Signed, add_signature, sign
+from msfl.policies.keys import KeyPair
+from msfl.policies.refusals import Refusal
+from msfl.policies.words import what_may_leave
+
+JsonObject: TypeAlias = dict[str, Any]
+FILE = "confirmation.dsse"
+
+
+def asked(accepted: Accepted, site: str, run_id: str, generation: int, now: datetime) -> RunConfirmation:
+    release, policy = accepted.release, accepted.policy
+    return confirmation(
+        {
+            "site": site,
+            "run": run_id,
+            "generation": generation,
+            "user": accepted.user.name,
+            "dataset": f"{site}/{accepted.dataset_id}",
+            "release": release.statement.ref,
+            "digest": release.statement.digest,
+            "statement_sha256": release.sha256,
+            "publisher": release.publisher,
+            "reviewers": list(release.reviewers),
+            "policy": policy.document.id,
+            "policy_sha256": policy.sha256,
+            "job_sha256": accepted.job_sha256,
+            "config": accepted.resolved,
+            "leaves": [f"at most: {what_may_leave(policy.document)}", *_declared(release.statement)],
+            "issued": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        }
+    )
+
+
+def _declared(release: ReleaseStatement) -> Iterable[str]:
+    for verb, schema in release.outputs.items():
+        names = ", ".join(sorted(schema.get("properties", {}))) if isinstance(schema, dict) else ""
+        yield f"{verb}: {names or 'as the release declares'}"[:500]
+
+
+def confirmation(fields: JsonObject) -> RunConfirmation:
+    """Raises Malformed."""
+    return load_json(canonical_json(fields), RunConfirmation, "confirmation")
+
+
+def signed(document: RunConfirmation, key: KeyPair, before: bytes | None) -> bytes:
+    """The envelope with this custodian's signature; where another custodian has signed the same, with both."""
+    if before is not None:
+        try:
+            kept = load_json(Signed.parse(before, RUN_CONFIRMATION).payload_of_kind(), RunConfirmation)
+        except Malformed:
+            kept = None
+        if kept is not None and encode(kept) == encode(document.model_copy(update={"issued": kept.issued})):
+            return add_signature(before, RUN_CONFIRMATION, key)
+    return sign(encode(document), RUN_CONFIRMATION, [key])
+
+
+def last(home: Home, asked: RunConfirmation, now: datetime) -> JsonObject | None:
+    """The latest confirmation of the same release on the same dataset that custodians of today's root signed."""
+    root = home.site_root(now)
+    if isinstance(root, Refusal):
+        return None
+    found: list[RunConfirmation] = []
+    for file in home.runs.glob(f"*/{FILE}"):
+        try:
+            kept = Signed.parse(file.read_bytes(), RUN_CONFIRMATION, file.name)
+            document = load_json(kept.payload_of_kind(), RunConfirmation, file.name)
+        except Malformed:
+            continue
+        same = (document.dataset, document.release.split(":")[0]) == (asked.dataset, asked.release.split(":")[0])
+        if same and document.run != asked.run and kept.signed_by(root.document.custodians):
+            found.append(document)
+    return max(found, key=lambda c: c.issued).model_dump(mode="json") if found else None
+
+
+def in_words(asked: RunConfirmation, before: JsonObject | None) -> tuple[str, ...]:
+    """What the custodian reads before signing. `before`: the confirmation of last time."""
+    return (
+        f"Run {asked.run}, asked for by {asked.user}, on {asked.dataset}",
+        f"Release {asked.release}, image {asked.digest}",
+        f"  published by {asked.publisher}; reviewed by {', '.join(asked.reviewers)}",
+        f"Allowed by the policy {asked.policy} ({asked.policy_sha256[:19]}…), if you confirm",
+        "May leave this site:",
+        *(f"  {line}" for line in asked.leaves),
+        *_differences(asked, before),
+    )
+
+
+def _differences(asked: RunConfirmation, before: JsonObject | None) -> Iterable[str]:
+    now = asked.model_dump(mode="json")
+    if before is None:
+        yield "Settings (nothing of this release was confirmed for this dataset before):"
+        yield from (f"  {key}: {value}" for key, value in now["config"].items())
+        return
+    old, new = before["config"], now["config"]
+    changed = [
+        f"  {key}: {old.get(key, 'not set')} → {new.get(key, 'not set')}"
+        for key in sorted({*old, *new})
+        if repr(old.get(key)) != repr(new.get(key))
+    ]
+    changed += [
+        f"  {key}: {before[key]} → {now[key]}"
+        for key in ("release", "digest", "policy_sha256", "user", "leaves")
+        if before[key] != now[key]
+    ]
+    yield f"Compared with {before['run']}, which you confirmed at {before['issued']}:"
+    yield from changed or ["  nothing differs"]
