@@ -2,7 +2,7 @@
 
     while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
     beside it: a heartbeat every 3 s; every second the words of the custodian, and the site's certificate; hourly, what
-    was kept for too long goes
+    was kept for too long goes; `witness` shows the audit log to the centre
 
 The agent never listens. Runs live in threads of their own (`site_run`), one worker process each. At its start every run
 that had not ended goes on from its record; of one that has ended, only what is left of it is removed in time.
@@ -45,6 +45,7 @@ class Agent:
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
             threading.Thread(target=self._every, args=(1.0, self._membership.look_after), name="membership"),
             threading.Thread(target=self._every, args=(SWEEP_S, self._sweep), name="sweep"),
+            threading.Thread(target=self._around.witness.serve, name="witness"),
         ]
         self._restore()
         for thread in beside:
@@ -53,6 +54,7 @@ class Agent:
             self._attend()
         finally:
             self._stopping.set()
+            self._around.witness.stop()
             for thread in beside:
                 thread.join()
             for run in self._runs.values():

@@ -9,6 +9,8 @@ sent, fixes every tensor's name and shape. A metric the policy does not allow is
 it); anything that was not declared at all stops the task, because a worker that tries has not been reviewed.
 
 Tensors are read once, into memory that the worker cannot reach: the same pass checks and hands on to the seal.
+Numbers leave with as many decimals as the release declares, four when it does not say. A failure leaves as one of a
+closed list of codes, progress as one of a few phases with two counts. `allowance` bounds what a whole run may send.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -25,14 +28,75 @@ import numpy as np
 
 from msfl.policies.decide import OutputRules
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
+from msfl.protos.messages import SiteProgress
 from msfl.protos.sealing import CHUNK
+from msfl.protos.tasklink import Progress
 from msfl.protos.tensors import MAX_HEADER_BYTES, BadTensors, TensorTable, all_finite, must_match, read_table
 
 JsonObject: TypeAlias = dict[str, Any]
+DECIMALS, MOST_DECIMALS = 4, 6
 _LONGEST_HEAD = MAX_HEADER_BYTES + 8
 
 # How the policy's words for metrics name the numbers that training returns.
 _POLICY_WORD = {"train_loss": "loss", "val_loss": "loss", "loss": "loss", "val_dice": "dice"}
+
+# What a worker may say of itself. Its words are its own, and words can hold a name: what is not listed does not leave.
+PHASES = frozenset(
+    {"fingerprint", "prepare", "train", "train_local", "validate", "evaluate_validation", "evaluate_test"}
+)
+_FAILURES = frozenset(
+    (
+        "bad_task", "channel_not_supported", "config_invalid", "dataset_unreadable", "empty_channel",
+        "file_ending_not_supported", "fingerprint_invalid", "fingerprint_malformed", "fingerprints_differ",
+        "grids_differ", "image_missing", "images_not_3d", "input_missing", "label_missing", "label_shape_differs",
+        "loss_not_finite", "model_broken", "no_cuda", "no_fingerprints", "no_local_model", "no_training_cases",
+        "not_prepared", "plan_broken", "plan_differs", "plan_hash_differs", "plan_not_allowed", "plan_refused",
+        "sites_differ", "weights_changed_shape", "weights_not_of_this_plan", "weights_refused", "weights_dtype",
+        "weights_duplicate_name", "weights_header_unreadable", "weights_layout", "weights_metadata",
+        "weights_not_finite", "weights_template", "weights_too_many",
+    )
+)  # fmt: skip
+
+# Beside its rounds a run has a few steps: fingerprint, prepare, validation, local model, tests. Each may have to be
+# done again, after a crash or when the run is resumed.
+_OTHER_STEPS = 10
+_MOST_STEPS = 10**6
+_TIMES = 3
+_DOCUMENT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The most that one run may send: sealed results, and their bytes in all."""
+
+    uploads: int
+    bytes: int
+
+
+def allowance(rounds: int, rules: OutputRules) -> Allowance:
+    """For a run of so many rounds: weights once per round and once of a local model, a document with each step."""
+    uploads = _TIMES * (rounds + _OTHER_STEPS)
+    return Allowance(uploads, _TIMES * (rounds + 1) * rules.weights_max_bytes + uploads * _DOCUMENT_BYTES)
+
+
+def failure_code(said: str) -> str:
+    """What leaves of a worker's word for why it failed."""
+    return said if said in _FAILURES else Code.WORKER_FAILED.value
+
+
+def progress_of(run_id: str, task_id: str, said: Progress, rules: OutputRules) -> SiteProgress:
+    """What leaves of a worker's progress; of its metrics only the training loss, where the policy allows it."""
+    loss = said.metrics.get("train_loss")
+    allowed = loss is not None and math.isfinite(loss) and _allowed("train_loss", rules)
+    total = min(max(said.total, 0), _MOST_STEPS)
+    return SiteProgress(
+        run_id=run_id,
+        task_id=task_id,
+        phase=said.phase if said.phase in PHASES else "working",
+        done=min(max(said.done, 0), total),
+        total=total,
+        metrics={"train_loss": round(loss, DECIMALS)} if allowed and loss is not None else {},
+    )
 
 
 def check_document(
@@ -54,14 +118,39 @@ def check_document(
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} was not declared: {why}.", verb=verb)
     if not _finite(document):
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} holds a number that is not finite.", verb=verb)
+    decimals = min(output.get("decimals", DECIMALS), MOST_DECIMALS)
+    rounded: JsonObject = _rounded(document, decimals)
     match verb:
         case "train":
-            return _training(document, rules)
+            return _training(rounded, rules)
         case "evaluate":
-            summaries = {name: _summary(s, rules) for name, s in document["summaries"].items()}
-            return {**document, "summaries": summaries}
+            summaries = {name: _summary(s, rules) for name, s in rounded["summaries"].items()}
+            return {**rounded, "summaries": summaries}
         case _:
-            return document
+            return rounded
+
+
+def field_names(document: JsonObject, depth: int = 3) -> tuple[str, ...]:
+    """The names of what a document holds, `incoming.n_val`; values, where there are any, are not looked into."""
+    names: list[str] = []
+    for key, value in document.items():
+        if isinstance(value, dict) and value and depth > 1:
+            names += (f"{key}.{name}" for name in field_names(value, depth - 1))
+        elif value is not None:
+            names.append(key)
+    return tuple(names)
+
+
+def _rounded(value: Any, decimals: int) -> Any:
+    match value:
+        case float():
+            return round(value, decimals)
+        case dict():
+            return {k: _rounded(v, decimals) for k, v in value.items()}
+        case list() | tuple():
+            return [_rounded(v, decimals) for v in value]
+        case _:
+            return value
 
 
 def _training(document: JsonObject, rules: OutputRules) -> JsonObject:

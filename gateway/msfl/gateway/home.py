@@ -7,8 +7,9 @@
     trust/                     site-root.dsse, federation-root.dsse, federation-root.sha256
     policies/<id>.dsse         what custodians signed; <id>.yaml beside it is for reading only
     datasets/<id>.json         records of published datasets; <id>.path says where the data lie
-    audit/log.jsonl            hash-chained, written before the effect
     pending/, confirmed/       runs that wait for the custodian; their answers: <run>.dsse, signed, or <run>.json, a no
+    audit/                     the log, hash-chained and written before the effect; its key; checkpoints of it, and
+                               of the centre's (`msfl.protos.audit_log`)
     stopped/                   running runs that the custodian wants ended
     runs/<run>/                one folder per run: its record (`record`), the worker's box, sealed files, worker.log
     images/                    verified releases by digest
@@ -61,6 +62,10 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
 
     def run_folder(self, run_id: str) -> Path:
         return self.runs / run_id

@@ -1,5 +1,5 @@
-"""What policies have been used for: runs begun and rounds trained, per policy id, durable before they happen; and
-which signed jobs have been used, so that none can be used twice.
+"""What policies have been used for: runs begun and rounds trained, per policy id, durable before they happen; which
+signed jobs have been used, so that none can be used twice; and how often and how much each run has sent.
 
 Budgets (`approval.max_runs`, `max_rounds`) are compared with these counts, so a count that is lost would be a budget
 that is not kept: SQLite with `synchronous=FULL`, one row per run and per round, repeated entries count once.
@@ -13,12 +13,17 @@ import sqlite3
 import threading
 from pathlib import Path
 
+from msfl.gateway.egress import Allowance
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, policy_id TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS rounds (
     run_id TEXT NOT NULL, round INTEGER NOT NULL, policy_id TEXT NOT NULL, PRIMARY KEY (run_id, round)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS jobs (nonce TEXT PRIMARY KEY, run_id TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS sent (
+    run_id TEXT NOT NULL, key TEXT NOT NULL, bytes INTEGER NOT NULL, PRIMARY KEY (run_id, key)
+) STRICT;
 """
 
 
@@ -54,6 +59,21 @@ class Ledger:
         with self._lock:
             (kept,) = self._connection.execute("SELECT run_id FROM jobs WHERE nonce = ?", (nonce,)).fetchone()
         return bool(kept == run_id)
+
+    def send(self, run_id: str, key: str, size: int, most: Allowance) -> bool:
+        """Count a sealed result that is about to leave. False: with it the run would send too much, or too often."""
+        self._do(
+            "INSERT OR IGNORE INTO sent SELECT ?1, ?2, ?3 WHERE"
+            " (SELECT count(*) < ?4 AND coalesce(sum(bytes), 0) + ?3 <= ?5 FROM sent WHERE run_id = ?1)",
+            run_id,
+            key,
+            size,
+            most.uploads,
+            most.bytes,
+        )
+        with self._lock:
+            row = self._connection.execute("SELECT bytes FROM sent WHERE run_id = ? AND key = ?", (run_id, key))
+            return bool(row.fetchone() == (size,))
 
     def runs(self, policy_id: str) -> int:
         return self._count("SELECT count(*) FROM runs WHERE policy_id = ?", policy_id)

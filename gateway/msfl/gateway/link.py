@@ -28,6 +28,7 @@ from msfl.protos.convert import (
     report_to_wire,
 )
 from msfl.protos.messages import Arrival, OfferAnswer, Order, SiteProgress, TaskReport
+from msfl.protos.notary import Shown
 from msfl.protos.streams import StreamsStub
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkStub
@@ -118,6 +119,12 @@ class Link:
         asked = wire.Renewal(csr_pem=csr_pem, proof=proof)
         answer = self._call(lambda: self._stub.Renew(asked, timeout=CALL_TIMEOUT_S))
         return bytes(answer.certificate_pem)
+
+    def witness(self, mine: Shown) -> Shown:
+        """Show how this site's audit log stands, and get the centre's in return."""
+        asked = wire.ShownCheckpoint(envelope=mine.envelope, public_key=mine.public_key)
+        answer = self._call(lambda: self._stub.Witness(asked, timeout=CALL_TIMEOUT_S))
+        return Shown(bytes(answer.envelope), str(answer.public_key))
 
     def upload(self, run_id: str, key: str, file: Path) -> None:
         """Send a sealed file; durable at the centre when this returns. Goes on where an earlier try was cut."""

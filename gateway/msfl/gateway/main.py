@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +20,11 @@ from msfl.gateway.home import Home
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import trust_confirmation
+from msfl.protos.audit_log import LOG_NAME, read_entries, read_lines
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
+audit_app = typer.Typer(help="Verify the chain of the audit log and show it.", invoke_without_command=True)
+app.add_typer(audit_app, name="audit")
 console = Console()
 HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway pending` shows it.")]
@@ -64,14 +67,16 @@ def enrol(
 def serve(home: HomeOption) -> None:
     """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere."""
     from msfl.gateway.agent import Agent
-    from msfl.gateway.audit_log import AuditLog
     from msfl.gateway.judge import Judge
     from msfl.gateway.ledger import Ledger
     from msfl.gateway.link import Link
     from msfl.gateway.membership import dial_as
     from msfl.gateway.site_run import Surroundings, utc_now
+    from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
+    from msfl.protos.audit_log import AuditLog
     from msfl.protos.messages import SOFTWARE
+    from msfl.protos.notary import Notary
     from msfl.registry.oci_layout import LayoutRegistry
     from msfl.runtime.process import ProcessRuntime
 
@@ -82,14 +87,17 @@ def serve(home: HomeOption) -> None:
     registry = LayoutRegistry(Path(settings.registry))
     runtime = ProcessRuntime()
     ledger = Ledger(home / "ledger.sqlite")
+    audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))
+    notary = Notary(audit, site.audit, f"site:{settings.site}", utc_now)
     around = Surroundings(
         home=site,
         judge=Judge(site, registry, ledger, runtime.protections().isolation),
         ledger=ledger,
-        audit=AuditLog(home / "audit" / "log.jsonl", f"gateway {settings.site}"),
+        audit=audit,
         registry=registry,
         runtime=runtime,
-        link=Link(dial_as(site)),
+        link=link,
+        witness=Witness(notary, link, audit, settings.federation, utc_now),
         clock=utc_now,
     )
     agent = Agent(around, SOFTWARE)
@@ -197,11 +205,18 @@ def stop(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(hel
     console.print(f"asked the gateway to stop {run}")
 
 
-@app.command()
-def audit(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+@audit_app.callback()
+def audit(
+    context: typer.Context,
+    home: Annotated[Path | None, typer.Option("--home", help="The gateway's folder.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """Verify the chain of the audit log and show it."""
-    file = home / "audit" / "log.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    if context.invoked_subcommand is not None:
+        return
+    if home is None:
+        raise typer.BadParameter("say --home, the gateway's folder")
+    lines = read_lines(Home(home).audit / LOG_NAME)
     broken = verify(lines)
     if as_json:
         console.print_json(json.dumps([json.loads(line) for line in lines]))
@@ -216,3 +231,23 @@ def audit(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = F
         console.print(f"[red]the chain is broken[/red]: {broken.why}")
         raise typer.Exit(1)
     console.print(f"the chain of {len(lines)} entries is whole")
+
+
+@audit_app.command()
+def sent(
+    run: Annotated[str, typer.Argument(help="The run's id.")],
+    home: HomeOption,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Everything that left this site for a run: what, when, how much, its hash, and what was held back."""
+    from msfl.gateway.sent import departures, in_words
+
+    chain = read_entries(Home(home).audit / LOG_NAME)
+    left = departures(chain, run)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in left], indent=1))
+    elif left:
+        typer.echo("\n".join(in_words(left, run)))
+    if not left:
+        console.print(f"[red]nothing has left for a run {run}[/red]; `msfl gateway audit` shows all runs")
+        raise typer.Exit(1)

@@ -17,9 +17,9 @@ from datetime import datetime, timedelta
 import grpc
 import structlog
 
-from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.home import Home, NoIdentity
 from msfl.gateway.link import LineDown, Link, NotWanted
+from msfl.protos.audit_log import AuditLog
 from msfl.protos.certificates import CertificateFacts, Identity, certificate_facts, renewal_due, sign_renewal, unfit
 from msfl.protos.channel import dial, make_csr
 from msfl.protos.health import span

@@ -38,9 +38,9 @@ import psutil
 import structlog
 
 from msfl.gateway import confirmations
-from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.datasets import changed_file
 from msfl.gateway.disk import GivenUp, has_room, probe, with_room
+from msfl.gateway.egress import allowance, failure_code, progress_of
 from msfl.gateway.home import Home, write
 from msfl.gateway.judge import Accepted, Judge
 from msfl.gateway.ledger import Ledger
@@ -76,11 +76,13 @@ from msfl.gateway.machine import (
 )
 from msfl.gateway.record import BadRecord, Kept, RunRecord, boot_id, forget
 from msfl.gateway.task_files import CannotDo, TaskFiles
+from msfl.gateway.witness import Witness
 from msfl.policies.decide import Decision, Verdict, allowed_outputs, asks_custodian
 from msfl.policies.documents import RunConfirmation, seconds
 from msfl.policies.encoding import encode, sha256_of
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.trust import trust_confirmation
+from msfl.protos.audit_log import AuditLog
 from msfl.protos.messages import (
     Offer,
     OfferAnswer,
@@ -115,6 +117,7 @@ class Surroundings:
     registry: Registry
     runtime: Runtime
     link: Link
+    witness: Witness
     clock: Callable[[], datetime]
 
 
@@ -182,6 +185,7 @@ class RunAtSite:
         self._unwanted = threading.Event()  # no worker is wanted any more, also none that is just being started
         self._latest: TaskOrder | None = None
         self._last_beat = self._deaf_until = 0.0
+        self._ended_phase = ""
         self._limit: threading.Timer | None = None
         self._closing = threading.Event()  # the gateway goes down; nothing waits for the line any more
         self._asides: list[_Aside] = []
@@ -297,7 +301,10 @@ class RunAtSite:
             case Send(result=result):
                 self._aside(self._send, result)
             case Report(report=report):
+                if not report.key:  # With a result, its entry says both.
+                    self._audit("report leaves", task=report.task_id, code=report.failure)
                 self._tell(lambda: self._around.link.report(report))
+                self._around.witness.due()
             case StopWorker(reason=reason):
                 self._stop_worker(reason)
 
@@ -563,7 +570,8 @@ class RunAtSite:
             self._with_room(lambda: self._around.ledger.begin_round(self.run_id, order.round, policy_id))
         again = {"attempt": str(attempt)} if attempt > 1 else {}
         wire = str(accepted.resolved.get("wire", "float32"))
-        self._audit("task begins", task=order.task_id, verb=order.verb, round=str(order.round), **again)
+        shown = "steps, train_loss" if "loss" in allowed_outputs(accepted.policy).metrics else "steps"
+        self._audit("task begins", task=order.task_id, verb=order.verb, round=str(order.round), progress=shown, **again)
         files_here, process = self._files, self._process
         assert process is not None
         try:
@@ -583,7 +591,8 @@ class RunAtSite:
         except TaskFailed as failed:
             if failed.code == _BUG:
                 return self._lost(order, failed.code, failed.detail)
-            return self._broken(order, failed.code, failed.detail)
+            # The code is the worker's own word; what it says stays here unless it is one that is known.
+            return self._broken(order, failure_code(failed.code), f"{failed.code}: {failed.detail}")
         except ProcessGone as gone:
             return self._lost(order, gone.code, str(gone))
         except NotWanted as unwanted:
@@ -597,13 +606,31 @@ class RunAtSite:
             task_id=order.task_id,
             attempt=attempt,
             key=result_key(order.task_id, self._site, attempt),
-            bytes_up=sealed.stat().st_size,
+            bytes_up=sealed.file.stat().st_size,
             bytes_down=received,
             seconds=time.monotonic() - began,
             peak_rss_mib=self._peaks(result),
         )
-        self._audit("result leaves", task=order.task_id, bytes=str(report.bytes_up))
-        return ResultSealed(SealedResult(report, sealed.name))
+        most = allowance(accepted.job.rounds, allowed_outputs(accepted.policy))
+        if not self._with_room(lambda: self._around.ledger.send(self.run_id, report.key, report.bytes_up, most)):
+            sealed.file.unlink()
+            why = f"the run would send more than {most.uploads} results or {most.bytes} bytes"
+            return self._broken(order, Code.OUTPUT_BUDGET_SPENT.value, why)
+        self._audit(
+            "result leaves",
+            task=order.task_id,
+            verb=order.verb,
+            round=str(order.round),
+            attempt=str(attempt),
+            bytes=str(report.bytes_up),
+            blake3=sealed.blake3,
+            fields=", ".join(sealed.fields),
+            withheld=", ".join(sealed.withheld),
+            weights=sealed.weights,
+            stream=str(document.get("stream", "")),
+            report="bytes, seconds, peak memory",
+        )
+        return ResultSealed(SealedResult(report, sealed.file.name))
 
     def _send(self, result: SealedResult) -> Event:
         file = self._folder / result.file
@@ -688,15 +715,18 @@ class RunAtSite:
         return self._closing.is_set() or (isinstance(here, _Aside) and here.unwanted.is_set())
 
     def _on_progress(self, progress: Progress) -> None:
+        task = self._state.task
         rules = allowed_outputs(self._trusted().policy)
-        metrics = {k: v for k, v in progress.metrics.items() if k == "train_loss" and "loss" in rules.metrics}
-        self._beat(SiteProgress(self.run_id, progress.task_id, progress.phase, progress.done, progress.total, metrics))
+        self._beat(progress_of(self.run_id, task.task_id if task is not None else "", progress, rules))
 
     def _beat(self, progress: SiteProgress) -> None:
         now = time.monotonic()
-        if now < self._deaf_until or (now - self._last_beat < 0.25 and progress.done < progress.total):
+        # The end of a phase is always said, once; however often a worker claims it.
+        ends = progress.done >= progress.total and progress.phase != self._ended_phase
+        if now < self._deaf_until or (now - self._last_beat < 0.25 and not ends):
             return
         self._last_beat = now
+        self._ended_phase = progress.phase if ends else ""
         try:
             self._around.link.beat(progress)
         except (LineDown, NotWanted) as error:

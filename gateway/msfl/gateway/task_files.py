@@ -14,13 +14,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from blake3 import blake3
 
 from msfl.gateway.differences import Patch, differences
-from msfl.gateway.egress import CheckedTensors, check_document, head_of
+from msfl.gateway.egress import CheckedTensors, check_document, field_names, head_of
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.policies.decide import allowed_outputs
@@ -28,7 +29,7 @@ from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
 from msfl.protos.notes import BadNote, Note, note_in
 from msfl.protos.parcel import BadParcel, Unpacking, beginning
-from msfl.protos.sealing import Opening, SealBroken, Sealing, StreamHeader, run_key
+from msfl.protos.sealing import Buffer, Opening, SealBroken, Sealing, StreamHeader, run_key
 from msfl.protos.tasklink import WEIGHTS_NAME, Result
 from msfl.protos.tensors import BadTensors
 from msfl.protos.wire_formats import FLOAT32
@@ -48,6 +49,21 @@ class CannotDo(Exception):
     def __init__(self, code: str, why: str) -> None:
         super().__init__(why)
         self.code = code
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A result that may leave, and what a custodian may want to know of it.
+
+    `fields` are the names of what its document holds, `withheld` of what was taken out of it; `weights` is how weights
+    go with it (`float32`, or 16-bit differences to the model), empty for none. `blake3` is of the sealed bytes.
+    """
+
+    file: Path
+    blake3: str
+    fields: tuple[str, ...]
+    withheld: tuple[str, ...]
+    weights: str
 
 
 class TaskFiles:
@@ -167,7 +183,7 @@ class TaskFiles:
         asked: Mapping[str, Any],
         result: Result,
         template: Path | None,
-    ) -> Path:
+    ) -> Sealed:
         """The sealed result, all of it checked. Raises CannotDo."""
         rules = allowed_outputs(accepted.policy)
         document = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
@@ -190,7 +206,8 @@ class TaskFiles:
         wire = str(accepted.resolved.get("wire", FLOAT32)) if asked.get("stream") == "federated" else FLOAT32
         try:
             with _overwriting(sealed) as out:
-                sealing = Sealing(self._key(), header, out, salt=secrets.token_bytes(32))
+                hashed = _Hashed(out)
+                sealing = Sealing(self._key(), header, hashed, salt=secrets.token_bytes(32))
                 begins = beginning(passed, tensors="weights" in result.files)
                 sealing.write(begins)
                 if "weights" in result.files:
@@ -203,7 +220,14 @@ class TaskFiles:
                 sealing.close()
         except (Refused, BadTensors) as error:
             raise CannotDo(Code.OUTPUT_BLOCKED.value, str(error)) from error
-        return sealed
+        fields, made = field_names(passed), field_names(document)
+        return Sealed(
+            file=sealed,
+            blake3=f"blake3:{hashed.digest.hexdigest()}",
+            fields=fields,
+            withheld=tuple(name for name in made if name not in fields),
+            weights=wire if "weights" in result.files else "",
+        )
 
     def _checked(self, name: str, template: Path, max_bytes: int, at: int) -> Iterator[bytes | memoryview]:
         """As `CheckedTensors.pieces`. Raises Refused, BadTensors."""
@@ -230,6 +254,18 @@ class TaskFiles:
         return run_key(
             (self._folder / "run.secret").read_bytes(), self._home.secret("site.key"), self._run_id, self._site
         )
+
+
+class _Hashed:
+    """A file that is written to, and the hash of all that was."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.digest = blake3()
+
+    def write(self, data: Buffer) -> None:
+        self.digest.update(data)
+        self._out.write(data)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ tls/                     server.pem (key and certificate), ca.pem
 trust/federation-root.dsse
 keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
 runs.sqlite              every run's events
+audit/                   the centre's audit log, its key, and checkpoints of the sites' logs (`msfl.protos.audit_log`)
 artifacts/               sealed streams by run
 aggregators/<run>/       the aggregator's box, its models, its log
 """
@@ -54,6 +55,10 @@ class CentreHome:
     @property
     def runs(self) -> Path:
         return self.root / "runs.sqlite"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
 
     # --------------------------------------------------------------------- TLS
 

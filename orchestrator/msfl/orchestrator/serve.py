@@ -21,13 +21,16 @@ from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
 from msfl.orchestrator.keyring.client import KeyringClient
 from msfl.orchestrator.releases import AggregatorStarter, Releases
+from msfl.orchestrator.store.audited import AuditedRuns
 from msfl.orchestrator.store.folder import FolderArtifacts
 from msfl.orchestrator.store.sqlite import SqliteRunStore
 from msfl.policies.encoding import sha256_of
 from msfl.policies.refusals import Refusal, Refused
 from msfl.policies.trust import trust_federation_root
 from msfl.protos.allocator import keep_memory
+from msfl.protos.audit_log import LOG_NAME, AuditLog
 from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials, server_credentials
+from msfl.protos.notary import Notary
 from msfl.protos.streams import streams_handler
 from msfl.protos.v1.federation_pb2_grpc import (
     add_EnrolmentServicer_to_server,
@@ -55,7 +58,7 @@ def _end_of_a_thread(ended: threading.ExceptHookArgs) -> None:
 
 def serve_orchestrator(home: CentreHome) -> None:
     """Raises Refused when the federation root cannot be trusted, RuntimeError when a port is taken,
-    StoreDamaged or StoreUnavailable when the runs cannot be read."""
+    StoreDamaged or StoreUnavailable when the runs cannot be read, AuditBroken when the audit log was changed."""
     keep_memory()
     threading.excepthook = _end_of_a_thread
     settings = home.settings()
@@ -70,7 +73,10 @@ def serve_orchestrator(home: CentreHome) -> None:
     # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.
     asked_by_runs = KeyringClient(home.keyring_socket, patience_s=0.5)
     starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
-    engine = Engine(SqliteRunStore(home.runs), FolderArtifacts(home.root / "artifacts"), starter)
+    audit, clock = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}"), lambda: datetime.now(UTC)
+    notary = Notary(audit, home.audit, f"centre:{settings.federation}", clock)
+    runs = AuditedRuns(SqliteRunStore(home.runs), audit, clock)
+    engine = Engine(runs, FolderArtifacts(home.root / "artifacts"), starter)
     datasets = Datasets()
 
     server = home.server()
@@ -81,7 +87,7 @@ def serve_orchestrator(home: CentreHome) -> None:
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)
-    door = LinkDoor(engine, datasets, keyring)
+    door = LinkDoor(engine, datasets, keyring, notary)
     add_LinkServicer_to_server(door, link)
     link.add_generic_rpc_handlers((streams_handler(door),))
     link.add_secure_port(

@@ -3,8 +3,9 @@
     sha256 = SHA-256("msfl/audit/v1\\n" + canonical JSON of {seq, at, actor, action, object, fields, previous})
     entry 0: previous = "sha256:" + 64 zeros        file: one canonical JSON line per entry
 
-Pure: the gateway and the orchestrator write the lines (before the effect, and durably) and keep the newest hash. A
-chain alone does not show that its end was cut off: pass `head`, the newest hash that somebody else has seen.
+Pure: gateway and orchestrator write the lines (before the effect, and durably: `msfl.protos.audit_log`). A chain alone
+does not show that its end was cut off, or that all of it was made anew: that shows against a checkpoint, the Merkle
+root of the first n lines, which another party keeps (`checkpoints`, `audit_files`).
 Entries hold ids, codes, hashes and counts; never a file name, a case or a word from a log.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 
 from msfl.policies.documents import format_utc
 from msfl.policies.encoding import Malformed, canonical_json, read_json
+from msfl.policies.merkle import Tree
 
 GENESIS = "sha256:" + "0" * 64
 _DOMAIN = b"msfl/audit/v1\n"
@@ -81,10 +83,28 @@ def from_line(line: bytes) -> Entry | str:
     return entry if entry.to_line() == line else "is not written canonically"
 
 
-def verify(lines: Iterable[bytes], head: str | None = None) -> BrokenChain | None:
-    """None when the chain is whole, and ends in `head` where one is given."""
-    previous, seq = GENESIS, 0
-    for line in lines:
+class Chain:
+    """Lines that were taken and fit: how many, the last of them, and the Merkle tree over their bytes."""
+
+    def __init__(self) -> None:
+        self.last: Entry | None = None
+        self._tree = Tree()
+
+    @property
+    def size(self) -> int:
+        return self._tree.size
+
+    @property
+    def head(self) -> str:
+        return GENESIS if self.last is None else self.last.sha256
+
+    @property
+    def root(self) -> str:
+        return "sha256:" + self._tree.root().hex()
+
+    def take(self, line: bytes) -> BrokenChain | None:
+        """Why the line does not follow; then nothing has changed."""
+        seq = self.size
         entry = from_line(line)
         if isinstance(entry, str):
             return BrokenChain(seq, f"line {seq + 1} {entry}")
@@ -92,13 +112,28 @@ def verify(lines: Iterable[bytes], head: str | None = None) -> BrokenChain | Non
         stated = body.pop("sha256")
         if entry.seq != seq:
             return BrokenChain(seq, f"line {seq + 1} has the number {entry.seq}, not {seq}: one is missing or moved")
-        if entry.previous != previous:
+        if entry.previous != self.head:
             return BrokenChain(seq, f"line {seq + 1} does not follow the line before it")
         if _hash(body) != stated:
             return BrokenChain(seq, f"line {seq + 1} was changed after it was written")
-        previous, seq = stated, seq + 1
-    if head is not None and head != previous:
-        return BrokenChain(seq, f"the chain ends in {previous}, not in {head}: entries at its end are missing")
+        self.add(entry, line)
+        return None
+
+    def add(self, entry: Entry, line: bytes) -> None:
+        """An entry that was just made to follow the last one."""
+        self.last = entry
+        self._tree.append(line)
+
+
+def verify(lines: Iterable[bytes], head: str | None = None) -> BrokenChain | None:
+    """None when the chain is whole, and ends in `head` where one is given."""
+    chain = Chain()
+    for line in lines:
+        if (broken := chain.take(line)) is not None:
+            return broken
+    if head is not None and head != chain.head:
+        what = f"the chain ends in {chain.head}, not in {head}: entries at its end are missing"
+        return BrokenChain(chain.size, what)
     return None
 
 

@@ -9,6 +9,7 @@
     data scientist     JobSpec             the key bound to the token   the request
     site staff         DatasetRecord       nobody; it stays at the site what the data are
     custodian          RunConfirmation     threshold of custodians      yes to exactly one run, where a policy asks
+    gateway, centre    AuditCheckpoint     the log's own key            how its audit log stood at one moment
 
 Unknown keys are refused, nothing is coerced (a bool is no integer), numbers are finite, times are whole seconds in UTC
 (`2026-11-01T00:00:00Z`), names are plain ASCII so that look-alikes cannot exist. A document that validates is not yet
@@ -514,3 +515,21 @@ class RunConfirmation(Document):
     config: Mapping[ConfigKey, ConfigValue]
     leaves: tuple[Line, ...]
     issued: UtcTime
+
+
+# ------------------------------------------------------------------------------------------------ audit
+
+
+LogName = Annotated[str, StringConstraints(pattern=rf"^(?:site|centre):{_NAME}$", max_length=71)]
+
+
+class AuditCheckpoint(Document):
+    """The first `size` entries of `log` have this Merkle root; `head` is the hash of the last of them."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["AuditCheckpoint"] = "AuditCheckpoint"
+    log: LogName
+    size: Count
+    root: Digest
+    head: Digest
+    at: UtcTime

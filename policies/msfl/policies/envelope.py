@@ -24,6 +24,7 @@ from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
 
 from msfl.policies.documents import (
     AssetPolicy,
+    AuditCheckpoint,
     Document,
     FederationRoot,
     Member,
@@ -63,6 +64,7 @@ FEDERATION_ROOT = Kind("federation-root", FederationRoot, "json")
 RELEASE_STATEMENT = Kind("release-statement", ReleaseStatement, "json")
 REVIEW = Kind("review", Review, "json")
 RUN_CONFIRMATION = Kind("run-confirmation", RunConfirmation, "json")
+AUDIT_CHECKPOINT = Kind("audit-checkpoint", AuditCheckpoint, "json")
 
 
 class _Signature(Document):

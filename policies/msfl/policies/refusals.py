@@ -85,6 +85,7 @@ class Code(StrEnum):
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
     OUTPUT_BLOCKED = "output_blocked"
+    OUTPUT_BUDGET_SPENT = "output_budget_spent"
     WORKER_FAILED = "worker_failed"
 
 
@@ -146,6 +147,7 @@ ADVICE: Mapping[Code, str] = {
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",
+    Code.OUTPUT_BUDGET_SPENT: "This run has sent as much, or as often, as its rounds need; look why it asks for more.",
     Code.WORKER_FAILED: "Ask the site's staff for the worker's log; it does not leave the site.",
 }
 

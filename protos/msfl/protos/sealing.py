@@ -24,7 +24,7 @@ import json
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import BinaryIO, Literal, TypeAlias
+from typing import BinaryIO, Literal, Protocol, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -75,13 +75,19 @@ class StreamHeader:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
 
 
+class Sink(Protocol):
+    """What a stream is written to: a file, or what looks at the bytes on their way to one."""
+
+    def write(self, data: Buffer, /) -> object: ...
+
+
 class Sealing:
     """A sealed stream that is being written. Memory is two chunks, whatever the length.
 
     `salt`: 32 fresh random bytes. Raises ValueError for a key, salt or header of the wrong size.
     """
 
-    def __init__(self, key: bytes, header: StreamHeader, out: BinaryIO, *, salt: bytes) -> None:
+    def __init__(self, key: bytes, header: StreamHeader, out: Sink, *, salt: bytes) -> None:
         self._head = header.encode()
         if len(self._head) > MAX_HEADER:
             raise ValueError(f"a header of {len(self._head)} bytes is over the limit of {MAX_HEADER}")

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fakes.governance import NOW
-from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.disk import RETRY_S, GivenUp, has_room, with_room
 from msfl.gateway.home import write
 from msfl.gateway.ledger import Ledger
 from msfl.policies.audit import verify
+from msfl.protos.audit_log import AuditLog
 
 
 def failing(times: int, number: int = errno.ENOSPC) -> Callable[[], str]:

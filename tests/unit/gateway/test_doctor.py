@@ -11,11 +11,11 @@ import pytest
 
 from fakes.keyrings import NOW, make_keyring
 from fakes.members import member_home
-from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.doctor import AuditFacts, PolicyFacts, SiteFacts, examine, measure
 from msfl.gateway.home import SiteSettings
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, refuse
+from msfl.protos.audit_log import AuditLog
 from msfl.protos.certificates import CertificateFacts
 from msfl.protos.health import GIB, DiskFacts, Fault, Finding, LineFacts, Peer, Status, Step, StepFacts, Unmeasured
 from msfl.protos.messages import PROTOCOL, SOFTWARE

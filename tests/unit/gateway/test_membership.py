@@ -13,11 +13,11 @@ from structlog.testing import capture_logs
 
 from fakes.keyrings import NOW, make_keyring
 from fakes.members import joined, member_home
-from msfl.gateway.audit_log import AuditLog
 from msfl.gateway.home import Home
 from msfl.gateway.link import LineDown, Link, NotWanted
 from msfl.gateway.membership import Membership
 from msfl.orchestrator.keyring.keyring import Enrolled, Keyring
+from msfl.protos.audit_log import AuditLog
 from msfl.protos.certificates import certificate_facts
 from msfl.protos.channel import dial
 

@@ -16,6 +16,7 @@ from msfl.orchestrator.presence import Bell
 from msfl.orchestrator.runs.events import AbortRequested, CentreFailed, Event, Resumed, SiteSilent
 from msfl.orchestrator.runs.machine import RunState, is_news, order_for
 from msfl.protos.messages import PROTOCOL, Order, output_key, result_key
+from msfl.protos.notary import Notary
 from msfl.protos.parcel import MAX_DOCUMENT_BYTES
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
@@ -83,7 +84,7 @@ def site_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def door_to(walk: Walk, folder: Path) -> tuple[LinkDoor, WalkingEngine]:
     engine = WalkingEngine(walk, folder)
-    return LinkDoor(cast(Engine, engine), Datasets(), cast(KeyringClient, None)), engine
+    return LinkDoor(cast(Engine, engine), Datasets(), cast(KeyringClient, None), cast(Notary, None)), engine
 
 
 def call(site: str, turns: int = 0) -> Any:

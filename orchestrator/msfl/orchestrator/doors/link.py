@@ -4,6 +4,7 @@
     Answer, Report, Beat    what the site says; each becomes at most one event
     Renew     a new certificate for the one in use, asked of the keyring
     Health    time and version of the centre, for `msfl gateway doctor`
+    Witness   the site's audit log as it stands, kept here; the centre's in return
     Offset, upload, download    sealed files in parts of 1 MiB (`msfl.protos.streams`), resumed by offset
 
 A site may upload only the result of the task it is being asked for, and download only what an order names for it.
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import structlog
 
 from msfl.orchestrator.engine import Engine, LiveProgress
 from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
@@ -47,6 +49,7 @@ from msfl.protos.messages import (
     attempt_of,
     output_key,
 )
+from msfl.protos.notary import Notary, Shown
 from msfl.protos.parcel import MAX_DOCUMENT_BYTES
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.v1 import federation_pb2 as wire
@@ -57,6 +60,7 @@ PART_BYTES = 1 << 20
 STOP_HEARD_AFTER_S = 60.0
 _M = TypeVar("_M")
 _V = TypeVar("_V")
+log = structlog.get_logger()
 
 
 class Datasets:
@@ -87,10 +91,11 @@ def _name(order: Order, generation: int) -> str:
 
 
 class LinkDoor(LinkServicer):
-    def __init__(self, engine: Engine, datasets: Datasets, keyring: KeyringClient) -> None:
+    def __init__(self, engine: Engine, datasets: Datasets, keyring: KeyringClient, notary: Notary) -> None:
         self._engine = engine
         self._datasets = datasets
         self._keyring = keyring
+        self._notary = notary
 
     # -------------------------------------------------------------- orders
 
@@ -188,6 +193,21 @@ class LinkDoor(LinkServicer):
         if peer_site(context) is None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "no site is named in the client certificate")
         return wire.HealthAnswer(time=time.time(), protocol=PROTOCOL, software=SOFTWARE)
+
+    # --------------------------------------------------------------- audit
+
+    def Witness(self, request: wire.ShownCheckpoint, context: grpc.ServicerContext) -> wire.ShownCheckpoint:
+        site = self._site(context)
+        try:
+            refused = self._notary.take(f"site:{site}", Shown(request.envelope, request.public_key))
+            mine = self._notary.show()
+        except OSError as error:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the centre cannot keep checkpoints: {error.strerror}")
+            raise AssertionError("abort returns never") from error
+        if refused is not None:
+            log.error("the audit log of a site contradicts itself", site=site, code=refused.code, why=refused.why)
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{refused.code}: {refused.why}")
+        return wire.ShownCheckpoint(envelope=mine.envelope, public_key=mine.public_key)
 
     # ------------------------------------------------------- sealed streams
 

@@ -888,3 +888,27 @@ class HealthAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealthAnswer: _TypeAlias = HealthAnswer  # noqa: Y015
+
+@_typing.final
+class ShownCheckpoint(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    envelope: _builtins.bytes
+    """DSSE over an AuditCheckpoint"""
+    public_key: _builtins.str
+    """of the log that it is about"""
+    def __init__(
+        self,
+        *,
+        envelope: _builtins.bytes = ...,
+        public_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["envelope", b"envelope", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShownCheckpoint: _TypeAlias = ShownCheckpoint  # noqa: Y015

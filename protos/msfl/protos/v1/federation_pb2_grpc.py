@@ -564,6 +564,11 @@ class LinkStub:
                 request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthQuestion.SerializeToString,
                 response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthAnswer.FromString,
                 _registered_method=True)
+        self.Witness = channel.unary_unary(
+                '/msfl.protos.v1.Link/Witness',
+                request_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ShownCheckpoint.SerializeToString,
+                response_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ShownCheckpoint.FromString,
+                _registered_method=True)
 
 
 class LinkServicer:
@@ -612,6 +617,13 @@ class LinkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Witness(self, request, context):
+        """each side's audit log, as it stands
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -649,6 +661,11 @@ def add_LinkServicer_to_server(servicer, server):
                     servicer.Health,
                     request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthQuestion.FromString,
                     response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.HealthAnswer.SerializeToString,
+            ),
+            'Witness': grpc.unary_unary_rpc_method_handler(
+                    servicer.Witness,
+                    request_deserializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ShownCheckpoint.FromString,
+                    response_serializer=msfl_dot_protos_dot_v1_dot_federation__pb2.ShownCheckpoint.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -841,6 +858,33 @@ class Link:
             '/msfl.protos.v1.Link/Health',
             msfl_dot_protos_dot_v1_dot_federation__pb2.HealthQuestion.SerializeToString,
             msfl_dot_protos_dot_v1_dot_federation__pb2.HealthAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Witness(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/msfl.protos.v1.Link/Witness',
+            msfl_dot_protos_dot_v1_dot_federation__pb2.ShownCheckpoint.SerializeToString,
+            msfl_dot_protos_dot_v1_dot_federation__pb2.ShownCheckpoint.FromString,
             options,
             channel_credentials,
             insecure,

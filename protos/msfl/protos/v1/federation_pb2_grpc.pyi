@@ -173,6 +173,8 @@ class LinkStub:
     Report: _grpc.UnaryUnaryMultiCallable[_federation_pb2.TaskReport, _federation_pb2.Ack]
     Renew: _grpc.UnaryUnaryMultiCallable[_federation_pb2.Renewal, _federation_pb2.RenewedCertificate]
     Health: _grpc.UnaryUnaryMultiCallable[_federation_pb2.HealthQuestion, _federation_pb2.HealthAnswer]
+    Witness: _grpc.UnaryUnaryMultiCallable[_federation_pb2.ShownCheckpoint, _federation_pb2.ShownCheckpoint]
+    """each side's audit log, as it stands"""
 
 @_typing.type_check_only
 class LinkAsyncStub(LinkStub):
@@ -186,6 +188,8 @@ class LinkAsyncStub(LinkStub):
     Report: _aio.UnaryUnaryMultiCallable[_federation_pb2.TaskReport, _federation_pb2.Ack]  # type: ignore[assignment]
     Renew: _aio.UnaryUnaryMultiCallable[_federation_pb2.Renewal, _federation_pb2.RenewedCertificate]  # type: ignore[assignment]
     Health: _aio.UnaryUnaryMultiCallable[_federation_pb2.HealthQuestion, _federation_pb2.HealthAnswer]  # type: ignore[assignment]
+    Witness: _aio.UnaryUnaryMultiCallable[_federation_pb2.ShownCheckpoint, _federation_pb2.ShownCheckpoint]  # type: ignore[assignment]
+    """each side's audit log, as it stands"""
 
 class LinkServicer(metaclass=_abc_1.ABCMeta):
     """--------------------------------------------------------------------- Link"""
@@ -238,5 +242,13 @@ class LinkServicer(metaclass=_abc_1.ABCMeta):
         request: _federation_pb2.HealthQuestion,
         context: _ServicerContext,
     ) -> _typing.Union[_federation_pb2.HealthAnswer, _abc.Awaitable[_federation_pb2.HealthAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def Witness(
+        self,
+        request: _federation_pb2.ShownCheckpoint,
+        context: _ServicerContext,
+    ) -> _typing.Union[_federation_pb2.ShownCheckpoint, _abc.Awaitable[_federation_pb2.ShownCheckpoint]]:
+        """each side's audit log, as it stands"""
 
 def add_LinkServicer_to_server(servicer: LinkServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from msfl.gateway.audit_log import AuditBroken, AuditLog
 from msfl.policies.audit import verify
+from msfl.protos.audit_log import AuditBroken, AuditLog
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
 

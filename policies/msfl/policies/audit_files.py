@@ -1,0 +1,246 @@
+"""Exported audit logs, and what a reader can find out from such files alone.
+
+    export    a line that says whose log it is ▸ its entries, as they lie in the log ▸ the checkpoints its owner keeps:
+              its own, and those that others have shown to it
+    verify    each chain by itself; then each log against every checkpoint of it in any of the files; then checkpoints
+              of one log against each other
+
+What shows, and by what: an edited, deleted, moved entry by the chain; a cut end, or a whole chain made anew, by a
+checkpoint that another party keeps; two histories shown to two parties by their two checkpoints. What no other party
+has a checkpoint of, nobody but the owner vouches for: `Verdict.vouched` says up to where others do. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import Field
+
+from msfl.policies.audit import Chain
+from msfl.policies.checkpoints import NotKept, read_checkpoint
+from msfl.policies.documents import AuditCheckpoint, Count, Document, LogName, UtcTime, format_utc
+from msfl.policies.encoding import Malformed, Problem, encode, load_json
+
+
+class AuditExport(Document):
+    """The first line of an exported log. `known_keys`: the keys that other logs had when they were first seen here."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["AuditExport"] = "AuditExport"
+    log: LogName
+    public_key: str
+    known_keys: Mapping[LogName, str] = Field(default_factory=dict)
+    entries: Count
+    checkpoints: Count
+    at: UtcTime
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file as it was read: nothing of it is trusted yet."""
+
+    file: str
+    said: AuditExport
+    entries: tuple[bytes, ...]
+    checkpoints: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Tampering:
+    """`code`: file_damaged, chain_broken, end_missing, history_rewritten, two_histories, bad_checkpoint, other_key.
+
+    `entry` is the first that is concerned, counted from 0, where one is known.
+    """
+
+    code: str
+    log: str
+    message: str
+    entry: int | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`entries` by log; `vouched`: how many of its first entries the checkpoints of others confirm.
+
+    `outdated`: a log that was exported before a checkpoint which another file holds: its end has not been seen.
+    """
+
+    tampering: tuple[Tampering, ...]
+    outdated: tuple[str, ...] = ()
+    entries: Mapping[str, int] = field(default_factory=dict)
+    vouched: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A checkpoint that its log's key signed, and who keeps it."""
+
+    holder: str
+    said: AuditCheckpoint
+
+
+def export(
+    log: str,
+    public_key: str,
+    known_keys: Mapping[str, str],
+    entries: Iterable[bytes],
+    checkpoints: Iterable[bytes],
+    at: datetime,
+) -> bytes:
+    """The bytes of a file. `entries` are lines with their newline, `checkpoints` envelopes."""
+    lines, kept = list(entries), list(checkpoints)
+    head = AuditExport(
+        log=log, public_key=public_key, known_keys=known_keys, entries=len(lines), checkpoints=len(kept), at=at
+    )
+    return b"".join([encode(head) + b"\n", *lines, *(c + b"\n" for c in kept)])
+
+
+def read_export(data: bytes, file: str) -> Exported:
+    """Raises Malformed when the file does not begin as an exported log does; what follows is for `verify` to judge."""
+    head, *lines = data.splitlines(keepends=True) or [b""]
+    said = load_json(head, AuditExport, file)
+    if len(head) == len(data) and said.entries:
+        raise Malformed(file, (Problem(1, "entries", "nothing follows the first line", f"{said.entries} entries"),))
+    return Exported(file, said, tuple(lines[: said.entries]), tuple(c.rstrip(b"\n") for c in lines[said.entries :]))
+
+
+def verify_files(files: Iterable[Exported]) -> Verdict:
+    exports = list(files)
+    found: list[Tampering] = []
+    held: list[_Held] = []
+    for exported in exports:
+        found += _count(exported)
+        held += _checkpoints(exported, exports, found)
+    found += _two_histories(held)
+    entries: dict[str, int] = {}
+    vouched: dict[str, int] = {}
+    outdated: list[str] = []
+    for exported in exports:
+        log = exported.said.log
+        wanted = [h for h in held if h.said.log == log]
+        later = [h for h in wanted if h.said.at >= exported.said.at and h.said.size > len(exported.entries)]
+        if later and not any(e.said.log == log and len(e.entries) >= later[-1].said.size for e in exports):
+            outdated.append(_outdated(exported, later[-1]))
+        found += _against(exported, [h for h in wanted if h not in later])
+        entries[log] = max(entries.get(log, 0), len(exported.entries))
+        sizes = [h.said.size for h in wanted if h.holder != log]
+        vouched[log] = min(max(sizes, default=0), entries[log])
+    return Verdict(tuple(dict.fromkeys(found)), tuple(outdated), entries, vouched)
+
+
+def _count(exported: Exported) -> Iterable[Tampering]:
+    said = exported.said
+    if (len(exported.entries), len(exported.checkpoints)) != (said.entries, said.checkpoints):
+        what = (
+            f"{exported.file} announces {said.entries} entries and {said.checkpoints} checkpoints and holds "
+            f"{len(exported.entries)} and {len(exported.checkpoints)}: lines were removed or added"
+        )
+        yield Tampering("file_damaged", said.log, what)
+
+
+def _checkpoints(exported: Exported, exports: list[Exported], found: list[Tampering]) -> list[_Held]:
+    """Those of a file that are what they claim to be; why the others are not is added to `found`."""
+    holder = exported.said.log
+    own_keys = {e.said.log: e.said.public_key for e in exports}
+    for log, key in exported.said.known_keys.items():
+        if own_keys.get(log, key) != key:
+            what = f"the exported log of {log} has another key than {holder} knows of it: one of the two was made anew"
+            found.append(Tampering("other_key", log, what))
+    keys = {**exported.said.known_keys, holder: exported.said.public_key}
+    good = []
+    for number, envelope in enumerate(exported.checkpoints, start=1):
+        said = _signed_by_its_log(envelope, keys)
+        if isinstance(said, NotKept):
+            what = f"checkpoint {number} in {exported.file} counts for nothing: {said.why}"
+            found.append(Tampering("bad_checkpoint", holder, what))
+        else:
+            good.append(_Held(holder, said))
+    return good
+
+
+def _signed_by_its_log(envelope: bytes, keys: Mapping[str, str]) -> AuditCheckpoint | NotKept:
+    why = NotKept("other_key", "no key that is known here has signed it")
+    for log, key in keys.items():
+        said = read_checkpoint(envelope, key)
+        if isinstance(said, AuditCheckpoint) and said.log == log:
+            return said
+        if isinstance(said, NotKept) and said.code == "not_a_checkpoint":
+            why = said
+    return why
+
+
+def _two_histories(held: list[_Held]) -> Iterable[Tampering]:
+    first: dict[tuple[str, int], _Held] = {}
+    for one in held:
+        other = first.setdefault((one.said.log, one.said.size), one)
+        if (other.said.root, other.said.head) != (one.said.root, one.said.head):
+            what = (
+                f"{one.said.log} has two histories of {one.said.size} entries: {other.holder} was shown one "
+                f"({format_utc(other.said.at)}), {one.holder} another ({format_utc(one.said.at)})"
+            )
+            yield Tampering("two_histories", one.said.log, what)
+
+
+def _against(exported: Exported, held: list[_Held]) -> list[Tampering]:
+    """One log: its chain, and every checkpoint of it, whoever keeps it."""
+    log, found = exported.said.log, []
+    chain = Chain()
+    roots = {0: chain.root}
+    broken = None
+    wanted = {h.said.size for h in held}
+    for line in exported.entries:
+        if (broken := chain.take(line)) is not None:
+            what = f"{log}: entry {broken.seq}: {broken.why} ({exported.file})"
+            found.append(Tampering("chain_broken", log, what, broken.seq))
+            break
+        if chain.size in wanted:
+            roots[chain.size] = chain.root
+    fits, worst = 0, None
+    for one in sorted(held, key=lambda h: (h.said.size, h.holder)):
+        size = one.said.size
+        if size > chain.size:
+            if broken is None:
+                found.append(_cut(log, chain.size, one))
+                break
+        elif roots[size] == one.said.root:
+            fits = size
+        elif worst is None:
+            worst = one
+    if worst is not None:
+        what = (
+            f"{log}: entries {fits} to {worst.said.size - 1} are not those of {format_utc(worst.said.at)}: the "
+            f"checkpoint of {worst.said.size} entries that {worst.holder} keeps does not fit ({exported.file})"
+        )
+        found.append(Tampering("history_rewritten", log, what, fits))
+    return found
+
+
+def _cut(log: str, size: int, one: _Held) -> Tampering:
+    what = (
+        f"{log}: the log ends after {size} entries; {one.holder} keeps its checkpoint of {one.said.size} entries, "
+        f"made {format_utc(one.said.at)}: entries {size} to {one.said.size - 1} are missing"
+    )
+    return Tampering("end_missing", log, what, size)
+
+
+def _outdated(exported: Exported, one: _Held) -> str:
+    size = len(exported.entries)
+    return (
+        f"{exported.file} was exported {format_utc(exported.said.at)}; {one.holder} keeps a later checkpoint of "
+        f"{exported.said.log} ({format_utc(one.said.at)}, {one.said.size} entries): export it again, entries {size} to "
+        f"{one.said.size - 1} have not been seen"
+    )
+
+
+def to_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "tampering": [
+            {"code": t.code, "log": t.log, "entry": t.entry, "message": t.message} for t in verdict.tampering
+        ],
+        "outdated": list(verdict.outdated),
+        "entries": dict(verdict.entries),
+        "vouched": dict(verdict.vouched),
+    }
