@@ -96,7 +96,8 @@ class Client:
     def submit(self, spec: JobSpec, *, dry_run: bool = False) -> Run:
         """Sign a job and send it. Raises RefusedByGovernance, NotConnected."""
         data = encode(spec)
-        proof = sign_job(data, self._credentials.key_pair, dry_run=dry_run)
+        found = self._credentials
+        proof = sign_job(data, found.key_pair, dry_run=dry_run) if found.bound else ""
         job = wire.Job(protocol=PROTOCOL, spec=data, proof=proof, dry_run=dry_run)
         return Run(str(self._call("Submit", job).run_id), self)
 

@@ -86,6 +86,11 @@ class Credentials:
     def key_pair(self) -> KeyPair:
         return KeyPair.from_pem(self.key.encode())
 
+    @property
+    def bound(self) -> bool:
+        """Whether the token says that it is bound to the key; a bare bearer token is not, and has nothing signed."""
+        return oidc.said_in(self.token).get("jkt") == self.key_pair.thumbprint
+
     def with_tokens(self, tokens: Tokens) -> Credentials:
         assert self.login is not None
         login = replace(self.login, refresh_token=tokens.refresh_token, expires=tokens.expires)

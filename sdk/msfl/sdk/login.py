@@ -105,8 +105,15 @@ def _log_in(welcome: dict[str, object], key: KeyPair, *, browser: bool, machine:
         tokens = oidc.device_login(app, _show, time.sleep)
     way = "machine" if machine else "person"
     empty = Login(app.provider.issuer, client_id, app.scope, app.parameters, way)
-    pem, name = key.to_pem().decode(), oidc.name_in(tokens)
-    return Credentials(str(welcome["endpoint"]), str(welcome["ca"]), "", pem, name, empty).with_tokens(tokens)
+    said = oidc.said_in(tokens.token)
+    pem, name = key.to_pem().decode(), str(said.get("email") or said.get("sub") or "somebody")
+    made = Credentials(str(welcome["endpoint"]), str(welcome["ca"]), "", pem, name, empty).with_tokens(tokens)
+    if not made.bound:
+        console.print(
+            f"[yellow]{app.provider.issuer} did not bind the token to your key: sites whose policy requires a proof "
+            "will refuse your jobs. `msfl login --browser` binds it through the ID token.[/yellow]"
+        )
+    return made
 
 
 def _read_welcome(file: Path) -> dict[str, object]:

@@ -27,7 +27,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import jwt
 
-from msfl.policies.identity import nonce_for
+from msfl.policies.identity import NONCE_PREFIX, nonce_for
 from msfl.policies.jwk import base64url, to_base64url
 from msfl.policies.keys import KeyPair
 from msfl.policies.refusals import CannotProceed, JsonObject
@@ -169,17 +169,22 @@ class Application:
         return headers
 
 
-def name_in(tokens: Tokens) -> str:
-    """What the tokens call their holder, to be shown to the holder: nothing here is verified, or relied upon."""
+def said_in(token: str) -> JsonObject:
+    """What a token says of its holder, for the holder: nothing here is verified. `email` or `sub` name the user; `jkt`
+    is the thumbprint of the key it is bound to, and missing from a bare bearer token."""
     said: JsonObject = {}
-    for token in (tokens.access_token, tokens.id_token):
-        payload = base64url(token.split(".")[1]) if token.count(".") == 2 else None
+    for part in token.split("~"):
+        payload = base64url(part.split(".")[1]) if part.count(".") == 2 else None
         try:
             claims = json.loads(payload or b"{}")
         except ValueError:
             continue
         said |= claims if isinstance(claims, dict) else {}
-    return str(said.get("email") or said.get("sub") or "somebody")
+    nonce, bound = str(said.get("nonce", "")), said.get("cnf")
+    jkt = bound.get("jkt") if isinstance(bound, dict) else None
+    if jkt is None and nonce.startswith(NONCE_PREFIX):
+        jkt = nonce.removeprefix(NONCE_PREFIX).partition(".")[0]
+    return said if jkt is None else said | {"jkt": str(jkt)}
 
 
 def client_credentials(app: Application) -> Tokens:
