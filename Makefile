@@ -7,7 +7,7 @@ export GOMP_SPINCOUNT := 0
 export OMP_NUM_THREADS := 1
 export MPLBACKEND := agg
 
-.PHONY: demo venv test check lint types contracts unit slow system test-full protos protos-check benchmarks clean
+.PHONY: oidc demo venv test check lint types contracts unit slow system test-full protos protos-check benchmarks clean
 
 ## demo: install what it needs and run three hospitals on this machine (DATA=DIR: on your own data)
 demo: $(VENV)/.demo
@@ -48,6 +48,14 @@ unit: $(VENV)/.dev
 
 slow: $(VENV)/.dev
 	$(BIN)/pytest -q -n 2 -m "slow and not system and not full" --durations=10
+
+OIDC := tests/system/oidc
+## oidc: the OpenID provider that system tests log in at (npm); without npm those tests say that they skip
+oidc:
+	@if command -v npm >/dev/null; then \
+	  test $(OIDC)/node_modules/.package-lock.json -nt $(OIDC)/package-lock.json || \
+	  { npm ci --silent --prefix $(OIDC) && touch $(OIDC)/node_modules/.package-lock.json; }; \
+	  else echo "npm is not installed: tests of logins at an OpenID provider will skip"; fi
 
 ## system: real processes on loopback
 system: $(VENV)/.dev

@@ -27,7 +27,7 @@ from fakes.lines import Line
 from fakes.tiny_data import tiny_dataset
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
-from msfl.policies.documents import JobSpec
+from msfl.policies.documents import IssuerKeys, JobSpec
 from msfl.policies.envelope import ASSET_POLICY, sign
 from msfl.policies.keys import KeyPair
 from msfl.runtime.process import ProcessRuntime
@@ -67,14 +67,19 @@ class LiveFederation:
     @classmethod
     @contextmanager
     def up(
-        cls, folder: Path, release: str = "logistic", names: tuple[str, ...] = SITES, rounds_max: int = 20
+        cls,
+        folder: Path,
+        release: str = "logistic",
+        names: tuple[str, ...] = SITES,
+        rounds_max: int = 20,
+        issuers: tuple[IssuerKeys, ...] = (),
     ) -> Iterator[LiveFederation]:
         now = datetime.now(UTC).replace(microsecond=0)
         processes = Processes(folder / "logs")
         try:
             sites = tiny_sites(folder / "data", names)
             isolation = ProcessRuntime().protections().isolation
-            federation = Federation(folder, processes, sites, isolation, rounds_max)
+            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers)
             federation.publish_release(release, now)
             federation.start_centre(now)
             federation.check_data()

@@ -13,6 +13,7 @@ import pytest
 
 from fakes.governance import AUDIENCE, ISSUER, World, key
 from fakes.stores import MemoryArtifacts, MemoryRunStore
+from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.orchestrator.doors.link import Datasets
 from msfl.orchestrator.doors.people import PeopleDoor
 from msfl.orchestrator.driver import CentralProcess
@@ -24,6 +25,7 @@ from msfl.orchestrator.runs.machine import Phase, RunState
 from msfl.policies.encoding import encode
 from msfl.policies.identity import mint_token, sign_job, verify_job
 from msfl.protos.channel import SERVER_OPTIONS, server_credentials
+from msfl.protos.key_sets import KeySets
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import add_PeopleServicer_to_server
 from msfl.registry.oci_layout import LayoutRegistry
@@ -55,7 +57,9 @@ class Centre:
             LayoutRegistry.create(folder / "registry"), WORLD.federation_root, lambda: datetime.now(UTC)
         )
         self._server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
-        door = PeopleDoor(self.engine, WORLD.federation_root, Datasets(), releases)
+        door = PeopleDoor(
+            self.engine, WORLD.federation_root, Datasets(), releases, KeySets(folder / "issuers"), Callers.of(LOOPBACK)
+        )
         add_PeopleServicer_to_server(door, self._server)
         server_key, certificate = keyring.server_certificate(("127.0.0.1",), datetime.now(UTC))
         credentials = server_credentials(server_key, certificate)
@@ -145,5 +149,5 @@ def test_a_proof_for_another_job_resumes_nothing(centre: Centre) -> None:
     client.abort(RUN)
     forged = sign_job(b"another job", key("ada"))
     with pytest.raises(RefusedByGovernance):
-        client._call(client._people.Resume, wire.ResumeRun(run_id=RUN, proof=forged))
+        client._call("Resume", wire.ResumeRun(run_id=RUN, proof=forged))
     assert centre.state.phase is Phase.ABORTED

@@ -5,6 +5,7 @@
                                the other), ca.pem
     secrets/                   site.key (symmetric), centre.pub
     trust/                     site-root.dsse, federation-root.dsse, federation-root.sha256
+    trust/issuers/             the newest key set of each identity provider that has stewards
     policies/<id>.dsse         what custodians signed; <id>.yaml beside it is for reading only
     datasets/<id>.json         records of published datasets; <id>.path says where the data lie
     pending/, confirmed/       runs that wait for the custodian; their answers: <run>.dsse, signed, or <run>.json, a no
@@ -38,6 +39,7 @@ from msfl.policies.trust import (
     trust_site_root,
 )
 from msfl.protos.certificates import Identity
+from msfl.protos.key_sets import KeySets
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class Home:
         trust = self.root / "trust"
         pinned = (trust / "federation-root.sha256").read_text().strip()
         return trust_federation_root((trust / "federation-root.dsse").read_bytes(), pinned, now)
+
+    @property
+    def key_sets(self) -> KeySets:
+        return KeySets(self.root / "trust" / "issuers")
 
     def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
         """Every policy in the folder that its custodians signed, and why the others count for nothing."""

@@ -1,8 +1,9 @@
 """The orchestrator's folder.
 
-federation.json          federation id, host, ports, where the registry lies
+federation.json          federation id, host, ports, where the registry lies, from where people may call
 tls/                     server.pem (key and certificate), ca.pem
 trust/federation-root.dsse
+trust/issuers/           the newest key set of each identity provider that has stewards
 keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
 runs.sqlite              every run's events
 audit/                   the centre's audit log, its key, and checkpoints of the sites' logs (`msfl.protos.audit_log`)
@@ -17,16 +18,27 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.protos.certificates import Identity
+from msfl.protos.key_sets import KeySets
 
 
 @dataclass(frozen=True)
 class FederationSettings:
+    """`people_from`: address ranges from which people may call; `proxies`: whose forwarded headers count."""
+
     federation: str
     host: str
     port: int
     link_port: int
     registry: str
+    people_from: tuple[str, ...] = LOOPBACK
+    proxies: tuple[str, ...] = ()
+
+    @property
+    def callers(self) -> Callers:
+        """Raises ValueError: a range in federation.json is none."""
+        return Callers.of(self.people_from, self.proxies)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,10 @@ class CentreHome:
     @property
     def federation_root(self) -> Path:
         return self.root / "trust" / "federation-root.dsse"
+
+    @property
+    def key_sets(self) -> KeySets:
+        return KeySets(self.root / "trust" / "issuers")
 
     @property
     def keyring(self) -> Path:

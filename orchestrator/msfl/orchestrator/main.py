@@ -38,8 +38,15 @@ def init(
     port: Annotated[int, typer.Option(help="Port for people and enrolment.")] = 8443,
     link_port: Annotated[int, typer.Option(help="Port for gateways.")] = 8444,
     name: Annotated[list[str] | None, typer.Option(help="Names the server certificate is for.")] = None,
+    people_from: Annotated[
+        list[str] | None, typer.Option(help="Addresses people may call from (CIDR); this machine when not given.")
+    ] = None,
+    proxy: Annotated[
+        list[str] | None, typer.Option(help="Proxies whose x-forwarded-for counts (CIDR); none when not given.")
+    ] = None,
 ) -> None:
     """Make the keys of a new federation."""
+    from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
     from msfl.orchestrator.keyring.keyring import Keyring
     from msfl.protos.certificates import Identity
 
@@ -48,13 +55,19 @@ def init(
     trusted = trust_federation_root(envelope, sha256_of(envelope), now)
     if isinstance(trusted, Refusal):
         raise Refused(trusted)
+    allowed, proxies = tuple(people_from or LOOPBACK), tuple(proxy or ())
+    try:
+        Callers.of(allowed, proxies)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}: give a range like 10.20.0.0/16") from error
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     keyring = Keyring.create(centre.keyring, federation, now)
     key, certificate = keyring.server_certificate(tuple(name or ("localhost", "127.0.0.1")), now)
     centre.write_tls(Identity(key, certificate), keyring.ca_pem)
     centre.federation_root.parent.mkdir(exist_ok=True)
     centre.federation_root.write_bytes(envelope)
-    centre.write_settings(FederationSettings(federation, host, port, link_port, str(registry.resolve())))
+    settings = FederationSettings(federation, host, port, link_port, str(registry.resolve()), allowed, proxies)
+    centre.write_settings(settings)
     console.print(f"federation {federation} is ready in {home}; root {sha256_of(envelope)}")
 
 
@@ -72,6 +85,63 @@ def serve(home: HomeOption) -> None:
     from msfl.orchestrator.serve import serve_orchestrator
 
     serve_orchestrator(CentreHome(home))
+
+
+@app.command()
+def welcome(
+    home: HomeOption,
+    out: Annotated[Path, typer.Option(help="The file to hand to people.")],
+    endpoint: Annotated[str, typer.Option(help="host:port that people dial; the served one when not given.")] = "",
+    issuer: Annotated[str, typer.Option(help="The identity provider; needed when the root names several.")] = "",
+    client: Annotated[str, typer.Option(help="The application people log in with; else the root's first.")] = "",
+    scope: Annotated[str, typer.Option(help="What to ask the provider for.")] = "openid email offline_access",
+    parameter: Annotated[
+        list[str] | None, typer.Option(help="name=value sent to the provider; else resource=<audience>.")
+    ] = None,
+) -> None:
+    """Write what `msfl login` needs: where the federation is, its CA, its identity provider. There is no secret in it.
+
+    An embedded issuer has no login page and is for one machine only: a federation without another has no such file.
+    """
+    import json
+
+    centre, now = CentreHome(home), datetime.now(UTC)
+    settings, envelope = centre.settings(), centre.federation_root.read_bytes()
+    root = trust_federation_root(envelope, sha256_of(envelope), now)
+    if isinstance(root, Refusal):
+        raise Refused(root)
+    found = [i for i in root.document.issuers if i.clients and issuer in ("", i.issuer)]
+    if len(found) != 1:
+        named = ", ".join(i.issuer for i in root.document.issuers if i.clients) or "none"
+        raise typer.BadParameter(f"name one identity provider with --issuer; the federation root has: {named}")
+    (named_issuer,) = found
+    pairs = [text.partition("=") for text in parameter or [f"resource={named_issuer.audience}"]]
+    document = {
+        "endpoint": endpoint or f"{settings.host}:{settings.port}",
+        "ca": centre.ca_pem.decode(),
+        "issuer": named_issuer.issuer,
+        "client_id": client or named_issuer.clients[0],
+        "scope": scope,
+        "parameters": {name: value for name, _, value in pairs if name},
+    }
+    out.write_text(json.dumps(document, indent=1))
+    console.print(f"{out}: people log in with `msfl login {out}`")
+
+
+@app.command(name="issuer-keys")
+def issuer_keys(home: HomeOption, file: Annotated[Path, typer.Argument(exists=True)]) -> None:
+    """Take the keys of an identity provider, signed by its stewards; they go to every site with the next runs."""
+    centre, now = CentreHome(home), datetime.now(UTC)
+    envelope = centre.federation_root.read_bytes()
+    root = trust_federation_root(envelope, sha256_of(envelope), now)
+    if isinstance(root, Refusal):
+        raise Refused(root)
+    for refusal in centre.key_sets.take([file.read_bytes()], root):
+        raise Refused(refusal)
+    for keys in centre.key_sets.trusted(root):
+        now_in_force = keys.document
+        until = f"{now_in_force.expires:%Y-%m-%d}"
+        console.print(f"{now_in_force.issuer}: version {now_in_force.version}, good until {until}")
 
 
 @app.command()

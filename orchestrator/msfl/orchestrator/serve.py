@@ -83,11 +83,11 @@ def serve_orchestrator(home: CentreHome) -> None:
     key, certificate = server.key_pem, server.certificate_pem
     admission = Admission(asked_by_runs.standings)
     people = _server("people", PEOPLE_THREADS)
-    add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases), people)
+    add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers), people)
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)
-    door = LinkDoor(engine, datasets, keyring, notary)
+    door = LinkDoor(engine, datasets, keyring, notary, home.key_sets)
     add_LinkServicer_to_server(door, link)
     link.add_generic_rpc_handlers((streams_handler(door),))
     link.add_secure_port(

@@ -3,6 +3,7 @@
     made by            document            signed by                    says
     site staff         SiteRoot            its custodians               who may sign policies at this site
     operator           FederationRoot      its keepers                  who publishes, who reviews, who issues tokens
+    steward            IssuerKeySet        stewards of the issuer       an identity provider's keys, for some weeks
     ML engineer        ReleaseStatement    a publisher                  what an image is, does, accepts and sends
     reviewer           Review              the reviewer                 approve or reject of exactly one statement
     custodian          AssetPolicy         threshold of custodians      what may run on which data, for whom
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import total_ordering
 from typing import Annotated, Any, Literal, Self, TypeAlias
@@ -35,9 +36,11 @@ from pydantic import (
     model_validator,
 )
 
-from msfl.policies.keys import BadKey, decode_public, key_id
+from msfl.policies.jwk import public_key, thumbprint_of
+from msfl.policies.keys import BadKey, decode_public, key_id, thumbprint
 
 API_VERSION = "msfl/v1"
+KEY_SET_LIFE = timedelta(days=35)
 _UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 
 
@@ -152,21 +155,86 @@ class SiteRoot(Document):
         return self
 
 
+class Jwk(Document):
+    """A provider's public key, good for one algorithm only (`jwk`). `crv`, `x`, `y`, `n`, `e` as its kind has them."""
+
+    kty: Literal["OKP", "EC", "RSA"]
+    alg: Literal["EdDSA", "ES256", "RS256", "PS256"]
+    crv: str | None = None
+    x: str | None = None
+    y: str | None = None
+    n: Annotated[str, StringConstraints(max_length=1400)] | None = None
+    e: str | None = None
+
+    @model_validator(mode="after")
+    def _a_key(self) -> Self:
+        public_key(self.model_dump())
+        return self
+
+    @property
+    def thumbprint(self) -> str:
+        return thumbprint_of(self.model_dump())
+
+
 class IssuerKeys(Document):
-    """An identity provider: its `iss`, the `aud` meant for this federation, and its pinned Ed25519 keys."""
+    """An identity provider: its `iss`, the `aud` meant for this federation, and where its keys come from: one of
+
+        keys      Ed25519, base64: the embedded issuer, for one machine only
+        jwks      the provider's own, pinned here; they change with the next version of this root
+        stewards  people who sign the provider's keys as an IssuerKeySet each time it changes them, `steward_threshold`
+                  of them; for providers that change keys more often than a root is signed
+
+    `clients` are the applications (`client_id`, `azp`) whose tokens count. `organisation_claim` names the claim that
+    policies compare with `organisations`.
+    """
 
     issuer: Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=512)]
     audience: Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=512)]
-    keys: tuple[str, ...] = Field(min_length=1)
-    organisation_claim: ConfigKey = "organisation"
+    keys: tuple[str, ...] = ()
+    jwks: tuple[Jwk, ...] = ()
+    stewards: tuple[Member, ...] = ()
+    steward_threshold: Positive = 1
+    clients: tuple[Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=256)], ...] = ()
+    organisation_claim: Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=256)] = "organisation"
 
     @model_validator(mode="after")
     def _keys_are_keys(self) -> Self:
+        if sum(bool(source) for source in (self.keys, self.jwks, self.stewards)) != 1:
+            raise ValueError(f"issuer {self.issuer}: give exactly one of keys, jwks and stewards")
+        if not self.keys and not self.clients:
+            raise ValueError(f"issuer {self.issuer}: name the clients whose tokens count")
+        if self.stewards:
+            _refuse_shared_keys(self.stewards)
+            _refuse_unreachable(self.steward_threshold, self.stewards)
         for key in self.keys:
             try:
                 key_id(decode_public(key))
             except BadKey as error:
                 raise ValueError(f"issuer {self.issuer}: {error}") from error
+        return self
+
+    @property
+    def thumbprints(self) -> tuple[str, ...]:
+        """Of every key pinned here."""
+        return (*(thumbprint(decode_public(key)) for key in self.keys), *(jwk.thumbprint for jwk in self.jwks))
+
+
+class IssuerKeySet(Document):
+    """The keys with which one identity provider signs now, as its stewards have read them at the provider itself."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["IssuerKeySet"] = "IssuerKeySet"
+    federation: Slug
+    issuer: Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=512)]
+    version: Positive
+    jwks: tuple[Jwk, ...] = Field(min_length=1, max_length=16)
+    issued: UtcTime
+    expires: UtcTime
+
+    @model_validator(mode="after")
+    def _short_lived(self) -> Self:
+        if not self.issued < self.expires <= self.issued + KEY_SET_LIFE:
+            raise ValueError(f"expires is not within {KEY_SET_LIFE.days} days after issued")
         return self
 
 
@@ -187,12 +255,12 @@ class FederationRoot(Document):
 
     @model_validator(mode="after")
     def _keys_and_thresholds(self) -> Self:
-        _refuse_shared_keys(self.keepers, self.publishers, self.reviewers)
+        _refuse_shared_keys(self.keepers, self.publishers, self.reviewers, *(i.stewards for i in self.issuers))
         _refuse_unreachable(self.threshold, self.keepers)
         _refuse_unreachable(self.reviews_needed, self.reviewers)
         if len({issuer.issuer for issuer in self.issuers}) != len(self.issuers):
             raise ValueError("an issuer is listed twice")
-        keys = [key for issuer in self.issuers for key in issuer.keys]
+        keys = [key for issuer in self.issuers for key in issuer.thumbprints]
         if len(set(keys)) != len(keys):
             raise ValueError("an issuer's key is listed twice")
         return self

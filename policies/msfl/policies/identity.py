@@ -1,23 +1,30 @@
-"""Who asks: a user's token, and the proof that the holder of the token made this very job.
+"""Who asks: a user's token, and the proof that the holder of the token made this very job and this very call.
 
-    token   JWT, typ at+jwt, EdDSA only: iss, aud, sub, iat, exp required; cnf.jkt names the user's own key
-    proof   compact JWS, typ msfl-job+jws, EdDSA only: payload = "sha256:<hex>" of the JobSpec's exact bytes,
-            header jwk = the public key whose RFC 7638 thumbprint must equal cnf.jkt
+    token   ACCESS or ACCESS~ID, each a JWT; iss, aud, sub, iat, exp required
+              access   typ at+jwt (RFC 9068); aud is this federation alone; azp and client_id are clients of the root
+              ID       typ JWT or none; same iss, sub and client; at_hash, when there, is the access token's.
+                       It brings the e-mail address and organisation that the access token does not have
+            the user's own key: cnf.jkt of the access token (DPoP), or else the ID token's nonce `msfl.<jkt>.<random>`
+    proof   compact JWS, typ msfl-job+jws, EdDSA only: payload = "sha256:<hex>" of the JobSpec's exact bytes, with
+            "explain " before it when sites are only asked; header jwk = the public key whose RFC 7638 thumbprint the
+            token is bound to
+    call    compact JWS, typ msfl-call+jws, as a proof: payload = method, hash of the token, time and a random name, so
+            that a token that was read on its way, or in the centre's store, asks for nothing
 
-Each gateway verifies both by itself, against issuer keys pinned in the federation root, so neither the centre nor
-another gateway can invent a user, change a job, or use the token for a job of its own. The header never chooses the
-algorithm or the key: the algorithm list is fixed, `jwk`, `jku`, `x5u` and `crit` in a token are refused, and the key in
-a proof counts only for its thumbprint. PyJWT checks signatures; times are checked here, against the caller's `now`.
+Each gateway verifies token and proof by itself, against keys that the federation root names (pinned, or signed by the
+stewards it names: `issuers`), so neither the centre nor another gateway can invent a user, change a job, or use the
+token for a job of its own. A header never chooses the algorithm or the key: each key has its one algorithm, `jwk`,
+`jku`, `x5u` and `crit` in a token are refused, `kid` selects nothing, and the key in a proof counts only for its
+thumbprint. PyJWT checks signatures; times are checked here, against the caller's `now`.
 
 `mint_token` is the embedded issuer: for one machine only. A federation of several machines uses an OIDC provider.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -28,17 +35,25 @@ from jwt.api_jws import PyJWS
 
 from msfl.policies.documents import IssuerKeys
 from msfl.policies.encoding import Malformed, read_json, sha256_of
+from msfl.policies.issuers import TrustedKeySet, key_set_of
+from msfl.policies.jwk import ALGORITHMS, PublicKey, base64url, public_key, to_base64url
 from msfl.policies.keys import KeyPair, decode_public, thumbprint
 from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 
 EMBEDDED_ISSUER = "https://msfl.invalid/for-one-machine-only"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - a media type
+TOKEN_TYPES = (TOKEN_TYPE, "application/at+jwt")
+ID_TOKEN_TYPES = (None, "JWT")
 PROOF_TYPE = "msfl-job+jws"
+CALL_TYPE = "msfl-call+jws"
+NONCE_PREFIX = "msfl."
 MAX_TOKEN_BYTES = 16 * 1024
 MAX_LIFETIME = timedelta(hours=24)
 LEEWAY = timedelta(seconds=60)
-_ALGORITHMS = ("EdDSA",)
-_JWS = PyJWS(algorithms=_ALGORITHMS)
+CALL_LIFE = timedelta(seconds=60)
+_ISSUER_ALGORITHMS = tuple(algorithm for kind in ALGORITHMS.values() for algorithm in kind)
+_USER_ALGORITHM = "EdDSA"
+_JWS = PyJWS(algorithms=_ISSUER_ALGORITHMS)
 
 
 @dataclass(frozen=True)
@@ -81,87 +96,200 @@ def mint_token(
     }
     if jkt is not None:
         claims["cnf"] = {"jkt": jkt}
-    return _JWS.encode(json.dumps(claims).encode(), key.private, "EdDSA", {"typ": TOKEN_TYPE})
+    return _JWS.encode(json.dumps(claims).encode(), key.private, _USER_ALGORITHM, {"typ": TOKEN_TYPE})
 
 
-def verify_token(token: str, issuers: tuple[IssuerKeys, ...], now: datetime) -> User | Refusal:
-    """The signature is verified first, under every pinned key; nothing in the token selects one."""
-    header = _header(token)
-    if header is None or set(header) - {"alg", "typ", "kid"}:
-        return _invalid("it is not a compact JWS with the header fields alg, typ and kid")
-    if header.get("alg") not in _ALGORITHMS:
-        return _invalid(f"its algorithm is {header.get('alg')!r}, not EdDSA")
-    if header.get("typ") != TOKEN_TYPE:
-        return _invalid(f"its type is {header.get('typ')!r}, not {TOKEN_TYPE!r}")
-    for issuer in issuers:
-        for key in issuer.keys:
-            payload = _verified(token, decode_public(key))
-            if payload is not None:
-                return _user(payload, issuer, now)
-    what = "No identity provider of the federation root signed the user's token."
-    return refuse(Code.TOKEN_UNKNOWN_ISSUER, what)
+def verify_token(
+    token: str, issuers: tuple[IssuerKeys, ...], now: datetime, key_sets: Iterable[TrustedKeySet] = ()
+) -> User | Refusal:
+    """The signature is verified first, under every key that counts now; nothing in the token selects one."""
+    access, tilde, identity = token.partition("~")
+    issued = _issued(access, TOKEN_TYPES, "access token", issuers, now, tuple(key_sets))
+    if isinstance(issued, Refusal):
+        return issued
+    claims, issuer, _ = issued
+    if refusal := _for_us(claims, issuer):
+        return refusal
+    if not tilde:
+        return _user(claims, issuer)
+    facts = _with_id_token(access, claims, identity, issuer, now, tuple(key_sets))
+    return facts if isinstance(facts, Refusal) else _user(facts, issuer)
 
 
-def sign_job(spec: bytes, key: KeyPair) -> str:
-    """The proof for `spec`, made with the key that the user's token is bound to."""
-    x = base64.urlsafe_b64encode(key.public).rstrip(b"=").decode()
-    headers = {"typ": PROOF_TYPE, "jwk": {"kty": "OKP", "crv": "Ed25519", "x": x}}
-    return _JWS.encode(sha256_of(spec).encode(), key.private, "EdDSA", headers)
+def nonce_for(jkt: str, random: str) -> str:
+    """What a login asks the provider to put into the ID token, so that it is bound to the user's key."""
+    return f"{NONCE_PREFIX}{jkt}.{random}"
 
 
-def verify_job(spec: bytes, proof: str, user: User, proof_required: bool) -> Refusal | None:
+def sign_job(spec: bytes, key: KeyPair, *, dry_run: bool = False) -> str:
+    """The proof for `spec`, made with the key that the user's token is bound to. `dry_run`: good for asking only."""
+    return _signed_by_user(_job_payload(spec, dry_run), PROOF_TYPE, key)
+
+
+def verify_job(spec: bytes, proof: str, user: User, proof_required: bool, *, dry_run: bool = False) -> Refusal | None:
     """None: the job is the user's own. An empty proof passes only where none is required; a wrong one never."""
     if not proof:
         if not proof_required:
             return None
         return refuse(Code.PROOF_REQUIRED, f"The job of {user.name} is not signed by a key bound to the token.")
-    header = _header(proof)
-    if header is None or set(header) != {"alg", "typ", "jwk"} or header["typ"] != PROOF_TYPE:
-        return _proof_invalid(user, "it is not a compact JWS of type msfl-job+jws")
-    public = _jwk_public(header["jwk"])
-    if header["alg"] not in _ALGORITHMS or public is None:
-        return _proof_invalid(user, "its algorithm is not EdDSA over an Ed25519 key")
-    if user.key_thumbprint is None or thumbprint(public) != user.key_thumbprint:
-        what = f"The job was signed with the key {thumbprint(public)}, which the token of {user.name} is not bound to."
-        return refuse(Code.PROOF_OTHER_KEY, what, user=user.name)
-    payload = _verified(proof, public)
-    if payload is None:
-        return _proof_invalid(user, "its signature is wrong")
-    if payload != sha256_of(spec).encode():
-        return _proof_invalid(user, "it was made for another job")
+    payload = _users_payload(proof, PROOF_TYPE, user, "job")
+    if isinstance(payload, Refusal):
+        return payload
+    if payload != _job_payload(spec, dry_run):
+        return _proof_invalid(user, "job", "it was made for another job, or to ask instead of to run, or the reverse")
     return None
 
 
-def _user(payload: bytes, issuer: IssuerKeys, now: datetime) -> User | Refusal:
-    try:
-        claims = read_json(payload, "token", max_bytes=MAX_TOKEN_BYTES)
-    except Malformed as error:
-        return _invalid(str(error))
-    if not isinstance(claims, dict):
-        return _invalid("its payload is not a JSON object")
+def sign_call(method: str, token: str, key: KeyPair, now: datetime, name: str) -> str:
+    """The proof for one call of `method` with `token`; `name` is random and never used again."""
+    payload = {"method": method, "ath": _hash_of(token), "iat": int(now.timestamp()), "jti": name}
+    return _signed_by_user(json.dumps(payload).encode(), CALL_TYPE, key)
+
+
+def verify_call(proof: str, method: str, token: str, user: User, now: datetime) -> str | Refusal:
+    """The call's name, which the caller lets pass only once within `CALL_LIFE`. A token bound to no key needs none."""
+    if user.key_thumbprint is None:
+        return ""
+    if not proof:
+        what = f"The call comes without a signature by the key that the token of {user.name} is bound to."
+        return refuse(Code.PROOF_REQUIRED, what)
+    payload = _users_payload(proof, CALL_TYPE, user, "call")
+    if isinstance(payload, Refusal):
+        return payload
+    said = _object(payload)
+    if said is None or set(said) != {"method", "ath", "iat", "jti"} or not isinstance(said["jti"], str):
+        return _proof_invalid(user, "call", "it does not say which call it is for")
+    if said["method"] != method or said["ath"] != _hash_of(token):
+        return _proof_invalid(user, "call", "it was made for another call or with another token")
+    iat = said["iat"]
+    if not isinstance(iat, int) or abs(now.timestamp() - iat) > CALL_LIFE.total_seconds():
+        return _proof_invalid(user, "call", "it was made at another time; check the clocks")
+    return str(said["jti"])
+
+
+def _issued(
+    token: str,
+    types: tuple[str | None, ...],
+    what: str,
+    issuers: tuple[IssuerKeys, ...],
+    now: datetime,
+    key_sets: tuple[TrustedKeySet, ...],
+) -> tuple[JsonObject, IssuerKeys, str] | Refusal:
+    """Claims that an issuer signed and that are in time, and the algorithm. For whom they are is not yet looked at."""
+    header = _header(token)
+    if header is None or set(header) - {"alg", "typ", "kid"}:
+        return _invalid(f"the {what} is not a compact JWS with the header fields alg, typ and kid")
+    algorithm = header.get("alg")
+    if algorithm not in _ISSUER_ALGORITHMS:
+        return _invalid(f"the {what}'s algorithm is {algorithm!r}, not one of {', '.join(_ISSUER_ALGORITHMS)}")
+    if header.get("typ") not in types:
+        return _invalid(f"the {what}'s type is {header.get('typ')!r}, not {types[0] or types[1]!r}")
+    stale = ""
+    for issuer in issuers:
+        keys = _keys(issuer, now, key_sets)
+        stale = issuer.issuer if keys is None else stale
+        for key in (key for alg, key in keys or () if alg == algorithm):
+            payload = _verified(token, key, algorithm)
+            if payload is not None:
+                claims = _claims(payload, issuer, what, now)
+                return claims if isinstance(claims, Refusal) else (claims, issuer, algorithm)
+    if stale:
+        return refuse(Code.ISSUER_KEYS_STALE, f"There is no key set in force for {stale}.", issuer=stale)
+    return refuse(Code.TOKEN_UNKNOWN_ISSUER, f"No identity provider of the federation root signed the {what}.")
+
+
+def _keys(
+    issuer: IssuerKeys, now: datetime, key_sets: tuple[TrustedKeySet, ...]
+) -> tuple[tuple[str, PublicKey], ...] | None:
+    """Each key that counts now, with its algorithm. None: those that counted have expired, or none ever came."""
+    jwks = issuer.jwks
+    if issuer.stewards:
+        signed = key_set_of(issuer.issuer, key_sets)
+        if signed is None or not signed.issued - LEEWAY <= now < signed.expires:
+            return None
+        jwks = signed.jwks
+    embedded = tuple((_USER_ALGORITHM, Ed25519PublicKey.from_public_bytes(decode_public(k))) for k in issuer.keys)
+    return embedded + tuple((jwk.alg, public_key(jwk.model_dump())) for jwk in jwks)
+
+
+def _claims(payload: bytes, issuer: IssuerKeys, what: str, now: datetime) -> JsonObject | Refusal:
+    claims = _object(payload)
+    if claims is None:
+        return _invalid(f"the {what}'s payload is not a strict JSON object")
     if claims.get("iss") != issuer.issuer:
-        what = f"The token says it is from {claims.get('iss')!r}, but {issuer.issuer} signed it."
-        return refuse(Code.TOKEN_UNKNOWN_ISSUER, what)
+        said = f"The {what} says it is from {claims.get('iss')!r}, but {issuer.issuer} signed it."
+        return refuse(Code.TOKEN_UNKNOWN_ISSUER, said)
+    return _times(claims, what, now) or claims
+
+
+def _for_us(claims: Mapping[str, Any], issuer: IssuerKeys) -> Refusal | None:
     # A list with further audiences would let one of those services pass the token on as its own.
     if claims.get("aud") not in (issuer.audience, (issuer.audience,)):
         what = f"The user's token is meant for {claims.get('aud')!r}, not for {issuer.audience!r}."
         return refuse(Code.TOKEN_WRONG_AUDIENCE, what)
-    if refusal := _times(claims, now):
-        return refusal
+    if issuer.clients and (_client(claims) not in issuer.clients):
+        what = f"The user's token was given to the application {_client(claims)!r}, which the root does not name."
+        return refuse(Code.TOKEN_WRONG_CLIENT, what)
+    return None
+
+
+def _client(claims: Mapping[str, Any]) -> str | None:
+    """The application that a token was given to; None when it says none, or two."""
+    said = {repr(claims[c]): claims[c] for c in ("azp", "client_id") if c in claims}
+    (client,) = said.values() if len(said) == 1 else (None,)
+    return client if isinstance(client, str) else None
+
+
+def _with_id_token(
+    access: str,
+    claims: JsonObject,
+    identity: str,
+    issuer: IssuerKeys,
+    now: datetime,
+    key_sets: tuple[TrustedKeySet, ...],
+) -> JsonObject | Refusal:
+    """The access token's claims, and those of the ID token of the same login that it lacks."""
+    issued = _issued(identity, ID_TOKEN_TYPES, "ID token", (issuer,), now, key_sets)
+    if isinstance(issued, Refusal):
+        return issued
+    extra, _, algorithm = issued
+    client = _client(claims)
+    if client is None or extra.get("aud") not in (client, (client,)) or extra.get("azp", client) != client:
+        what = (
+            f"The ID token is meant for {extra.get('aud')!r}, not for the application {client!r} of the access token."
+        )
+        return refuse(Code.TOKEN_WRONG_AUDIENCE, what)
+    if extra.get("sub") != claims.get("sub"):
+        return _invalid("the ID token is of another user than the access token")
+    if extra.get("at_hash", half := _at_hash(access, algorithm)) != half:
+        return _invalid("the ID token was given with another access token")
+    facts = dict(claims)
+    if "email" not in claims:  # the address and the word on it come from one token
+        facts |= {"email_verified": True} | {c: extra[c] for c in ("email", "email_verified") if c in extra}
+    facts.setdefault(issuer.organisation_claim, extra.get(issuer.organisation_claim, ""))
+    prefix, _, bound = str(extra.get("nonce", "")).partition(NONCE_PREFIX)
+    if "cnf" not in claims and not prefix and bound:
+        facts["cnf"] = {"jkt": bound.partition(".")[0]}
+    return facts
+
+
+def _user(claims: Mapping[str, Any], issuer: IssuerKeys) -> User | Refusal:
     subject, email = claims.get("sub"), claims.get("email", "")
     organisation = claims.get(issuer.organisation_claim, "")
+    if isinstance(organisation, tuple) and len(organisation) == 1:
+        (organisation,) = organisation
     if not isinstance(subject, str) or not subject or not isinstance(email, str) or not isinstance(organisation, str):
         return _invalid("sub is missing, or sub, e-mail or organisation is not text")
     if claims.get("email_verified", True) is not True:
         email = ""
     cnf = claims.get("cnf", {})
-    jkt = cnf.get("jkt") if isinstance(cnf, dict) else ""
-    if not isinstance(cnf, dict) or not (jkt is None or isinstance(jkt, str)):
-        return _invalid("cnf.jkt is not text")
+    # Bound to something that nobody here looks at (a certificate, say) is not a bearer token.
+    if not isinstance(cnf, dict) or set(cnf) - {"jkt"} or not isinstance(jkt := cnf.get("jkt"), str | None):
+        return _invalid("cnf is something else than a jkt that is text")
     return User(subject, email, organisation, issuer.issuer, jkt, datetime.fromtimestamp(claims["exp"], UTC))
 
 
-def _times(claims: Mapping[str, Any], now: datetime) -> Refusal | None:
+def _times(claims: Mapping[str, Any], what: str, now: datetime) -> Refusal | None:
     iat, exp, nbf = claims.get("iat"), claims.get("exp"), claims.get("nbf", 0)
     for value in (iat, exp, nbf):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**33:
@@ -171,7 +299,7 @@ def _times(claims: Mapping[str, Any], now: datetime) -> Refusal | None:
     moment, leeway = now.timestamp(), LEEWAY.total_seconds()
     if exp <= moment:
         when = datetime.fromtimestamp(exp, UTC).isoformat()
-        return refuse(Code.TOKEN_EXPIRED, f"The user's token expired at {when}.", expired=when)
+        return refuse(Code.TOKEN_EXPIRED, f"The user's {what} expired at {when}.", expired=when)
     if iat > moment + leeway or nbf > moment + leeway:
         return _invalid("it is from the future")
     if exp - iat > MAX_LIFETIME.total_seconds():
@@ -184,7 +312,7 @@ def _header(token: str) -> JsonObject | None:
     parts = token.split(".")
     if len(token) > MAX_TOKEN_BYTES or len(parts) != 3:
         return None
-    decoded = [_base64url(part) for part in parts]
+    decoded = [base64url(part) for part in parts]
     if decoded[0] is None or decoded[1] is None or decoded[2] is None:
         return None
     try:
@@ -194,14 +322,58 @@ def _header(token: str) -> JsonObject | None:
     return header if isinstance(header, dict) else None
 
 
-def _verified(token: str, public: bytes) -> bytes | None:
+def _object(payload: bytes) -> JsonObject | None:
+    try:
+        value = read_json(payload, "payload", max_bytes=MAX_TOKEN_BYTES)
+    except Malformed:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _verified(token: str, public: PublicKey, algorithm: str) -> bytes | None:
     """The payload, if `public` signed it."""
     try:
-        payload = _JWS.decode(token, Ed25519PublicKey.from_public_bytes(public), list(_ALGORITHMS))
+        payload = _JWS.decode(token, public, [algorithm])
     except jwt.InvalidTokenError:
         return None
     assert isinstance(payload, bytes)
     return payload
+
+
+def _signed_by_user(payload: bytes, kind: str, key: KeyPair) -> str:
+    jwk = {"kty": "OKP", "crv": "Ed25519", "x": to_base64url(key.public)}
+    return _JWS.encode(payload, key.private, _USER_ALGORITHM, {"typ": kind, "jwk": jwk})
+
+
+def _users_payload(proof: str, kind: str, user: User, what: str) -> bytes | Refusal:
+    """What the user's own key signed as `kind`."""
+    header = _header(proof)
+    if header is None or set(header) != {"alg", "typ", "jwk"} or header["typ"] != kind:
+        return _proof_invalid(user, what, f"it is not a compact JWS of type {kind}")
+    public = _jwk_public(header["jwk"])
+    if header["alg"] != _USER_ALGORITHM or public is None:
+        return _proof_invalid(user, what, "its algorithm is not EdDSA over an Ed25519 key")
+    if user.key_thumbprint is None or thumbprint(public) != user.key_thumbprint:
+        said = (
+            f"The {what} was signed with the key {thumbprint(public)}, which the token of {user.name} is not bound to."
+        )
+        return refuse(Code.PROOF_OTHER_KEY, said, user=user.name)
+    payload = _verified(proof, Ed25519PublicKey.from_public_bytes(public), _USER_ALGORITHM)
+    return payload if payload is not None else _proof_invalid(user, what, "its signature is wrong")
+
+
+def _job_payload(spec: bytes, dry_run: bool) -> bytes:
+    return (("explain " if dry_run else "") + sha256_of(spec)).encode()
+
+
+def _hash_of(token: str) -> str:
+    return to_base64url(hashlib.sha256(token.encode()).digest())
+
+
+def _at_hash(access: str, algorithm: str) -> str:
+    """OpenID Connect Core 3.1.3.6: the left half of the hash of the algorithm; Ed25519 has SHA-512."""
+    digest = (hashlib.sha512 if algorithm == "EdDSA" else hashlib.sha256)(access.encode()).digest()
+    return to_base64url(digest[: len(digest) // 2])
 
 
 def _jwk_public(jwk: object) -> bytes | None:
@@ -209,22 +381,13 @@ def _jwk_public(jwk: object) -> bytes | None:
         return None
     if jwk["kty"] != "OKP" or jwk["crv"] != "Ed25519" or not isinstance(jwk["x"], str):
         return None
-    public = _base64url(jwk["x"])
+    public = base64url(jwk["x"])
     return public if public is not None and len(public) == 32 else None
-
-
-def _base64url(text: str) -> bytes | None:
-    """Only the canonical unpadded form, so that a token has one spelling."""
-    try:
-        raw = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        return None
-    return raw if base64.urlsafe_b64encode(raw).rstrip(b"=").decode() == text else None
 
 
 def _invalid(why: str) -> Refusal:
     return refuse(Code.TOKEN_INVALID, f"The user's token is refused: {why}.")
 
 
-def _proof_invalid(user: User, why: str) -> Refusal:
-    return refuse(Code.PROOF_INVALID, f"The signature of the job of {user.name} is refused: {why}.", user=user.name)
+def _proof_invalid(user: User, what: str, why: str) -> Refusal:
+    return refuse(Code.PROOF_INVALID, f"The signature of the {what} of {user.name} is refused: {why}.", user=user.name)

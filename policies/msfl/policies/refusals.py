@@ -39,6 +39,9 @@ class Code(StrEnum):
     TOKEN_EXPIRED = "token_expired"  # noqa: S105
     TOKEN_WRONG_AUDIENCE = "token_wrong_audience"  # noqa: S105
     TOKEN_UNKNOWN_ISSUER = "token_unknown_issuer"  # noqa: S105
+    TOKEN_WRONG_CLIENT = "token_wrong_client"  # noqa: S105
+    ISSUER_KEYS_STALE = "issuer_keys_stale"
+    ADDRESS_NOT_ALLOWED = "address_not_allowed"
     PROOF_REQUIRED = "proof_required"
     PROOF_INVALID = "proof_invalid"
     PROOF_OTHER_KEY = "proof_other_key"
@@ -104,6 +107,9 @@ ADVICE: Mapping[Code, str] = {
     Code.TOKEN_EXPIRED: "Log in again: msfl login.",
     Code.TOKEN_WRONG_AUDIENCE: "Ask the identity provider for a token made for this federation.",
     Code.TOKEN_UNKNOWN_ISSUER: "Log in with an identity provider that the federation root names.",
+    Code.TOKEN_WRONG_CLIENT: "Log in with an application that the federation root names: msfl login.",
+    Code.ISSUER_KEYS_STALE: "Have the issuer's stewards sign its present keys: msfl issuer sign.",
+    Code.ADDRESS_NOT_ALLOWED: "Call from an allowed address, or have the operator add yours: people_from.",
     Code.PROOF_REQUIRED: "Log in with a token bound to a key, so that the SDK can sign the job.",
     Code.PROOF_INVALID: "Submit the job again with the SDK; its signature does not fit its bytes.",
     Code.PROOF_OTHER_KEY: "Log in again: the job was signed with a key that the token is not bound to.",

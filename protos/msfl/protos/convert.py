@@ -53,6 +53,7 @@ def order_to_wire(order: Order) -> wire.Order:
                     token=order.token,
                     dry_run=order.dry_run,
                     generation=order.generation,
+                    issuer_keys=order.issuer_keys,
                 )
             )
         case TaskOrder():
@@ -88,6 +89,7 @@ def order_from_wire(message: wire.Order) -> Order:
                 token=o.token,
                 dry_run=o.dry_run,
                 generation=o.generation,
+                issuer_keys=tuple(o.issuer_keys),
             )
         case "task":
             t = message.task

@@ -14,6 +14,9 @@ from importlib.metadata import version
 from typing import Any, TypeAlias
 
 PROTOCOL = 2
+# A user's call carries, beside its token, a signature over its method: `identity.sign_call`.
+CALL_PROOF = "msfl-proof"
+PEOPLE_METHOD = "/msfl.protos.v1.People/"
 SOFTWARE = f"msfl {version('msfl')}"
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -22,7 +25,8 @@ JsonObject: TypeAlias = dict[str, Any]
 class Offer:
     """A run this site is asked to take part in. `spec` are the exact bytes the user signed.
 
-    `generation` counts from 1: a run that had ended and is resumed is offered, and decided on, again.
+    `generation` counts from 1: a run that had ended and is resumed is offered, and decided on, again. `issuer_keys` are
+    envelopes of key sets, which the centre only carries (`key_sets`).
     """
 
     run_id: str
@@ -31,6 +35,7 @@ class Offer:
     token: str
     dry_run: bool
     generation: int = 1
+    issuer_keys: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`connect`, `Client`, `run_federated` and `attach`: from a few plain arguments to a signed job and a `Run`.
 
 arguments ─▶ JobSpec (strict) ─▶ canonical bytes ─▶ signed with the user's key ─▶ Submit ─▶ Run
+every call: a token, renewed a minute before it expires, and the signature of the user's key over the call
 explain: the same, but every site only answers: allow, refuse or needs confirmation, and by which rule
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -18,13 +21,13 @@ from pydantic import BaseModel, ValidationError
 
 from msfl.policies.documents import EarlyStopping, JobSpec, OnDivergence, Retention, StartFrom, seconds
 from msfl.policies.encoding import encode
-from msfl.policies.identity import User, sign_job, verify_job
+from msfl.policies.identity import User, sign_call, sign_job, verify_job
 from msfl.policies.refusals import CannotProceed
 from msfl.protos.channel import dial
-from msfl.protos.messages import PROTOCOL
+from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import PeopleStub
-from msfl.sdk.credentials import Credentials, NotConnected
+from msfl.sdk.credentials import Credentials, NotConnected, Renew, fresh
 from msfl.sdk.run import Run
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -57,11 +60,14 @@ class NotNow(CannotProceed):
 class Client:
     """One user at one federation."""
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, file: Path | None = None, renew: Renew = fresh) -> None:
+        """`file`: where a renewed token is kept; nowhere when not given."""
         self._credentials = credentials
+        self._file = file
+        self._renew = renew
+        self._lock = threading.Lock()
         self._channel = dial(credentials.endpoint, credentials.ca.encode())
         self._people = PeopleStub(self._channel)
-        self._metadata = (("authorization", f"Bearer {credentials.token}"),)
 
     @property
     def user(self) -> str:
@@ -90,8 +96,10 @@ class Client:
     def submit(self, spec: JobSpec, *, dry_run: bool = False) -> Run:
         """Sign a job and send it. Raises RefusedByGovernance, NotConnected."""
         data = encode(spec)
-        job = wire.Job(protocol=PROTOCOL, spec=data, proof=sign_job(data, self._credentials.key_pair), dry_run=dry_run)
-        return Run(str(self._call(self._people.Submit, job).run_id), self)
+        found = self._credentials
+        proof = sign_job(data, found.key_pair, dry_run=dry_run) if found.bound else ""
+        job = wire.Job(protocol=PROTOCOL, spec=data, proof=proof, dry_run=dry_run)
+        return Run(str(self._call("Submit", job).run_id), self)
 
     def explain(self, spec: JobSpec) -> dict[str, JsonObject]:
         """Site by site: would it allow, refuse or ask its custodian, and why. Nothing starts."""
@@ -204,23 +212,25 @@ class Client:
         return self.submit(self.job(**(given | changes)))
 
     def show(self, run_id: str) -> JsonObject:
-        return self._json(self._call(self._people.Show, wire.RunName(run_id=run_id)))
+        return self._json(self._call("Show", wire.RunName(run_id=run_id)))
 
     def abort(self, run_id: str) -> JsonObject:
-        return self._json(self._call(self._people.Abort, wire.RunName(run_id=run_id)))
+        return self._json(self._call("Abort", wire.RunName(run_id=run_id)))
 
     def pause(self, run_id: str) -> JsonObject:
-        return self._json(self._call(self._people.Pause, wire.RunName(run_id=run_id)))
+        return self._json(self._call("Pause", wire.RunName(run_id=run_id)))
 
     def resume(self, run_id: str) -> JsonObject:
         """Sign the very bytes of the run's job again and have it go on. Raises NotNow, BadJob."""
         proof = sign_job(self._signed(run_id), self._credentials.key_pair)
-        return self._json(self._call(self._people.Resume, wire.ResumeRun(run_id=run_id, proof=proof)))
+        return self._json(self._call("Resume", wire.ResumeRun(run_id=run_id, proof=proof)))
 
     def watch(self, run_id: str, after: int = 0) -> Any:
         """An iterator of (sequence, kind, document). Raises NotConnected when the line is cut."""
         try:
-            for event in self._people.Watch(wire.WatchRun(run_id=run_id, after=after), metadata=self._metadata):
+            for event in self._people.Watch(
+                wire.WatchRun(run_id=run_id, after=after), metadata=self._signed_in("Watch")
+            ):
                 yield event.sequence, event.kind, json.loads(event.json)
         except grpc.RpcError as error:
             raise self._translated(error) from error
@@ -231,7 +241,7 @@ class Client:
         try:
             with open(temporary, "wb") as file:
                 asked = wire.FetchArtifact(run_id=run_id, artifact=artifact)
-                for chunk in self._people.Fetch(asked, metadata=self._metadata):
+                for chunk in self._people.Fetch(asked, metadata=self._signed_in("Fetch")):
                     file.write(chunk.data)
         except grpc.RpcError as error:
             temporary.unlink(missing_ok=True)
@@ -255,14 +265,28 @@ class Client:
     # -------------------------------------------------------------- wire
 
     def _list(self, what: str) -> list[JsonObject]:
-        rows = self._json(self._call(self._people.List, wire.ListWhat(what=what)))[what]
+        rows = self._json(self._call("List", wire.ListWhat(what=what)))[what]
         return list(rows)
 
-    def _call(self, method: Any, request: Any) -> Any:
+    def _call(self, method: str, request: Any) -> Any:
+        ask = getattr(self._people, method)
         try:
-            return method(request, metadata=self._metadata, timeout=CALL_TIMEOUT_S, wait_for_ready=True)
+            return ask(request, metadata=self._signed_in(method), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
         except grpc.RpcError as error:
             raise self._translated(error) from error
+
+    def _signed_in(self, method: str) -> tuple[tuple[str, str], ...]:
+        """A token that is still good, and a signature over this very call. Raises NotConnected."""
+        now = datetime.now(UTC)
+        with self._lock:
+            renewed = self._renew(self._credentials, now.timestamp())
+            if renewed is not self._credentials:
+                self._credentials = renewed
+                if self._file is not None:
+                    renewed.write(self._file)
+        token, key = renewed.token, renewed.key_pair
+        call = sign_call(PEOPLE_METHOD + method, token, key, now, secrets.token_urlsafe(16))
+        return (("authorization", f"Bearer {token}"), (CALL_PROOF, call))
 
     @staticmethod
     def _json(document: wire.Document) -> JsonObject:
@@ -315,12 +339,13 @@ def connect(endpoint: str | None = None, credentials: Path | str | None = None) 
         credentials: a credentials file; `MSFL_CREDENTIALS` or the user's own when not given.
     """
     global _connected
-    found = Credentials.read(Path(credentials) if credentials else None)
+    file = Path(credentials) if credentials else Credentials.default_file()
+    found = Credentials.read(file)
     if endpoint is not None:
         host = endpoint.removeprefix("https://").rstrip("/")
         host = host if ":" in host else f"{host}:443"
-        found = Credentials(host, found.ca, found.token, found.key, found.user)
-    _connected = Client(found)
+        found = replace(found, endpoint=host)
+    _connected = Client(found, None if endpoint else file)
     return _connected
 
 

@@ -1,10 +1,9 @@
-"""`msfl job` and `msfl login`: the SDK from a terminal."""
+"""`msfl job`: the SDK from a terminal."""
 
 from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -13,10 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from msfl.policies.encoding import read_yaml
-from msfl.policies.identity import mint_token
-from msfl.policies.keys import KeyPair
 from msfl.sdk.client import BadJob, attach, connect
-from msfl.sdk.credentials import Credentials
 from msfl.sdk.words import paused_words, said
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -146,37 +142,3 @@ def _phase(run: JsonObject) -> str:
 
 def _print_json(value: object) -> None:
     console.print_json(json.dumps(value, allow_nan=False))
-
-
-def login(
-    issuer_key: Annotated[Path, typer.Option(help="Key of the embedded issuer (this machine only).")],
-    issuer: Annotated[str, typer.Option(help="The issuer's name, as in the federation root.")],
-    audience: Annotated[str, typer.Option(help="The audience, as in the federation root.")],
-    endpoint: Annotated[str, typer.Option(help="host:port of the orchestrator.")],
-    ca: Annotated[Path, typer.Option(help="The federation's CA certificate.")],
-    user: Annotated[str, typer.Option(help="Your e-mail address.")],
-    organisation: Annotated[str, typer.Option(help="Your organisation's domain.")],
-    out: Annotated[Path | None, typer.Option(help="Credentials file; your own when not given.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Get a token from the embedded issuer. For one machine only: whoever holds the issuer's key can be any user.
-
-    The key of your earlier credentials is kept, so that runs which it has signed can be resumed.
-    """
-    file = out or Credentials.default_file()
-    key = Credentials.read(file).key_pair if file.exists() else KeyPair.generate()
-    minted = mint_token(
-        KeyPair.from_pem(issuer_key.read_bytes()),
-        issuer,
-        audience,
-        user,
-        user,
-        organisation,
-        key.thumbprint,
-        datetime.now(UTC),
-    )
-    Credentials(endpoint, ca.read_text(), minted, key.to_pem().decode(), user).write(file)
-    if as_json:
-        _print_json({"user": user, "credentials": str(file)})
-        return
-    console.print(f"logged in as {user} until the token expires in 8 hours; credentials are in {file}")

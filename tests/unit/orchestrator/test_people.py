@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import secrets
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
 from fakes.governance import AUDIENCE, ISSUER, World, key
+from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.orchestrator.doors.link import Datasets
 from msfl.orchestrator.doors.people import PeopleDoor, standing, watched_event
 from msfl.orchestrator.runs.events import (
@@ -25,8 +28,10 @@ from msfl.orchestrator.runs.events import (
 from msfl.orchestrator.runs.machine import Phase, RunState, advance, submitted
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode, load_json
-from msfl.policies.identity import mint_token, sign_job
+from msfl.policies.identity import mint_token, sign_call, sign_job
 from msfl.policies.keys import KeyPair
+from msfl.protos.key_sets import KeySets
+from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD
 from msfl.protos.v1 import federation_pb2 as wire
 
 ALL = ("a", "b", "c")
@@ -54,16 +59,22 @@ class Said(Exception):
 
 
 class Caller:
-    """A gRPC context with a user's token."""
+    """A gRPC context with a user's token, and the user's signature over one call."""
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, method: str = "Show", peer: str = "ipv4:127.0.0.1:50000") -> None:
         self.key = key(user)
         now = datetime.now(UTC)
         jkt = self.key.thumbprint
         self.token = mint_token(key("issuer"), ISSUER, AUDIENCE, user, user, "uni.example", jkt, now)
+        call = sign_call(PEOPLE_METHOD + method, self.token, self.key, now, secrets.token_hex(8))
+        self.metadata = [("authorization", f"Bearer {self.token}"), (CALL_PROOF, call)]
+        self._peer = peer
+
+    def peer(self) -> str:
+        return self._peer
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.token}"),)
+        return tuple(self.metadata)
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
         raise Said(code, details)
@@ -127,15 +138,16 @@ def running() -> list[Event]:
 
 
 def door(engine: FakeEngine) -> PeopleDoor:
-    return PeopleDoor(engine, World().federation_root, Datasets(), None)  # type: ignore[arg-type]
+    key_sets, callers = KeySets(Path("none")), Callers.of(LOOPBACK)
+    return PeopleDoor(engine, World().federation_root, Datasets(), None, key_sets, callers)  # type: ignore[arg-type]
 
 
 def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:
-    return dict(json.loads(door(engine).Pause(wire.RunName(run_id=RUN), Caller(who)).json))
+    return dict(json.loads(door(engine).Pause(wire.RunName(run_id=RUN), Caller(who, "Pause")).json))
 
 
 def resume(engine: FakeEngine, who: str = ADA, signer: KeyPair | None = None, spec: bytes = b"") -> dict[str, Any]:
-    caller = Caller(who)
+    caller = Caller(who, "Resume")
     proof = sign_job(spec or engine.run.spec_text.encode(), signer or caller.key)
     return dict(json.loads(door(engine).Resume(wire.ResumeRun(run_id=RUN, proof=proof), caller).json))
 
@@ -224,7 +236,7 @@ def test_what_cannot_be_done_is_said_clearly(ask: Any, engine: FakeEngine, told:
 def watched(engine: FakeEngine, after: int = 0) -> list[tuple[int, str, dict[str, Any]]]:
     asked = wire.WatchRun(run_id=RUN, after=after)
     heard = []
-    for event in door(engine).Watch(asked, Caller(ADA)):
+    for event in door(engine).Watch(asked, Caller(ADA, "Watch")):
         heard.append((event.sequence, event.kind, json.loads(event.json)))
     return heard
 

@@ -16,6 +16,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,7 @@ from msfl.protos.convert import (
     progress_from_wire,
     report_from_wire,
 )
+from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import (
     PROTOCOL,
     SOFTWARE,
@@ -91,11 +93,19 @@ def _name(order: Order, generation: int) -> str:
 
 
 class LinkDoor(LinkServicer):
-    def __init__(self, engine: Engine, datasets: Datasets, keyring: KeyringClient, notary: Notary) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        datasets: Datasets,
+        keyring: KeyringClient,
+        notary: Notary,
+        key_sets: KeySets | None = None,
+    ) -> None:
         self._engine = engine
         self._datasets = datasets
         self._keyring = keyring
         self._notary = notary
+        self._key_sets = key_sets
 
     # -------------------------------------------------------------- orders
 
@@ -118,6 +128,8 @@ class LinkDoor(LinkServicer):
                 said, at = last.get(state.run_id, ("", now))
                 if said != what:
                     last[state.run_id] = (what, now)
+                    if isinstance(order, Offer) and self._key_sets is not None:
+                        order = replace(order, issuer_keys=self._key_sets.envelopes())
                     yield order_to_wire(order)
                 elif isinstance(order, StopOrder) and now - at > STOP_HEARD_AFTER_S:
                     self._engine.stop_was_heard(state.run_id, site)

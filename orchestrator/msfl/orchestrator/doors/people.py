@@ -1,7 +1,9 @@
 """The door for people: notebook and terminal, behind server TLS, each call with the user's token.
 
 The orchestrator verifies the token to know whom it serves; it approves nothing for a site. Each gateway verifies the
-same token and the signature over the job by itself, so a lie told here is found out there.
+same token and the signature over the job by itself, so a lie told here is found out there. A token that is bound to a
+key is served only with a fresh signature of that key over this very call (metadata `msfl-proof`), once, so that a
+stolen token alone opens nothing; and nobody is served from an address that the operator has not allowed (`addresses`).
 
     Submit  a signed job ▸ a run that is offered to the named sites     (dry_run: they only answer)
     Watch   the run's public events from a sequence number on; under sequence 0, what is not kept: `Progress` of a site,
@@ -15,12 +17,14 @@ same token and the signature over the job by itself, so a lie told here is found
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
 import grpc
 
+from msfl.orchestrator.doors.addresses import FORWARDED, Callers
 from msfl.orchestrator.doors.link import PART_BYTES, Datasets
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.releases import Releases
@@ -31,11 +35,13 @@ from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, load_json
-from msfl.policies.identity import User, verify_job, verify_token
-from msfl.policies.refusals import Refusal
+from msfl.policies.identity import CALL_LIFE, User, verify_call, verify_job, verify_token
+from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import TrustedFederationRoot
+from msfl.protos.channel import peer_ip
 from msfl.protos.convert import json_bytes
-from msfl.protos.messages import PROTOCOL, JsonObject
+from msfl.protos.key_sets import KeySets
+from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL, JsonObject
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import PeopleServicer
 
@@ -44,14 +50,25 @@ _FOR_PEOPLE = {"model": "export/model", "weights": "export/weights"}
 
 
 class PeopleDoor(PeopleServicer):
-    def __init__(self, engine: Engine, root: TrustedFederationRoot, datasets: Datasets, releases: Releases) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        root: TrustedFederationRoot,
+        datasets: Datasets,
+        releases: Releases,
+        key_sets: KeySets,
+        callers: Callers,
+    ) -> None:
         self._engine = engine
         self._root = root
         self._datasets = datasets
         self._releases = releases
+        self._key_sets = key_sets
+        self._callers = callers
+        self._calls = CallsSeen()
 
     def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
-        user, token = self._user(context)
+        user, token = self._user(context, "Submit")
         if request.protocol != PROTOCOL:
             context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
@@ -62,7 +79,7 @@ class PeopleDoor(PeopleServicer):
         except Malformed as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             raise AssertionError("abort returns never") from error
-        refusal = verify_job(request.spec, request.proof, user, proof_required=False)
+        refusal = verify_job(request.spec, request.proof, user, proof_required=False, dry_run=request.dry_run)
         if refusal is not None:
             self._refuse(context, refusal)
         known = self._datasets.all()
@@ -72,7 +89,7 @@ class PeopleDoor(PeopleServicer):
             what = f"no gateway shows {', '.join(missing)}; the datasets now at hand are {', '.join(shown) or 'none'}"
             context.abort(grpc.StatusCode.NOT_FOUND, what)
         if spec.start_from is not None:
-            self._can_start_from(context, spec)
+            self._can_start_from(context, spec, user)
         # Time first, so that names sort by age; random behind it, so that nobody can guess one.
         now = self._engine.now()
         run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
@@ -82,12 +99,12 @@ class PeopleDoor(PeopleServicer):
         return wire.RunName(run_id=run_id)
 
     def Show(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
-        return self._shown(self._own(context, request.run_id))
+        return self._shown(self._own(context, "Show", request.run_id))
 
     def Watch(self, request: wire.WatchRun, context: grpc.ServicerContext) -> Iterator[wire.RunEvent]:
         run_id, after, rung = request.run_id, request.after, -1
         said: dict[str, object] = {}
-        self._own(context, run_id)
+        self._own(context, "Watch", run_id)
         bell = self._engine.run_bell(run_id)
         context.add_callback(bell.ring)  # Who has hung up is not waited for.
         while context.is_active() and not self._engine.stopping:
@@ -111,15 +128,15 @@ class PeopleDoor(PeopleServicer):
             rung = bell.wait(rung, 5.0)
 
     def Pause(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
-        state = self._own(context, request.run_id)
+        state = self._own(context, "Pause", request.run_id)
         if why := why_not_paused(state):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
         self._engine.post(state.run_id, PauseRequested(at=self._engine.now(), by=state.user))
         return self._shown(state)
 
     def Resume(self, request: wire.ResumeRun, context: grpc.ServicerContext) -> wire.Document:
-        state = self._own(context, request.run_id)
-        user, token = self._user(context)
+        user, token = self._user(context, "Resume")
+        state = self._run_of(context, user, request.run_id)
         refusal = verify_job(state.spec_text.encode(), request.proof, user, proof_required=False)
         if refusal is not None:
             self._refuse(context, refusal)
@@ -129,12 +146,12 @@ class PeopleDoor(PeopleServicer):
         return self._shown(state)
 
     def Abort(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
-        state = self._own(context, request.run_id)
+        state = self._own(context, "Abort", request.run_id)
         self._engine.post(state.run_id, AbortRequested(at=self._engine.now(), by=state.user))
         return self._shown(state)
 
     def List(self, request: wire.ListWhat, context: grpc.ServicerContext) -> wire.Document:
-        user, _ = self._user(context)
+        user, _ = self._user(context, "List")
         rows: list[JsonObject]
         match request.what:
             case "datasets":
@@ -163,7 +180,7 @@ class PeopleDoor(PeopleServicer):
         return wire.Document(json=json_bytes({request.what: rows}))
 
     def Fetch(self, request: wire.FetchArtifact, context: grpc.ServicerContext) -> Iterator[wire.Chunk]:
-        state = self._own(context, request.run_id)
+        state = self._own(context, "Fetch", request.run_id)
         key = _FOR_PEOPLE.get(request.artifact)
         if key is None or key not in state.outputs.get("export", ()):
             context.abort(grpc.StatusCode.NOT_FOUND, f"run {request.run_id} has no {request.artifact!r} (yet)")
@@ -191,19 +208,35 @@ class PeopleDoor(PeopleServicer):
         }
         return wire.Document(json=json_bytes(public_state(now) | more))
 
-    def _user(self, context: grpc.ServicerContext) -> tuple[User, str]:
-        metadata = dict(context.invocation_metadata())
-        scheme, _, token = metadata.get("authorization", "").partition(" ")
+    def _user(self, context: grpc.ServicerContext, method: str) -> tuple[User, str]:
+        """Whoever calls: from an allowed address, with a token that holds, and with the key it is bound to."""
+        metadata = context.invocation_metadata()
+        said = dict(metadata)
+        forwarded = [value for name, value in metadata if name == FORWARDED and isinstance(value, str)]
+        if (refusal := self._callers.check(peer_ip(context), forwarded)) is not None:
+            self._refuse(context, refusal)
+        scheme, _, token = str(said.get("authorization", "")).partition(" ")
         if scheme.lower() != "bearer":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "log in first: msfl login")
-        user = verify_token(token, self._root.document.issuers, datetime.now(UTC))
+        now = datetime.now(UTC)
+        user = verify_token(token, self._root.document.issuers, now, self._key_sets.trusted(self._root))
         if isinstance(user, Refusal):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{user.code.value}: {user.message}")
+            self._unknown(context, user)
             raise AssertionError("abort returns never")
+        call = verify_call(str(said.get(CALL_PROOF, "")), PEOPLE_METHOD + method, token, user, now)
+        if isinstance(call, Refusal):
+            self._unknown(context, call)
+            raise AssertionError("abort returns never")
+        if call and not self._calls.first(call, now):
+            what = f"This call of {user.name} was made before."
+            self._unknown(context, refuse(Code.PROOF_INVALID, what, user=user.name))
         return user, token
 
-    def _own(self, context: grpc.ServicerContext, run_id: str) -> RunState:
-        user, _ = self._user(context)
+    def _own(self, context: grpc.ServicerContext, method: str, run_id: str) -> RunState:
+        user, _ = self._user(context, method)
+        return self._run_of(context, user, run_id)
+
+    def _run_of(self, context: grpc.ServicerContext, user: User, run_id: str) -> RunState:
         state = self._engine.state(run_id)
         if state is None or state.user != user.name:
             # The same words for both: whether somebody else's run exists is not to be found out here.
@@ -211,11 +244,11 @@ class PeopleDoor(PeopleServicer):
         assert state is not None
         return state
 
-    def _can_start_from(self, context: grpc.ServicerContext, spec: JobSpec) -> None:
+    def _can_start_from(self, context: grpc.ServicerContext, spec: JobSpec, user: User) -> None:
         """Only from one's own run, of the very same release, and a model that is still kept."""
         start = spec.start_from
         assert start is not None
-        earlier = self._own(context, start.run)
+        earlier = self._run_of(context, user, start.run)
         if earlier.spec.digest != spec.digest:
             what = f"run {start.run} was made with {earlier.spec.release}; its model does not fit {spec.release}"
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"start_from: {what}")
@@ -226,8 +259,30 @@ class PeopleDoor(PeopleServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, f"start_from: {what}")
 
     @staticmethod
+    def _unknown(context: grpc.ServicerContext, refusal: Refusal) -> None:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{refusal.code.value}: {refusal.message}")
+
+    @staticmethod
     def _refuse(context: grpc.ServicerContext, refusal: Refusal) -> None:
         context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{refusal.code.value}: {refusal.message}")
+
+
+class CallsSeen:
+    """The names of calls of the last minutes, so that none is answered twice. In memory: what a restart forgets can be
+    played again for at most as long as its time is good."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, float] = {}
+
+    def first(self, name: str, now: datetime) -> bool:
+        moment = now.timestamp()
+        with self._lock:
+            while self._seen and next(iter(self._seen.values())) < moment - 2 * CALL_LIFE.total_seconds():
+                self._seen.pop(next(iter(self._seen)))
+            fresh = name not in self._seen
+            self._seen.setdefault(name, moment)
+            return fresh
 
 
 def why_not_paused(state: RunState) -> str:

@@ -393,6 +393,7 @@ class Offer(_message.Message):
     TOKEN_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
+    ISSUER_KEYS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     spec: _builtins.bytes
     proof: _builtins.str
@@ -400,6 +401,10 @@ class Offer(_message.Message):
     dry_run: _builtins.bool
     generation: _builtins.int
     """counts from 1; a run that had ended and is resumed is offered, and decided on, again"""
+    @_builtins.property
+    def issuer_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """DSSE envelopes: the newest key set of each identity provider that has stewards"""
+
     def __init__(
         self,
         *,
@@ -409,10 +414,11 @@ class Offer(_message.Message):
         token: _builtins.str = ...,
         dry_run: _builtins.bool = ...,
         generation: _builtins.int = ...,
+        issuer_keys: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "generation", b"generation", "proof", b"proof", "run_id", b"run_id", "spec", b"spec", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "generation", b"generation", "issuer_keys", b"issuer_keys", "proof", b"proof", "run_id", b"run_id", "spec", b"spec", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

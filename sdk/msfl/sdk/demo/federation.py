@@ -69,6 +69,7 @@ class Federation:
     sites: tuple[DemoSite, ...]
     isolation: Isolation
     rounds_max: int
+    issuers: tuple[IssuerKeys, ...] = ()  # identity providers beside the embedded issuer
     statement: ReleaseStatement | None = None
     port: int = 0
     link_port: int = 0
@@ -159,7 +160,7 @@ class Federation:
             publishers=self._members(PUBLISHER),
             reviewers=self._members(*REVIEWERS),
             reviews_needed=2,
-            issuers=(issuer,),
+            issuers=(issuer, *self.issuers),
             expires=now + YEAR,
         )
         self._keep("federation-root.dsse", sign(encode(root), FEDERATION_ROOT, [self.key(KEEPER)]))
