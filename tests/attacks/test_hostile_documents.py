@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 
 import pytest
 
@@ -48,6 +50,9 @@ HOSTILE_YAML = {
     "a decomposed letter": ("a: e\u0301", "NFC"),
     "a control character by escape": ('a: "\\x07"', "U+0007"),
     "half a surrogate": ('a: "\\ud800"', "U+D800"),
+    "very many values": ("a: [" + "x," * 131_000 + "]", "too many values"),
+    "very many keys": ("".join(f"k{n}: 1\n" for n in range(20_000)), "too many values"),
+    "very many empty lists": ("a: [" + "[]," * 80_000 + "]", "too many values"),
     "a tab as indent": ("a:\n\tb: 1", "not YAML"),
     "an open bracket": ("a: [1", "not YAML"),
 }
@@ -78,6 +83,21 @@ def test_the_last_of_two_equal_keys_does_not_win() -> None:
         load_yaml(text.encode(), AssetPolicy, "policy.yaml")
     assert (caught.value.line, caught.value.key) == (35, "privacy.min_sites")
     assert "line 34" in caught.value.allowed
+
+
+FILLERS = ["x,", "[],", "- x\n", "k: 1\n", "\n", "#\n", " ", "x ", "  x\n", "[", "{", "\\x41", "'',", "? ", ": "]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("filler", FILLERS)
+@pytest.mark.parametrize("start", ["", "a: [", 'a: "', "a: |\n  x"])
+def test_no_text_within_the_limit_keeps_the_reader_busy(filler: str, start: str) -> None:
+    """Without a limit on values the worst of these takes ten seconds. Processor time: a busy machine does not count."""
+    data = (start + filler * MAX_BYTES).encode()[:MAX_BYTES]
+    before = time.process_time()
+    with contextlib.suppress(Malformed):
+        load_yaml(data, AssetPolicy)
+    assert time.process_time() - before < 2.0  # 0.4 s at most where this was measured
 
 
 HOSTILE_JSON = {

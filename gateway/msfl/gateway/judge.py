@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from msfl.gateway.home import Home
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.record import Papers
-from msfl.policies.decide import Decision, Request, Verdict, decide, recheck
+from msfl.policies.decide import Decision, Request, Verdict, decide, overruled, recheck
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, verify_job, verify_token
@@ -157,6 +157,9 @@ class Judge:
         policy = next((p for p in policies if p.sha256 == accepted.policy.sha256), None)
         if policy is None:
             return _withdrawn(accepted.policy.document.id)
+        digest = accepted.release.statement.digest
+        if (against := overruled(policy, policies, accepted.dataset_id, accepted.user, digest)) is not None:
+            return against
         # Only training spends rounds; a run that has trained its last one may still evaluate.
         spent = self._ledger.rounds(policy.document.id) if trains else 0
         return recheck(policy, round, now, spent)

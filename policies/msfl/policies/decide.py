@@ -3,26 +3,29 @@
     no trusted policy at the site ─────────────────────────────▶ REFUSE no_policy (or why a policy was not trusted)
     no policy names the dataset ───────────────────────────────▶ REFUSE dataset_not_named
     for each policy that names it: every rule of RULES, pass or fail
+        some policy refuses the user or the image by name ─────▶ REFUSE explicitly_refused, whatever others allow
         some policy passes all, mode auto or user in auto_for ─▶ ALLOW
         some policy passes all, mode confirm ──────────────────▶ CONFIRM, or ALLOW once the custodian has confirmed
         none passes all ───────────────────────────────────────▶ REFUSE: the first failed rule of the nearest policy
 
 The nearest policy is the one that passes most rules; ties go to the smaller id. Lists inside one policy combine with
-AND (`beneficiaries.users` and `beneficiaries.organisations` both given: both must hold). Policies combine with OR. Any
-explicit refusal would win over all of them; the YAML has none yet. The config that is judged is the resolved one, and
-it is resolved here again, so that what a caller passes cannot differ from what the job and the release say.
+AND (`beneficiaries.users` and `beneficiaries.organisations` both given: both must hold). Policies combine with OR, but
+for what one of them lists under `refuse`: that holds for its datasets as long as the policy lies at the site, in force
+or not. Of one policy id only the newest version counts. The config that is judged is the resolved one, and it is
+resolved here again, so that what a caller passes cannot differ from what the job and the release say.
 
-`recheck` runs before every round; `allowed_outputs` is what the egress gate obeys.
+`recheck` and `overruled` run before every round; `allowed_outputs` is what the egress gate obeys. `rehearse` shows the
+same rules for papers that nobody has verified; it gives no decision, so that nothing can start on it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
-from typing import TypeAlias
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from msfl.policies.documents import (
     AllowedRelease,
@@ -30,6 +33,7 @@ from msfl.policies.documents import (
     DatasetRecord,
     Isolation,
     JobSpec,
+    ReleaseStatement,
     Task,
     format_utc,
 )
@@ -45,9 +49,8 @@ class Verdict(StrEnum):
     CONFIRM = "confirm"
 
 
-@dataclass(frozen=True)
-class RuleOutcome:
-    """`code` is None exactly when the rule passed."""
+class RuleOutcome(NamedTuple):
+    """`code` is None exactly when the rule passed. A tuple, because a decision makes two dozen of them."""
 
     rule: str
     passed: bool
@@ -79,18 +82,31 @@ class Decision:
         }
 
 
+class Release(Protocol):
+    """What the rules look at of a release."""
+
+    @property
+    def statement(self) -> ReleaseStatement: ...
+
+    @property
+    def reviewers(self) -> tuple[str, ...]: ...
+
+
+R = TypeVar("R", bound=Release, covariant=True)
+
+
 @dataclass(frozen=True)
-class Request:
+class Asked(Generic[R]):
     """Everything a decision depends on, but for policies and time.
 
-    `user` and `release` are verified; `proof_given` says that `verify_job` passed with a proof. `runs_so_far` and
-    `rounds_so_far` count per policy id, from the site's ledger; an id that is absent counts 0. `participants` is the
-    number of training sites that the job names, or that accepted so far, whichever the gateway knows.
+    `user` is verified; `proof_given` says that `verify_job` passed with a proof. `runs_so_far` and `rounds_so_far`
+    count per policy id, from the site's ledger; an id that is absent counts 0. `participants` is the number of training
+    sites that the job names, or that accepted so far, whichever the gateway knows.
     """
 
     site: str
     dataset: DatasetRecord
-    release: TrustedRelease
+    release: R
     user: User
     job: JobSpec
     resolved: JsonObject
@@ -112,6 +128,24 @@ class Request:
 
 
 @dataclass(frozen=True)
+class Request(Asked[TrustedRelease]):
+    """What is decided on: the release is verified."""
+
+
+@dataclass(frozen=True)
+class Unverified:
+    """A release as its own statement describes it, with the reviewers that somebody says it has."""
+
+    statement: ReleaseStatement
+    reviewers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rehearsal(Asked[Unverified]):
+    """What is only shown, to a custodian at a terminal: nobody has verified the release."""
+
+
+@dataclass(frozen=True)
 class OutputRules:
     """What may leave, for the egress gate. `weights_max_bytes` is 0 where no weights may leave."""
 
@@ -124,7 +158,7 @@ class OutputRules:
 
 
 Finding: TypeAlias = tuple[Code | None, str]
-Rule: TypeAlias = Callable[[AssetPolicy, Request, datetime], Finding]
+Rule: TypeAlias = Callable[[AssetPolicy, Asked[Any], datetime], Finding]
 
 
 def decide(
@@ -132,16 +166,24 @@ def decide(
 ) -> Decision:
     """`now` is in UTC. `untrusted` says why policies of the site were not trusted; it explains a missing policy."""
     _utc(now)
-    naming = [p for p in policies if request.dataset.id in p.document.datasets]
+    dataset = request.dataset.id
+    naming = [p for p in policies if dataset in p.datasets]
     if not naming:
         return _no_policy(request, policies, untrusted)
     if inconsistent := _inconsistent(request):
         return refused(inconsistent, "request_consistent")
-    judged = [(policy, _judge(policy.document, request, now)) for policy in naming]
-    verdicts = [(policy, rules, _verdict(policy.document, request, rules)) for policy, rules in judged]
-    # Allow before confirm before refuse; among equals the one that passes most rules, then the smaller id.
-    policy, rules, verdict = min(verdicts, key=_nearest)
-    return Decision(verdict, policy.document.id, policy.sha256, rules, _refusal(policy, rules, request))
+    versions = _versions(naming, policies)
+    policy, findings, verdict = min((_judge(p, request, now, versions[p.id]) for p in naming), key=_nearest)
+    rules = _outcomes(policy.document, findings)
+    return Decision(verdict, policy.id, policy.sha256, rules, _refusal(policy, rules, request))
+
+
+def rehearse(policy: AssetPolicy, asked: Rehearsal, now: datetime) -> tuple[RuleOutcome, ...]:
+    """Every rule of one policy, as `decide` would apply it if all papers were signed and there were no other policy."""
+    _utc(now)
+    if inconsistent := _inconsistent(asked):
+        return (RuleOutcome("request_consistent", False, inconsistent.message, inconsistent.code),)
+    return _outcomes(policy, [_NEWEST, *(rule(policy, asked, now) for _, rule in RULES)])
 
 
 def refused(refusal: Refusal, rule: str) -> Decision:
@@ -170,6 +212,26 @@ def asks_custodian(policy: AssetPolicy, user: User) -> bool:
     return policy.approval.mode != "auto" and not _named(user, policy.approval.auto_for)
 
 
+def overruled(
+    policy: TrustedPolicy, policies: Iterable[TrustedPolicy], dataset_id: str, user: User, digest: str
+) -> Refusal | None:
+    """Before each round: what custodians have signed since the run was allowed may supersede the policy, or refuse
+    the user or the image by name."""
+    policies = tuple(policies)
+    code, detail = _newest(policy, _versions([policy], policies)[policy.id])
+    where = f"policy {policy.id}"
+    if code is None:
+        naming = [p for p in policies if dataset_id in p.datasets]
+        versions = _versions(naming, policies)
+        for other in naming:
+            code, detail = _by_name(other.document, user, digest)
+            if code is not None and not _older(other, versions[other.id]):
+                where = f"policy {other.id}"
+                break
+            code = None
+    return None if code is None else _because(code, detail, where, {"policy": policy.id})
+
+
 def allowed_outputs(policy: TrustedPolicy) -> OutputRules:
     outputs, cases = policy.document.outputs, policy.document.privacy.min_cases
     return OutputRules(
@@ -193,17 +255,21 @@ def _policy_in_force(policy: AssetPolicy, now: datetime) -> Finding:
     return None, f"until {format_utc(policy.expires)}"
 
 
-def _in_force(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _not_refused(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
+    return _by_name(policy, request.user, request.release.statement.digest)
+
+
+def _in_force(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     return _policy_in_force(policy, now)
 
 
-def _dataset_named(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _dataset_named(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if request.dataset.id in policy.datasets:
         return None, request.dataset.id
     return Code.DATASET_NOT_NAMED, f"{request.dataset.id} is not among {', '.join(policy.datasets)}"
 
 
-def _user_beneficiary(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _user_beneficiary(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     allowed, user = policy.beneficiaries, request.user
     if allowed.users and not _named(user, allowed.users):
         return Code.USER_NOT_NAMED, f"{user.name} is not among the named users"
@@ -212,7 +278,7 @@ def _user_beneficiary(policy: AssetPolicy, request: Request, now: datetime) -> F
     return None, user.name
 
 
-def _release_named(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _release_named(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     statement = request.release.statement
     entries = [entry for entry in policy.releases if entry.name == statement.name]
     if not entries:
@@ -222,37 +288,37 @@ def _release_named(policy: AssetPolicy, request: Request, now: datetime) -> Find
     return None, statement.ref
 
 
-def _digest_named(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _digest_named(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if _entries(policy, request):
         return None, request.release.statement.digest
     return Code.DIGEST_NOT_NAMED, f"{request.release.statement.digest} is not named for {request.release.statement.ref}"
 
 
-def _tasks_allowed(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _tasks_allowed(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     declared = request.release.statement.tasks
-    entries = _entries(policy, request)
+    allowed = [task for entry in _entries(policy, request) for task in entry.tasks]
     for task in request.tasks:
-        if task not in declared or not any(task in entry.tasks for entry in entries):
+        if task not in declared or task not in allowed:
             return Code.TASK_NOT_ALLOWED, f"{task} is not allowed for {request.release.statement.ref}"
     return None, ", ".join(request.tasks)
 
 
-def _reviewers_enough(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _reviewers_enough(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     # Where several entries name the digest, the strictest holds.
-    needed = max((entry.reviewers.minimum for entry in _entries(policy, request)), default=None)
+    needed = max([entry.reviewers.minimum for entry in _entries(policy, request)], default=None)
     found = len(request.release.reviewers)
     if needed is None or found < needed:
         return Code.TOO_FEW_REVIEWERS, f"{found} reviewers, {needed if needed is not None else 'unknown'} needed"
     return None, f"{found} reviewers, {needed} needed"
 
 
-def _config_known_keys(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _config_known_keys(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if unlisted := [key for key in request.resolved if key not in policy.config]:
         return Code.CONFIG_KEY_NOT_LISTED, f"not listed: {', '.join(unlisted)}"
     return None, f"{len(request.resolved)} keys"
 
 
-def _config_in_range(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _config_in_range(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     for key, value in request.resolved.items():
         limits = policy.config.get(key)
         if limits is not None and (why := violation(value, limits)) is not None:
@@ -260,7 +326,7 @@ def _config_in_range(policy: AssetPolicy, request: Request, now: datetime) -> Fi
     return None, f"{len(request.resolved)} values"
 
 
-def _splits_allowed(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _splits_allowed(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if request.trains:
         for use in ("train", "evaluate"):
             if use not in policy.splits.train:
@@ -270,27 +336,27 @@ def _splits_allowed(policy: AssetPolicy, request: Request, now: datetime) -> Fin
     return None, "train and test" if request.trains else "test"
 
 
-def _weights_may_leave(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _weights_may_leave(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if request.trains and policy.outputs.weights is None:
         return Code.WEIGHTS_MAY_NOT_LEAVE, "the job trains, but outputs.weights is not given"
     return None, "as far as outputs says"
 
 
-def _min_cases_train(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _min_cases_train(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     found, needed = request.dataset.n_train, policy.privacy.min_cases.train
     if request.trains and found < needed:
         return Code.TOO_FEW_TRAINING_CASES, f"{found} training cases, at least {needed} needed"
     return None, f"{found} training cases" if request.trains else "not trained on"
 
 
-def _min_cases_test(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _min_cases_test(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     found, needed = request.dataset.n_test, policy.privacy.min_cases.metrics
     if found < needed:
         return Code.TOO_FEW_TEST_CASES, f"{found} test cases, at least {needed} needed"
     return None, f"{found} test cases"
 
 
-def _min_sites(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _min_sites(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     training = len(request.job.datasets) - len(set(request.job.evaluate_only))
     # The smallest of: sites at hand, sites whose updates are mixed, and the number the job would start with.
     found, needed = min(request.participants, training, request.job.min_sites), policy.privacy.min_sites
@@ -299,19 +365,19 @@ def _min_sites(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
     return None, f"{found} sites"
 
 
-def _secure_aggregation(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _secure_aggregation(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if policy.privacy.secure_aggregation == "required":
         return Code.SECURE_AGGREGATION_UNAVAILABLE, "required, but this version has none"
     return None, policy.privacy.secure_aggregation
 
 
-def _epsilon(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _epsilon(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if policy.privacy.epsilon_total is not None:
         return Code.PRIVACY_BUDGET_UNAVAILABLE, f"epsilon_total is {policy.privacy.epsilon_total}, but none is kept"
     return None, "none asked for"
 
 
-def _resources(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _resources(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     needed, most = request.release.statement.resources, policy.resources
     if needed.gpus > most.gpus:
         return Code.RESOURCES_EXCEEDED, f"{needed.gpus} GPUs needed, {most.gpus} allowed"
@@ -320,26 +386,26 @@ def _resources(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
     return None, f"{most.gpus} GPUs, {most.memory_gib} GiB, {most.wall_time}"
 
 
-def _isolation(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _isolation(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if request.isolation < policy.isolation:
         return Code.ISOLATION_TOO_WEAK, f"{request.isolation.value} is in force, {policy.isolation.value} is the least"
     return None, request.isolation.value
 
 
-def _proof(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _proof(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     if policy.proof == "required" and not request.proof_given:
         return Code.PROOF_REQUIRED, "the job is not signed by a key bound to the token"
     return None, "given" if request.proof_given else "not given, optional"
 
 
-def _runs_left(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _runs_left(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     spent, most = request.runs_so_far.get(policy.id, 0), policy.approval.max_runs
     if spent >= most:
         return Code.RUN_BUDGET_SPENT, f"{spent} of {most} runs are spent"
     return None, f"{spent} of {most} runs are spent"
 
 
-def _rounds_left(policy: AssetPolicy, request: Request, now: datetime) -> Finding:
+def _rounds_left(policy: AssetPolicy, request: Asked[Any], now: datetime) -> Finding:
     spent, most = request.rounds_so_far.get(policy.id, 0), policy.approval.max_rounds
     asked = request.job.rounds if request.trains else 0
     if spent + asked > most:
@@ -348,6 +414,7 @@ def _rounds_left(policy: AssetPolicy, request: Request, now: datetime) -> Findin
 
 
 RULES: tuple[tuple[str, Rule], ...] = (
+    ("not_refused", _not_refused),
     ("policy_in_force", _in_force),
     ("dataset_named", _dataset_named),
     ("user_beneficiary", _user_beneficiary),
@@ -375,31 +442,76 @@ RULES: tuple[tuple[str, Rule], ...] = (
 # ------------------------------------------------------------------------------------------------- parts
 
 
-def _judge(policy: AssetPolicy, request: Request, now: datetime) -> tuple[RuleOutcome, ...]:
-    outcomes = [RuleOutcome("policy_present", True, policy.id, None)]
-    for name, rule in RULES:
-        code, detail = rule(policy, request, now)
-        outcomes.append(RuleOutcome(name, code is None, detail, code))
-    return tuple(outcomes)
+# The first two outcomes of every policy are made here and not by a rule: they need more than the policy itself.
+_NEWEST: Finding = None, "the newest at the site"
+_Judged: TypeAlias = tuple[TrustedPolicy, list[Finding], Verdict]
+_Versions: TypeAlias = set[tuple[int, str]]
 
 
-def _verdict(policy: AssetPolicy, request: Request, rules: tuple[RuleOutcome, ...]) -> Verdict:
-    if not all(rule.passed for rule in rules):
-        return Verdict.REFUSE
+def _versions(naming: Iterable[TrustedPolicy], policies: Iterable[TrustedPolicy]) -> dict[str, _Versions]:
+    """For each policy id among `naming`: the version and hash of every document at the site that bears it."""
+    found: dict[str, _Versions] = {p.id: set() for p in naming}
+    for policy in policies:
+        if policy.id in found:
+            found[policy.id].add((policy.document.version, policy.sha256))
+    return found
+
+
+def _newest(policy: TrustedPolicy, versions: _Versions) -> Finding:
+    if len(versions) == 1:  # its own
+        return _NEWEST
+    mine = policy.document.version
+    if (latest := max(versions)[0]) > mine:
+        return Code.POLICY_SUPERSEDED, f"version {mine} is superseded by version {latest}"
+    if any(version == mine and sha256 != policy.sha256 for version, sha256 in versions):
+        return Code.POLICY_SUPERSEDED, f"version {mine} is there twice, with different text"
+    return _NEWEST
+
+
+def _older(policy: TrustedPolicy, versions: _Versions) -> bool:
+    return max(versions)[0] > policy.document.version
+
+
+def _judge(policy: TrustedPolicy, request: Request, now: datetime, versions: _Versions) -> _Judged:
+    document = policy.document
+    findings = [_newest(policy, versions), *[rule(document, request, now) for _, rule in RULES]]
+    return policy, findings, _verdict(document, request, findings)
+
+
+def _outcomes(policy: AssetPolicy, findings: list[Finding]) -> tuple[RuleOutcome, ...]:
+    names = ("policy_newest", *_RULE_NAMES)
+    made = [RuleOutcome(name, code is None, detail, code) for name, (code, detail) in zip(names, findings, strict=True)]
+    return (RuleOutcome("policy_present", True, policy.id, None), *made)
+
+
+_RULE_NAMES = tuple(name for name, _ in RULES)
+
+
+def _verdict(policy: AssetPolicy, request: Request, findings: list[Finding]) -> Verdict:
+    for code, _ in findings:
+        if code is not None:
+            return Verdict.REFUSE
     return Verdict.CONFIRM if asks_custodian(policy, request.user) and not request.confirmed else Verdict.ALLOW
 
 
-def _nearest(judged: tuple[TrustedPolicy, tuple[RuleOutcome, ...], Verdict]) -> tuple[int, int, str, int]:
-    policy, rules, verdict = judged
-    order = (Verdict.ALLOW, Verdict.CONFIRM, Verdict.REFUSE).index(verdict)
-    return order, sum(not rule.passed for rule in rules), policy.document.id, -policy.document.version
+_ORDER = {Verdict.ALLOW: 0, Verdict.CONFIRM: 1, Verdict.REFUSE: 2}
+
+
+def _nearest(judged: _Judged) -> tuple[bool, int, int, str, int]:
+    """A refusal by name before allow before confirm before any other refusal; among equals the policy that passes most
+    rules, then the smaller id."""
+    policy, findings, verdict = judged
+    # A policy that is superseded refuses nobody by name any more.
+    by_name = findings[1][0] is not None and findings[0] is _NEWEST
+    failed = sum(code is not None for code, _ in findings)
+    return not by_name, _ORDER[verdict], failed, policy.id, -policy.document.version
 
 
 def _refusal(policy: TrustedPolicy, rules: tuple[RuleOutcome, ...], request: Request) -> Refusal | None:
     for rule in rules:
         if rule.code is not None:
-            where = f"{request.dataset.ref} under policy {policy.document.id} version {policy.document.version}"
-            fields = {"site": request.site, "dataset": request.dataset.ref, "policy": policy.document.id}
+            where = f"{request.dataset.ref} under policy {policy.id} version {policy.document.version}"
+            fields = {"site": request.site, "dataset": request.dataset.ref, "policy": policy.id}
             return _because(rule.code, rule.detail, where, {**fields, "rule": rule.rule, "detail": rule.detail})
     return None
 
@@ -422,7 +534,7 @@ def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted:
     return replace(decision, rules=decision.rules + distrust)
 
 
-def _inconsistent(request: Request) -> Refusal | None:
+def _inconsistent(request: Asked[Any]) -> Refusal | None:
     """Release, digest, dataset and config must be those of the job, whatever the centre offered them with."""
     job, statement = request.job, request.release.statement
     if job.release != statement.ref or job.digest not in (None, statement.digest):
@@ -438,10 +550,21 @@ def _inconsistent(request: Request) -> Refusal | None:
     return None
 
 
-def _entries(policy: AssetPolicy, request: Request) -> list[AllowedRelease]:
+def _entries(policy: AssetPolicy, request: Asked[Any]) -> list[AllowedRelease]:
     """The policy's entries that name the release in this version with this digest."""
     s = request.release.statement
     return [e for e in policy.releases if e.name == s.name and s.version in e.versions and s.digest in e.digests]
+
+
+def _by_name(policy: AssetPolicy, user: User, digest: str) -> Finding:
+    refuse = policy.refuse
+    if _named(user, refuse.users):
+        return Code.EXPLICITLY_REFUSED, f"{user.name} is refused by name"
+    if user.organisation in refuse.organisations:
+        return Code.EXPLICITLY_REFUSED, f"{user.organisation} is refused by name"
+    if digest in refuse.digests:
+        return Code.EXPLICITLY_REFUSED, f"the image {digest} is refused by name"
+    return None, "not refused by name"
 
 
 def _named(user: User, names: tuple[str, ...]) -> bool:

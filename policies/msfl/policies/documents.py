@@ -94,8 +94,10 @@ class Isolation(Enum):
     CONTAINER = "container"
 
     def __lt__(self, other: Isolation) -> bool:
-        order = list(Isolation)
-        return order.index(self) < order.index(other)
+        return _STRENGTH[self.value] < _STRENGTH[other.value]
+
+
+_STRENGTH = {level.value: strength for strength, level in enumerate(Isolation)}
 
 
 class Document(BaseModel):
@@ -357,6 +359,15 @@ class Beneficiaries(Document):
         return self
 
 
+class RefusedByName(Document):
+    """Who and what is refused, whatever this or another policy allows: for this policy's datasets, as long as the
+    policy lies at the site. One match in any list is enough."""
+
+    users: tuple[UserName, ...] = ()
+    organisations: tuple[Domain, ...] = ()
+    digests: tuple[Digest, ...] = ()
+
+
 class ReviewersNeeded(Document):
     minimum: Positive
 
@@ -429,7 +440,8 @@ class Approval(Document):
 
 
 class AssetPolicy(Document):
-    """What a custodian allows. Lists inside one policy combine with AND; a job needs one policy that allows it all."""
+    """What a custodian allows. Lists inside one policy combine with AND; a job needs one policy that allows it all and
+    none that refuses it by name."""
 
     api_version: Literal["msfl/v1"]
     kind: Literal["AssetPolicy"]
@@ -440,6 +452,7 @@ class AssetPolicy(Document):
     expires: UtcTime
     datasets: tuple[Slug, ...] = Field(min_length=1)
     beneficiaries: Beneficiaries
+    refuse: RefusedByName = RefusedByName()
     releases: tuple[AllowedRelease, ...] = Field(min_length=1)
     config: Mapping[ConfigKey, PolicyLimits]
     splits: Splits

@@ -1,7 +1,7 @@
 """Strict readers: bytes of YAML or JSON in, one validated document out, or `Malformed` with file, line and key.
 
     bytes ──size──▶ UTF-8 ──▶ events ──no alias, anchor, tag, merge key, directive, second document──▶
-          plain values (YAML 1.2 core scalars, decimal numbers only) ──no duplicate, depth──▶ pydantic ──▶ document
+          plain values (YAML 1.2 core scalars, decimal numbers only) ──no duplicate, depth, count─▶ pydantic ──▶ document
 
 Why not a stock loader: PyYAML keeps the last of two equal keys, reads `NO` as false and expands alias bombs; Python's
 json keeps the last duplicate and accepts NaN. What a custodian read must be what the gateway reads, so anything that
@@ -14,6 +14,7 @@ is signed. `canonical_json` is for hashing what this program made; signed bytes 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -44,6 +45,10 @@ from ruamel.yaml.events import (
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 12
+# Values and keys of one YAML document. A policy has some two hundred; the reader, which takes about 25 µs for each,
+# would be busy for seconds with the hundred thousand that fit into MAX_BYTES.
+MAX_VALUES = 8_000
+MAX_PROBLEMS = 50
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str | int, ...]
@@ -109,7 +114,11 @@ def load_yaml(data: bytes, model: type[M], name: str = "document") -> M:
 
 def load_json(data: bytes, model: type[M], name: str = "document", *, max_bytes: int = MAX_BYTES) -> M:
     """Raises Malformed."""
-    return _validate(read_json(data, name, max_bytes=max_bytes), model, name, {})
+    value = read_json(data, name, max_bytes=max_bytes)
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise _malformed(error, model, name, _lines_of_json(data, name)) from None
 
 
 # ------------------------------------------------------------------------------------------------ YAML
@@ -142,7 +151,9 @@ class _YamlReader:
 
     def _checked(self, events: Any) -> Iterator[Event]:
         try:
-            for event in events:
+            for number, event in enumerate(events):
+                if number > MAX_VALUES:
+                    raise self._error(_line(event), "", "too many values", f"at most {MAX_VALUES} values and keys")
                 self._refuse_features(event)
                 yield event
         except MarkedYAMLError as error:
@@ -239,6 +250,8 @@ def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES
     text = _text(data, name, max_bytes)
 
     def error(what: str, allowed: str = "", key: str = "", line: int | None = None) -> Malformed:
+        if line is None and key:
+            line = next((n for path, n in _lines_of_json(data, name).items() if path and path[-1] == key), None)
         return Malformed(name, (Problem(line, key, what, allowed),))
 
     if _json_depth(text) > MAX_DEPTH:
@@ -269,11 +282,21 @@ def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES
     try:
         return freeze(json.loads(text, object_pairs_hook=members, parse_constant=constant), "")
     except json.JSONDecodeError as problem:
-        raise error(f"not JSON: {problem.msg}", line=problem.lineno) from problem
+        raise error(f"not JSON: {problem.msg}", line=problem.lineno) from None
     except Malformed:
         raise
     except ValueError as problem:  # an integer with more digits than Python converts
         raise error(f"not JSON: {problem}") from problem
+
+
+def _lines_of_json(data: bytes, name: str) -> Mapping[Path, int]:
+    """Where each path of a JSON text stands, for an error: JSON is YAML. As far as the YAML reader comes."""
+    if len(data) > MAX_BYTES:
+        return {}
+    reader = _YamlReader(data.decode(), name)
+    with contextlib.suppress(Malformed):
+        reader.document()
+    return reader.lines
 
 
 def _json_depth(text: str) -> int:
@@ -319,8 +342,16 @@ def _validate(value: Any, model: type[M], name: str, lines: Mapping[Path, int]) 
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = tuple(_problem(e, model, lines) for e in error.errors(include_url=False))
-    raise Malformed(name, tuple(sorted(set(problems), key=lambda p: (p.line or 0, p.key))))
+        raise _malformed(error, model, name, lines) from None
+
+
+def _malformed(error: ValidationError, model: type[BaseModel], name: str, lines: Mapping[Path, int]) -> Malformed:
+    found = error.errors(include_url=False)
+    problems = {_problem(e, model, lines) for e in found[:MAX_PROBLEMS]}
+    first = sorted(problems, key=lambda p: (p.line or 0, p.key))
+    if len(found) > MAX_PROBLEMS:
+        first.append(Problem(None, "", f"and {len(found) - MAX_PROBLEMS} more problems"))
+    return Malformed(name, tuple(first))
 
 
 def _problem(error: Any, model: type[BaseModel], lines: Mapping[Path, int]) -> Problem:
@@ -340,12 +371,21 @@ def _problem(error: Any, model: type[BaseModel], lines: Mapping[Path, int]) -> P
         case "literal_error" | "enum":
             return Problem(line, _dotted(path), f"{error['input']!r} is not known here", error["ctx"]["expected"])
         case "string_pattern_mismatch":
-            return Problem(line, _dotted(path), f"{error['input']!r} has the wrong form", error["ctx"]["pattern"])
+            return Problem(line, _dotted(path), _wrong_form(error["input"]), error["ctx"]["pattern"])
         case "value_error":
             return Problem(line, _dotted(path), str(error["ctx"]["error"]))
         case _:
             shown = path if not lines or known == path else known
             return Problem(line, _dotted(shown), f"{error['msg'][:1].lower()}{error['msg'][1:]}")
+
+
+def _wrong_form(text: str) -> str:
+    """Names are ASCII, so that none can look like another: say which letter is not, as nobody would see it."""
+    if text.isascii():
+        return f"{text!r} has the wrong form"
+    odd = next(c for c in text if not c.isascii())
+    called = unicodedata.name(odd, "a character without a name")
+    return f"{text!r} holds U+{ord(odd):04X} ({called}), which is no letter for a name"
 
 
 def _model_at(model: type[BaseModel], path: Path) -> type[BaseModel] | None:

@@ -53,6 +53,8 @@ class Code(StrEnum):
     CONFIG_VALUE_INVALID = "config_value_invalid"
     # The job against the site's policy, in the order of the rules
     NO_POLICY = "no_policy"
+    POLICY_SUPERSEDED = "policy_superseded"
+    EXPLICITLY_REFUSED = "explicitly_refused"
     POLICY_NOT_YET_VALID = "policy_not_yet_valid"
     POLICY_EXPIRED = "policy_expired"
     DATASET_NOT_NAMED = "dataset_not_named"
@@ -119,6 +121,8 @@ ADVICE: Mapping[Code, str] = {
     Code.CONFIG_KEY_UNKNOWN: "Remove the key, or use a release that knows it.",
     Code.CONFIG_VALUE_INVALID: "Choose a value of the type and range that the release states.",
     Code.NO_POLICY: "Ask the site's custodian to sign an asset policy: msfl policy new.",
+    Code.POLICY_SUPERSEDED: "Keep one file per policy id at the site, the newest version.",
+    Code.EXPLICITLY_REFUSED: "A custodian refuses this user, organisation or image by name; ask at the site.",
     Code.POLICY_NOT_YET_VALID: "Wait for the policy's not_before, or ask the custodian for an earlier one.",
     Code.POLICY_EXPIRED: "Ask the custodian for a new version of the policy.",
     Code.DATASET_NOT_NAMED: "Ask the custodian to name the dataset in a policy.",

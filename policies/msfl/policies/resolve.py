@@ -34,7 +34,7 @@ def resolve_config(spec: JobSpec, statement: ReleaseStatement) -> JsonObject | R
         known = ", ".join(sorted(statement.profiles))
         what = f"{statement.ref} has no profile {spec.profile!r} (it has {known})."
         return refuse(Code.PROFILE_UNKNOWN, what, profile=spec.profile, known=known)
-    if taken := sorted(set(spec.config) & set(RUN_KEYS)):
+    if taken := sorted(key for key in spec.config if key in RUN_KEYS):
         what = f"The job's config sets {', '.join(taken)}, which has its own field in the job."
         return refuse(Code.CONFIG_KEY_UNKNOWN, what, key=taken[0])
     run: dict[str, ConfigValue] = {
@@ -66,7 +66,7 @@ def _checked(asked: Mapping[str, ConfigValue], statement: ReleaseStatement, prof
             return refuse(Code.CONFIG_VALUE_INVALID, what, key=key, value=repr(asked[key]))
         # Lists, as JSON has them, so that a config is equal to itself after a journey through a file.
         resolved[key] = list(value) if isinstance(value, tuple) else value
-    if missing := sorted(set(statement.config) - set(resolved) - set(RUN_KEYS)):
+    if missing := sorted(key for key in statement.config if key not in resolved and key not in RUN_KEYS):
         what = f"The profile {profile!r} of {statement.ref} leaves {', '.join(missing)} unset."
         return refuse(Code.CONFIG_VALUE_INVALID, what, key=missing[0])
     return resolved
@@ -112,27 +112,41 @@ def violation(value: object, limits: Limits) -> str | None:
     """Why the value is outside the limits (a phrase such as "is above 60"), or None when it is inside."""
     if value is None:
         return None if limits.nullable else "is null"
-    smallest, largest, enum, const = limits.min, limits.max, limits.enum, limits.const
-    if const is not None and not _same(value, const):
-        return f"is not {const!r}"
-    for element in value if isinstance(value, tuple | list) else (value,):
-        if enum is not None and not any(_same(element, allowed) for allowed in enum):
+    if limits.const is not None and not _same(value, limits.const):
+        return f"is not {limits.const!r}"
+    if not isinstance(value, _LIST):
+        return _outside(value, limits)
+    return next((why for element in value if (why := _outside(element, limits)) is not None), None)
+
+
+# Tuples, not unions: this is asked for every value of every config, and isinstance is faster with them.
+_LIST = (tuple, list)
+_NUMBER = (int, float)
+
+
+def _outside(element: object, limits: Limits) -> str | None:
+    smallest, largest, enum = limits.min, limits.max, limits.enum
+    if enum is not None:
+        for allowed in enum:
+            if _same(element, allowed):
+                break
+        else:
             return f"is not one of {', '.join(map(str, enum))}"
-        if smallest is None and largest is None:
-            continue
-        if isinstance(element, bool) or not isinstance(element, int | float):
-            return "is not a number"
-        if isinstance(element, float) and not math.isfinite(element):
-            return "is not finite"
-        if smallest is not None and element < smallest:
-            return f"is below {smallest}"
-        if largest is not None and element > largest:
-            return f"is above {largest}"
+    if smallest is None and largest is None:
+        return None
+    if isinstance(element, bool) or not isinstance(element, _NUMBER):
+        return "is not a number"
+    if isinstance(element, float) and not math.isfinite(element):
+        return "is not finite"
+    if smallest is not None and element < smallest:
+        return f"is below {smallest}"
+    if largest is not None and element > largest:
+        return f"is above {largest}"
     return None
 
 
 def _same(left: object, right: object) -> bool:
     """Equal, and neither a bool that passes for a number."""
-    if isinstance(left, tuple | list) and isinstance(right, tuple | list):
+    if isinstance(left, _LIST) and isinstance(right, _LIST):
         return len(left) == len(right) and all(_same(a, b) for a, b in zip(left, right, strict=True))
     return isinstance(left, bool) == isinstance(right, bool) and left == right

@@ -17,7 +17,7 @@ A policy's time in force is a rule of `decide`, so that an expired policy is a d
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -76,15 +76,20 @@ class TrustedFederationRoot:
 
 @dataclass(frozen=True)
 class TrustedPolicy:
-    """`sha256` is of the YAML's exact bytes; `signers` are people."""
+    """`sha256` is of the YAML's exact bytes; `signers` are people. `id` and `datasets` are the document's, in the form
+    in which every decision looks them up."""
 
     document: AssetPolicy
     sha256: str
     signers: tuple[str, ...]
     seal: InitVar[object]
+    id: str = field(init=False, compare=False, repr=False)
+    datasets: frozenset[str] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self, seal: object) -> None:
         _only_here(seal)
+        object.__setattr__(self, "id", self.document.id)
+        object.__setattr__(self, "datasets", frozenset(self.document.datasets))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,25 @@ from typing import Any
 import pytest
 
 from fakes.governance import DIGEST, NOW, POLICY_YAML, World, edit, trusted
-from msfl.policies.decide import RULES, Decision, Verdict, allowed_outputs, decide, recheck
+from msfl.policies.decide import (
+    RULES,
+    Asked,
+    Decision,
+    Rehearsal,
+    RuleOutcome,
+    Unverified,
+    Verdict,
+    allowed_outputs,
+    decide,
+    overruled,
+    recheck,
+    rehearse,
+)
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import ADVICE, Code, Refusal
 
+NEWER = edit(POLICY_YAML, "version: 3", "version: 4")
+REFUSE = "releases:\n  - name"
 OTHER_DIGEST = "sha256:" + "0" * 64
 
 
@@ -32,6 +47,12 @@ def at(now: datetime) -> Decision:
     return decide(world.request(), (world.policy,), now)
 
 
+def among(*texts: str) -> Decision:
+    """The decision where the policy of the first text is the nearest among several."""
+    worlds = [World(policy_yaml=text) for text in texts]
+    return decide(worlds[0].request(), tuple(world.policy for world in worlds), NOW)
+
+
 def with_dataset(**changes: object) -> Decision:
     world = World()
     return world.decide(dataset=world.dataset.model_copy(update=changes))
@@ -42,10 +63,26 @@ def with_user(**changes: Any) -> Decision:
     return world.decide(user=replace(world.user, **changes))
 
 
+def refusing(what: str) -> Decision:
+    return World(policy_yaml=with_refusal(what)).decide()
+
+
+def with_refusal(what: str, text: str = POLICY_YAML) -> str:
+    return edit(text, REFUSE, f"refuse: {{{what}}}\n{REFUSE}")
+
+
 STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "no policy at all": (Code.NO_POLICY, lambda: decide(World().request(), (), NOW)),
     "before the policy": (Code.POLICY_NOT_YET_VALID, lambda: at(datetime(2026, 10, 31, 23, 59, 59, tzinfo=UTC))),
     "the moment it expires": (Code.POLICY_EXPIRED, lambda: at(datetime(2027, 5, 1, tzinfo=UTC))),
+    "a user refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("users: [Ada@uni.example]")),
+    "an organisation refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("organisations: [uni.example]")),
+    "an image refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing(f'digests: ["{DIGEST}"]')),
+    "a newer version lies beside it": (
+        Code.POLICY_SUPERSEDED,
+        # The newer one does not name the dataset any more; the older one would still allow it.
+        lambda: among(POLICY_YAML, edit(NEWER, "datasets: [ms-trial]", "datasets: [ms-other]")),
+    ),
     "another dataset": (Code.DATASET_NOT_NAMED, lambda: with_policy("datasets: [ms-trial]", "datasets: [ms-other]")),
     "another user": (Code.USER_NOT_NAMED, lambda: with_user(email="bob@uni.example")),
     "a user without e-mail": (Code.USER_NOT_NAMED, lambda: with_user(email="")),
@@ -153,7 +190,7 @@ def test_the_job_that_fits_is_allowed_and_every_rule_is_listed() -> None:
     assert decision.verdict is Verdict.ALLOW
     assert decision.refusal is None
     assert decision.policy_sha256 == World().policy.sha256
-    assert [rule.rule for rule in decision.rules] == ["policy_present", *(name for name, _ in RULES)]
+    assert [rule.rule for rule in decision.rules] == ["policy_present", "policy_newest", *(name for name, _ in RULES)]
 
 
 def test_one_failed_rule_does_not_hide_the_others() -> None:
@@ -233,6 +270,43 @@ def test_two_policies_do_not_add_up() -> None:
     assert decide(first.request(), (first.policy, second.policy), NOW).verdict is Verdict.REFUSE
 
 
+def test_a_refusal_by_name_wins_over_a_policy_that_allows() -> None:
+    """Also from a policy that is not in force any more, and whichever comes first."""
+    far = edit(POLICY_YAML, "id: ms-trial-lesion-segmentation", "id: z-far")
+    far = edit(far, "expires: 2027-05-01", "expires: 2026-11-02")
+    world, other = policies(POLICY_YAML, with_refusal("users: [ada@uni.example]", far))
+    for given in ((world.policy, other.policy), (other.policy, world.policy)):
+        decision = decide(world.request(), given, NOW)
+        assert (decision.verdict, decision.policy_id) == (Verdict.REFUSE, "z-far")
+        assert decision.refusal is not None
+        assert decision.refusal.code is Code.EXPLICITLY_REFUSED
+
+
+def test_a_refusal_by_name_holds_for_the_datasets_of_its_policy_alone() -> None:
+    elsewhere = edit(edit(POLICY_YAML, "id: ms-trial-lesion", "id: other-lesion"), "[ms-trial]", "[ms-other]")
+    assert among(POLICY_YAML, with_refusal("users: [ada@uni.example]", elsewhere)).verdict is Verdict.ALLOW
+
+
+def test_nobody_without_an_address_is_meant_by_one() -> None:
+    world = World(policy_yaml=with_refusal("users: [eve@uni.example], organisations: [x.example]"))
+    assert world.decide().verdict is Verdict.ALLOW
+    nobody = replace(world.user, email="", organisation="")
+    assert Code.EXPLICITLY_REFUSED not in [rule.code for rule in world.decide(user=nobody).rules]
+
+
+def test_a_newer_version_lifts_an_older_ones_refusal_by_name() -> None:
+    decision = among(NEWER, with_refusal("users: [ada@uni.example]"))
+    assert (decision.verdict, decision.policy_sha256) == (Verdict.ALLOW, World(policy_yaml=NEWER).policy.sha256)
+
+
+def test_two_texts_of_one_version_count_for_nothing_and_a_copy_is_no_second_text() -> None:
+    decision = among(POLICY_YAML, POLICY_YAML + "# edited\n")
+    assert decision.refusal is not None
+    assert decision.refusal.code is Code.POLICY_SUPERSEDED
+    assert "twice" in decision.refusal.message
+    assert among(POLICY_YAML, POLICY_YAML).verdict is Verdict.ALLOW
+
+
 def test_the_refusal_is_that_of_the_nearest_policy() -> None:
     far = edit(POLICY_YAML, "id: ms-trial-lesion-segmentation", "id: a-far")
     far = edit(far, "isolation: sandbox", "isolation: container")
@@ -286,6 +360,53 @@ def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
     refusal = recheck(World().policy, 61, NOW, 60)
     assert refusal is not None
     assert refusal.code is Code.CONFIG_OUT_OF_RANGE
+
+
+@pytest.mark.parametrize(
+    ("beside", "code"),
+    [
+        ((), None),
+        ((edit(POLICY_YAML, "id: ms-trial-lesion", "id: other-lesion"),), None),
+        ((edit(POLICY_YAML, "version: 3", "version: 2"),), None),
+        ((NEWER,), Code.POLICY_SUPERSEDED),
+        ((with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "id: ms", "id: no")),), Code.EXPLICITLY_REFUSED),
+        ((with_refusal(f'digests: ["{DIGEST}"]', edit(POLICY_YAML, "id: ms", "id: no")),), Code.EXPLICITLY_REFUSED),
+        ((with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "version: 3", "version: 2")),), None),
+        (
+            (
+                with_refusal(
+                    "users: [ada@uni.example]",
+                    edit(edit(POLICY_YAML, "id: ms", "id: no"), "datasets: [ms-trial]", "datasets: [ms-other]"),
+                ),
+            ),
+            None,
+        ),
+    ],
+)
+def test_what_custodians_sign_during_a_run_may_end_it(beside: tuple[str, ...], code: Code | None) -> None:
+    world = World()
+    all_of_them = (*(w.policy for w in policies(*beside)), world.policy)
+    refusal = overruled(world.policy, all_of_them, "ms-trial", world.user, DIGEST)
+    assert (None if refusal is None else refusal.code) is code
+
+
+def rehearsal(**changes: Any) -> Rehearsal:
+    asked: Asked[Any] = World().request()
+    given = {name: getattr(asked, name) for name in asked.__dataclass_fields__}
+    release = Unverified(asked.release.statement, asked.release.reviewers)
+    return Rehearsal(**{**given, "release": release, **changes})
+
+
+def test_a_rehearsal_shows_the_rules_that_a_decision_would() -> None:
+    world = World()
+    assert rehearse(world.policy.document, rehearsal(), NOW) == world.decide().rules
+    changes: dict[str, Any] = {"proof_given": False, "isolation": Isolation.NONE}
+    assert rehearse(world.policy.document, rehearsal(**changes), NOW) == world.decide(**changes).rules
+    (outcome,) = rehearse(world.policy.document, rehearsal(site="site-b"), NOW)
+    assert isinstance(outcome, RuleOutcome)
+    assert (outcome.passed, outcome.code) == (False, Code.JOB_INCONSISTENT)
+    with pytest.raises(ValueError, match="UTC"):
+        rehearse(world.policy.document, rehearsal(), NOW.replace(tzinfo=None))
 
 
 def test_what_may_leave() -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from fakes.governance import POLICY_YAML, World, edit
 from msfl.policies.documents import AssetPolicy, DatasetRecord, JobSpec
-from msfl.policies.encoding import Malformed, canonical_json, encode, load_json, load_yaml, read_json, read_yaml
+from msfl.policies.encoding import (
+    MAX_PROBLEMS,
+    Malformed,
+    canonical_json,
+    encode,
+    load_json,
+    load_yaml,
+    read_json,
+    read_yaml,
+)
 
 YAML_VALUES = [
     ("a: NO", "NO"),
@@ -67,6 +77,31 @@ def test_a_flaw_is_named_with_line_and_key(old: str, new: str, key: str | None, 
         assert caught.value.key == key
     if line is not None:
         assert caught.value.line == line
+
+
+def test_a_letter_that_looks_like_another_is_named() -> None:
+    text = edit(POLICY_YAML, "id: ms-trial-lesion-segmentation", "id: ms-tri\u0430l")
+    with pytest.raises(Malformed, match=r"holds U\+0430 \(CYRILLIC SMALL LETTER A\)"):
+        load_yaml(text.encode(), AssetPolicy, "policy.yaml")
+
+
+def test_a_flaw_in_json_is_named_with_its_line_too() -> None:
+    text = json.dumps(World().job.model_dump(mode="json"), indent=1)
+    with pytest.raises(Malformed) as caught:
+        load_json(text.replace('"rounds": 50', '"rounds": "many"').encode(), JobSpec, "job.json")
+    line = text.splitlines().index(' "rounds": 50,') + 1
+    assert (caught.value.file, caught.value.line, caught.value.key) == ("job.json", line, "rounds")
+    with pytest.raises(Malformed) as caught:
+        read_json(b'{\n "a": 1,\n "b": {"c": 1,\n "c": 2}\n}')
+    assert (caught.value.line, caught.value.key) == (3, "c")
+
+
+def test_of_very_many_problems_the_first_are_told() -> None:
+    text = edit(POLICY_YAML, "datasets: [ms-trial]", f"datasets: [{'1,' * 1000}]")
+    with pytest.raises(Malformed) as caught:
+        load_yaml(text.encode(), AssetPolicy)
+    assert len(caught.value.problems) == MAX_PROBLEMS + 1
+    assert "951 more problems" in str(caught.value)
 
 
 def test_an_unknown_key_says_what_is_known() -> None:
