@@ -15,10 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from msfl.gateway import words
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
+app.command()(words.revoke)
+app.command()(words.clock)
+app.add_typer(words.root, name="root")
 console = Console()
 HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway pending` shows it.")]
@@ -57,12 +61,14 @@ def enrol(
 def serve(home: HomeOption) -> None:
     """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere."""
     from msfl.gateway.agent import Agent
-    from msfl.gateway.audit_log import AuditLog
+    from msfl.gateway.audit_log import AuditLog, entries
     from msfl.gateway.judge import Judge
     from msfl.gateway.ledger import Ledger
     from msfl.gateway.link import Link
     from msfl.gateway.membership import dial_as
+    from msfl.gateway.memory import Memory
     from msfl.gateway.site_run import Surroundings, utc_now
+    from msfl.gateway.standing import Standing
     from msfl.protos.allocator import keep_memory
     from msfl.protos.messages import SOFTWARE
     from msfl.registry.oci_layout import LayoutRegistry
@@ -75,15 +81,21 @@ def serve(home: HomeOption) -> None:
     registry = LayoutRegistry(Path(settings.registry))
     runtime = ProcessRuntime()
     ledger = Ledger(home / "ledger.sqlite")
+    log_file = home / "audit" / "log.jsonl"
+    audit = AuditLog(log_file, f"gateway {settings.site}")
+    memory = Memory(site.memory_file)
+    memory.recall(entries(log_file))
+    standing = Standing(site, memory, audit)
     around = Surroundings(
         home=site,
-        judge=Judge(site, registry, ledger, runtime.protections().isolation),
+        judge=Judge(site, registry, ledger, runtime.protections().isolation, standing),
         ledger=ledger,
-        audit=AuditLog(home / "audit" / "log.jsonl", f"gateway {settings.site}"),
+        audit=audit,
         registry=registry,
         runtime=runtime,
         link=Link(dial_as(site)),
         clock=utc_now,
+        standing=standing,
     )
     agent = Agent(around, SOFTWARE)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -2,7 +2,8 @@
 
 federation.json          federation id, host, ports, where the registry lies
 tls/                     server.pem (key and certificate), ca.pem
-trust/federation-root.dsse
+trust/                   federation-root.dsse, revocations.dsse, timestamp.dsse, and roots/<version>.dsse: all roots so
+                         far. `msfl federation` writes them; the orchestrator only passes them on
 keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
 runs.sqlite              every run's events
 artifacts/               sealed streams by run
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msfl.protos.certificates import Identity
+from msfl.protos.messages import TrustPapers
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,16 @@ class CentreHome:
     @property
     def federation_root(self) -> Path:
         return self.root / "trust" / "federation-root.dsse"
+
+    def trust_papers(self) -> TrustPapers:
+        """What sites are told with their heartbeat. Read anew each time: keepers publish while the centre serves."""
+        trust = self.root / "trust"
+        roots = sorted((f for f in (trust / "roots").glob("*.dsse") if f.stem.isdecimal()), key=lambda f: int(f.stem))
+        return TrustPapers(
+            roots=tuple(f.read_bytes() for f in roots),
+            revocations=_read(trust / "revocations.dsse"),
+            timestamp=_read(trust / "timestamp.dsse"),
+        )
 
     @property
     def keyring(self) -> Path:
@@ -81,3 +93,8 @@ class CentreHome:
                 target.flush()
                 os.fsync(target.fileno())
             os.replace(temporary, file)
+
+
+def _read(file: Path) -> bytes:
+    """Empty where there is none yet."""
+    return file.read_bytes() if file.exists() else b""

@@ -45,6 +45,9 @@ def init(
     centre.write_tls(Identity(key, certificate), keyring.ca_pem)
     centre.federation_root.parent.mkdir(exist_ok=True)
     centre.federation_root.write_bytes(envelope)
+    first = centre.federation_root.parent / "roots" / f"{trusted.document.version}.dsse"
+    first.parent.mkdir(exist_ok=True)
+    first.write_bytes(envelope)
     centre.write_settings(FederationSettings(federation, host, port, link_port, str(registry.resolve())))
     console.print(f"federation {federation} is ready in {home}; root {sha256_of(envelope)}")
 

@@ -29,7 +29,9 @@ from msfl.policies.documents import (
     Member,
     ReleaseStatement,
     Review,
+    RevocationList,
     SiteRoot,
+    Timestamp,
 )
 from msfl.policies.encoding import MAX_BYTES, Malformed, Problem, canonical_json, load_json, load_yaml, sha256_of
 from msfl.policies.keys import KeyPair, decode_public, key_id
@@ -61,6 +63,8 @@ SITE_ROOT = Kind("site-root", SiteRoot, "json")
 FEDERATION_ROOT = Kind("federation-root", FederationRoot, "json")
 RELEASE_STATEMENT = Kind("release-statement", ReleaseStatement, "json")
 REVIEW = Kind("review", Review, "json")
+REVOCATIONS = Kind("revocations", RevocationList, "json")
+TIMESTAMP = Kind("timestamp", Timestamp, "json")
 
 
 class _Signature(Document):
