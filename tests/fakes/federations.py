@@ -129,7 +129,7 @@ class LiveFederation:
     def sign_policy(self, site: str, text: str, key: KeyPair | None = None) -> None:
         """`key`: the custodian's own when not given."""
         self._version += 1  # No gateway goes back to a version, or takes another text for the same.
-        text = re.sub(r"(?m)^version: \d+$", f"version: {self._version}", text)
+        text = re.sub(r"(?m)^version: \d+", f"version: {self._version}", text)
         envelope = sign(text.encode(), ASSET_POLICY, [key or self.custodian_key(site)])
         self._signed(site).write_bytes(envelope)
 
