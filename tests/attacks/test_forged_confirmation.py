@@ -12,8 +12,9 @@ import pytest
 from fakes.governance import LATER, NOW, World, key, member, trusted
 from msfl.gateway.confirmations import asked, confirmation, in_words, signed
 from msfl.gateway.judge import Accepted
+from msfl.gateway.record import Papers
 from msfl.policies.documents import RunConfirmation, SiteRoot
-from msfl.policies.encoding import encode, sha256_of
+from msfl.policies.encoding import encode
 from msfl.policies.envelope import REVIEW, RUN_CONFIRMATION, SITE_ROOT, sign
 from msfl.policies.refusals import Code, Refusal
 from msfl.policies.resolve import resolve_config
@@ -38,9 +39,9 @@ def mine() -> RunConfirmation:
     release = trusted(world.release())
     resolved = resolve_config(world.job, release.statement)
     assert not isinstance(resolved, Refusal)
-    accepted = Accepted(
-        world.job, world.user, release, resolved, "ms-trial", True, world.policy, sha256_of(encode(world.job))
-    )
+    papers = Papers(encode(world.job), "", world.user, b"", (), world.policy.id, world.policy.sha256)
+    request = world.request()
+    accepted = Accepted(world.job, world.user, release, resolved, "ms-trial", True, world.policy, request, papers)
     return asked(accepted, "site-a", "20261124-120000-00000000", 1, NOW)
 
 

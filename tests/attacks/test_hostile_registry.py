@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -13,57 +11,14 @@ from typing import Any
 
 import pytest
 
-from fakes.registries import MemoryRegistry
+from fakes.registries import CODE, Image, digest_of, tar_of
 from msfl.policies.refusals import Code, Refused
-from msfl.registry.interface import CONFIG, INDEX, LAYER, MANIFEST, Descriptor
+from msfl.registry.interface import INDEX, LAYER, MANIFEST, Descriptor
 from msfl.registry.layer import LayerLimits
 from msfl.registry.publish import statements_of, submit_statement
 from msfl.registry.pull import PullLimits, pull
 
-LOCK = b'{"distributions":{},"format":"msfl-environment/v1","python":"cpython"}'
-CODE = {"msfl-environment.json": LOCK, "msfl/learning/__init__.py": b"code = 1"}
 LIMITS = PullLimits(1 << 20, LayerLimits(files=20, file_bytes=1 << 20, total_bytes=4 << 20))
-
-
-def digest_of(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def tar_of(files: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] | None = None, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", **{"format": tarfile.USTAR_FORMAT, **options}) as tar:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            if change is not None:
-                change(entry)
-            tar.addfile(entry, io.BytesIO(data))
-    return buffer.getvalue()
-
-
-class Image:
-    """An image in a registry, every part of which a test may replace before it is pushed."""
-
-    def __init__(self, tar: bytes | None = None, packed: bytes | None = None) -> None:
-        tar = tar_of(CODE) if tar is None else tar
-        self.layer = gzip.compress(tar, mtime=0) if packed is None else packed
-        self.config: dict[str, Any] = {
-            "config": {"Entrypoint": ["python", "-m", "x"], "Labels": {"msfl.environment.sha256": digest_of(LOCK)}},
-            "rootfs": {"diff_ids": [digest_of(tar)]},
-        }
-        self.manifest: dict[str, Any] = {"schemaVersion": 2, "mediaType": MANIFEST}
-        self.registry = MemoryRegistry()
-
-    def push(self) -> str:
-        config = json.dumps(self.config).encode()
-        for blob in (self.layer, config):
-            self.registry.put_blob(digest_of(blob), [blob])
-        self.config_digest = digest_of(config)
-        parts = {
-            "config": Descriptor(CONFIG, digest_of(config), len(config)).to_json(),
-            "layers": [Descriptor(LAYER, digest_of(self.layer), len(self.layer)).to_json()],
-        }
-        return self.registry.put_manifest(json.dumps({**parts, **self.manifest}).encode())
 
 
 def refused(image: Image, digest: str, tmp_path: Path) -> str:

@@ -12,6 +12,7 @@ for every decision, so a story swaps a site's policy, runs, and puts the old one
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from fakes.tiny_data import tiny_dataset
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
 from msfl.policies.documents import IssuerKeys, JobSpec
-from msfl.policies.envelope import ASSET_POLICY, sign
+from msfl.policies.envelope import ASSET_POLICY, Signed, sign
 from msfl.policies.keys import KeyPair
 from msfl.runtime.process import ProcessRuntime
 from msfl.sdk.client import Client
@@ -63,6 +64,7 @@ class LiveFederation:
     federation: Federation
     processes: Processes
     client: Client
+    _version: int = 1
 
     @classmethod
     @contextmanager
@@ -136,6 +138,8 @@ class LiveFederation:
 
     def sign_policy(self, site: str, text: str, key: KeyPair | None = None) -> None:
         """`key`: the custodian's own when not given."""
+        self._version += 1  # No gateway goes back to a version, or takes another text for the same.
+        text = re.sub(r"(?m)^version: \d+", f"version: {self._version}", text)
         envelope = sign(text.encode(), ASSET_POLICY, [key or self.custodian_key(site)])
         self._signed(site).write_bytes(envelope)
 
@@ -156,12 +160,12 @@ class LiveFederation:
 
     @contextmanager
     def policies_put_back(self) -> Iterator[None]:
-        before = {site: self._signed(site).read_bytes() for site in self.names}
+        before = {site: Signed.parse(self._signed(site).read_bytes(), ASSET_POLICY).payload for site in self.names}
         try:
             yield
         finally:
-            for site, envelope in before.items():
-                self._signed(site).write_bytes(envelope)
+            for site, text in before.items():
+                self.sign_policy(site, text.decode())
 
     # --------------------------------------------------------------------------------------- what can be seen
 

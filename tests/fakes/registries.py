@@ -1,15 +1,29 @@
-"""A registry in memory. `tamper` lets a test play a registry that serves other bytes than it was given."""
+"""A registry in memory, and the smallest image. `tamper` plays a registry that serves other bytes than it was given."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from msfl.registry.interface import BadUpload, Descriptor, NotInRegistry, checked_digest, checked_tag
+from msfl.registry.interface import (
+    CONFIG,
+    LAYER,
+    MANIFEST,
+    BadUpload,
+    Descriptor,
+    NotInRegistry,
+    checked_digest,
+    checked_tag,
+)
+
+LOCK = b'{"distributions":{},"format":"msfl-environment/v1","python":"cpython"}'
+CODE = {"msfl-environment.json": LOCK, "msfl/learning/__init__.py": b"code = 1"}
 
 
 class MemoryRegistry:
@@ -68,3 +82,44 @@ class MemoryRegistry:
         if checked_digest(digest) not in self._blobs:
             raise NotInRegistry(digest)
         return self._blobs[digest]
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def tar_of(files: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] | None = None, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **{"format": tarfile.USTAR_FORMAT, **options}) as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            if change is not None:
+                change(entry)
+            tar.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+class Image:
+    """An image in a registry, every part of which a test may replace before it is pushed."""
+
+    def __init__(self, tar: bytes | None = None, packed: bytes | None = None) -> None:
+        tar = tar_of(CODE) if tar is None else tar
+        self.layer = gzip.compress(tar, mtime=0) if packed is None else packed
+        self.config: dict[str, Any] = {
+            "config": {"Entrypoint": ["python", "-m", "x"], "Labels": {"msfl.environment.sha256": digest_of(LOCK)}},
+            "rootfs": {"diff_ids": [digest_of(tar)]},
+        }
+        self.manifest: dict[str, Any] = {"schemaVersion": 2, "mediaType": MANIFEST}
+        self.registry = MemoryRegistry()
+
+    def push(self) -> str:
+        config = json.dumps(self.config).encode()
+        for blob in (self.layer, config):
+            self.registry.put_blob(digest_of(blob), [blob])
+        self.config_digest = digest_of(config)
+        parts = {
+            "config": Descriptor(CONFIG, digest_of(config), len(config)).to_json(),
+            "layers": [Descriptor(LAYER, digest_of(self.layer), len(self.layer)).to_json()],
+        }
+        return self.registry.put_manifest(json.dumps({**parts, **self.manifest}).encode())

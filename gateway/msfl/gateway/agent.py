@@ -1,8 +1,9 @@
 """The gateway's main loop: stay on the line, hand orders to runs, beat, and ask the custodian's folder for answers.
 
     while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
-    beside it: a heartbeat every 3 s; every second the words of the custodian, and the site's certificate; hourly, what
-    was kept for too long goes; `witness` shows the audit log to the centre
+    beside it: a heartbeat every 3 s, whose answer brings what the federation's keepers published; every second the
+    words of the custodian, and the site's certificate; every 2 s a look at what still may run; hourly, what was kept
+    for too long goes; `witness` shows the audit log to the centre
 
 The agent never listens. Runs live in threads of their own (`site_run`), one worker process each. At its start every run
 that had not ended goes on from its record; of one that has ended, only what is left of it is removed in time.
@@ -25,6 +26,7 @@ from msfl.policies.documents import DatasetRecord
 from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Order, SiteProgress, StopOrder
 
 BEAT_S = 3.0
+LOOK_S = 2.0
 SWEEP_S = 3600.0
 log = structlog.get_logger()
 
@@ -43,10 +45,12 @@ class Agent:
         beside = [
             threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
+            threading.Thread(target=self._every, args=(LOOK_S, self._look_again), name="look"),
             threading.Thread(target=self._every, args=(1.0, self._membership.look_after), name="membership"),
             threading.Thread(target=self._every, args=(SWEEP_S, self._sweep), name="sweep"),
             threading.Thread(target=self._around.witness.serve, name="witness"),
         ]
+        self._ask_custodian()
         self._restore()
         for thread in beside:
             thread.start()
@@ -68,6 +72,7 @@ class Agent:
     def _attend(self) -> None:
         wait = 0.5
         while not self._stopping.is_set():
+            self._beat()  # First: without fresh trust papers no run may begin.
             try:
                 for order in self._around.link.attend(self._arrival()):
                     wait = 0.5
@@ -115,12 +120,29 @@ class Agent:
         return Arrival(PROTOCOL, self._software, tuple(_shown(r) for r in self._around.home.datasets()))
 
     def _beat(self) -> None:
+        standing, now = self._around.standing, self._around.clock()
         try:
-            self._around.link.beat(SiteProgress(run_id=""))
+            papers = self._around.link.beat(SiteProgress(run_id="", trust=standing.received))
+            if papers is not None:
+                standing.take(papers, now)
+            standing.tick(now)
         except (LineDown, NotWanted) as error:
             log.info("no answer to the heartbeat", why=str(error))
+        except OSError as error:
+            log.error("what came with the heartbeat cannot be kept", why=str(error))
+
+    def _look_again(self) -> None:
+        try:
+            for run in list(self._runs.values()):
+                run.look_again()
+        except OSError as error:
+            log.error("what is still allowed cannot be looked up", why=str(error))
 
     def _ask_custodian(self) -> None:
+        try:
+            self._around.standing.look_at_words(self._around.clock())
+        except OSError as error:
+            log.error("the custodian's word cannot be written down yet", why=str(error))
         for run_id, run in list(self._runs.items()):
             if run.parked and self._around.home.declined(run_id) is not None:
                 run.custodian_declines()

@@ -21,12 +21,13 @@ from pathlib import Path
 import grpc
 
 from msfl.gateway.home import Home, SiteSettings, write
+from msfl.gateway.memory import Mark, Memory
 from msfl.policies.documents import Member, SiteRoot
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import SITE_ROOT, sign
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
-from msfl.policies.trust import trust_federation_root
+from msfl.policies.trust import trust_federation_root, trust_site_root
 from msfl.protos.certificates import Identity, unfit
 from msfl.protos.channel import dial, make_csr
 from msfl.protos.messages import PROTOCOL
@@ -71,6 +72,13 @@ def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair
         write(root / name, data)
     for folder in ("policies", "datasets", "runs", "pending", "confirmed"):
         (root / folder).mkdir(exist_ok=True, mode=0o700)
+    memory = Memory(home.memory_file)
+    trusted = trust_site_root(files["trust/site-root.dsse"], token.site, now)
+    assert not isinstance(trusted, Refusal), trusted
+    memory.remember("site-root", token.site, Mark(trusted.document.version, trusted.sha256))
+    memory.remember("federation-root", token.federation, Mark(federation.document.version, federation.sha256))
+    memory.saw(now)
+    memory.close()
     home.write_settings(SiteSettings(token.site, token.federation, token.link_endpoint, token.registry))
     return home
 

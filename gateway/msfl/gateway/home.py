@@ -4,8 +4,9 @@
     tls/                       identity.pem (key, which never leaves, and certificate: one file, never one without
                                the other), ca.pem
     secrets/                   site.key (symmetric), centre.pub
-    trust/                     site-root.dsse, federation-root.dsse, federation-root.sha256
     trust/issuers/             the newest key set of each identity provider that has stewards
+    trust/                     site-root.dsse, federation-root.dsse, federation-root.sha256; memory.sqlite: versions,
+                               revocations, time (`memory`); <root>.next.dsse: a root that is about to be taken up
     policies/<id>.dsse         what custodians signed; <id>.yaml beside it is for reading only
     datasets/<id>.json         records of published datasets; <id>.path says where the data lie
     pending/, confirmed/       runs that wait for the custodian; their answers: <run>.dsse, signed, or <run>.json, a no
@@ -31,6 +32,8 @@ from msfl.policies.documents import DatasetRecord
 from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import (
+    NOTHING_REVOKED,
+    Revoked,
     TrustedFederationRoot,
     TrustedPolicy,
     TrustedSiteRoot,
@@ -105,20 +108,33 @@ class Home:
 
     # ------------------------------------------------------------------- trust
 
+    @property
+    def site_root_file(self) -> Path:
+        return self.root / "trust" / "site-root.dsse"
+
+    @property
+    def federation_root_file(self) -> Path:
+        return self.root / "trust" / "federation-root.dsse"
+
+    @property
+    def memory_file(self) -> Path:
+        return self.root / "trust" / "memory.sqlite"
+
     def site_root(self, now: datetime) -> TrustedSiteRoot | Refusal:
-        return trust_site_root((self.root / "trust/site-root.dsse").read_bytes(), self.settings().site, now)
+        return trust_site_root(self.site_root_file.read_bytes(), self.settings().site, now)
 
     def federation_root(self, now: datetime) -> TrustedFederationRoot | Refusal:
         """Trusted because its hash is the one the custodian accepted at enrolment."""
-        trust = self.root / "trust"
-        pinned = (trust / "federation-root.sha256").read_text().strip()
-        return trust_federation_root((trust / "federation-root.dsse").read_bytes(), pinned, now)
+        pinned = self.federation_root_file.with_suffix(".sha256").read_text().strip()
+        return trust_federation_root(self.federation_root_file.read_bytes(), pinned, now)
 
     @property
     def key_sets(self) -> KeySets:
         return KeySets(self.root / "trust" / "issuers")
 
-    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
+    def policies(
+        self, now: datetime, revoked: Revoked = NOTHING_REVOKED
+    ) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
         """Every policy in the folder that its custodians signed, and why the others count for nothing."""
         root = self.site_root(now)
         if isinstance(root, Refusal):
@@ -126,7 +142,7 @@ class Home:
         trusted: list[TrustedPolicy] = []
         refused: list[Refusal] = []
         for file in sorted((self.root / "policies").glob("*.dsse")):
-            match trust_policy(file.read_bytes(), root, now, file.name):
+            match trust_policy(file.read_bytes(), root, now, file.name, revoked):
                 case Refusal() as refusal:
                     refused.append(refusal)
                 case policy:

@@ -1,30 +1,33 @@
 """From an offer to a decision: gathers what the pure `decide` needs, in the order in which trust is built.
 
-    spec bytes ─▶ strict JobSpec ─▶ token verified against pinned issuers ─▶ job signed with the token's key
+    spec bytes ─▶ strict JobSpec ─▶ may any run begin here now? (`standing`)
+      ─▶ token verified against pinned issuers ─▶ job signed with the token's key
       ─▶ release statement and reviews trusted under the federation root ─▶ config resolved from that statement
       ─▶ policies trusted under the site's own root ─▶ the dataset's record ─▶ decide()
 
 The first step that fails is the refusal. Nothing here starts anything; nothing that is not verified is used.
 
 `again` builds the same trust for a run that was allowed before the gateway was restarted, from the papers that it kept.
+`stands` decides anew on a run that has begun: before every task, before its worker starts, and every few seconds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, TypeAlias
 
 from msfl.gateway.home import Home
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.record import Papers
+from msfl.gateway.standing import Standing
 from msfl.policies.decide import Decision, Request, Verdict, decide, overruled, recheck
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
-from msfl.policies.trust import TrustedFederationRoot, TrustedPolicy, TrustedRelease
+from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease
 from msfl.protos.messages import Offer
 from msfl.registry.interface import NotInRegistry, Registry
 from msfl.registry.publish import statements_of, trust_papers
@@ -34,7 +37,8 @@ JsonObject: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Accepted:
-    """Everything a run may rely on, all of it verified: what `decide` saw, and the policy that allowed it."""
+    """Everything a run may rely on, all of it verified: what `decide` saw, and the policy that allowed it. With
+    `request` and `papers` it can be decided on anew."""
 
     job: JobSpec
     user: User
@@ -43,7 +47,12 @@ class Accepted:
     dataset_id: str
     trains: bool
     policy: TrustedPolicy
-    job_sha256: str
+    request: Request
+    papers: Papers
+
+    @property
+    def job_sha256(self) -> str:
+        return sha256_of(self.papers.spec)
 
 
 @dataclass(frozen=True)
@@ -58,8 +67,11 @@ class Judgement:
 
 
 class Judge:
-    def __init__(self, home: Home, registry: Registry, ledger: Ledger, isolation: Isolation) -> None:
+    def __init__(
+        self, home: Home, registry: Registry, ledger: Ledger, isolation: Isolation, standing: Standing
+    ) -> None:
         self._home = home
+        self._standing = standing
         self._registry = registry
         self._ledger = ledger
         self._isolation = isolation
@@ -70,9 +82,13 @@ class Judge:
             job = load_json(offer.spec, JobSpec, "the job")
         except Malformed as error:
             return _refused(refuse(Code.MALFORMED_DOCUMENT, f"The job cannot be read: {error}."))
-        root = self._home.federation_root(now)
+        if (not_now := self._standing.may_begin(now)) is not None:
+            return _refused(not_now, job)
+        root, revoked = self._standing.federation_root(now), self._standing.revoked()
         if isinstance(root, Refusal):
             return _refused(root, job)
+        if gone := sorted(revoked.sites.intersection(job.sites)):
+            return _refused(refuse(Code.SITE_REVOKED, f"The job names {gone[0]}, which is revoked.", site=gone[0]), job)
         # What the centre carries counts for its stewards' signatures alone; what is not taken leaves what is known.
         not_taken = self._home.key_sets.take(offer.issuer_keys, root)
         user = verify_token(offer.token, root.document.issuers, now, self._home.key_sets.trusted(root))
@@ -87,7 +103,7 @@ class Judge:
         if isinstance(envelopes, Refusal):
             return _refused(envelopes, job, user)
         statement, reviews = envelopes
-        release = _release(job, statement, reviews, root, now)
+        release = _release(job, statement, reviews, root, now, revoked)
         if isinstance(release, Refusal):
             return _refused(release, job, user)
         resolved = resolve_config(job, release.statement)
@@ -96,18 +112,10 @@ class Judge:
         dataset = self._dataset(job)
         if isinstance(dataset, Refusal):
             return _refused(dataset, job, user)
-        policies, untrusted = self._home.policies(now)
+        policies, untrusted = self._standing.policies(now)
         ids = [p.document.id for p in policies]
-        request = Request(
-            site=self._home.settings().site,
-            dataset=dataset,
-            release=release,
-            user=user,
-            job=job,
-            resolved=resolved,
-            isolation=self._isolation,
-            proof_given=bool(offer.proof),
-            participants=len(job.datasets),
+        request = replace(
+            self._request(job, user, release, resolved, dataset, bool(offer.proof)),
             runs_so_far={i: self._ledger.runs(i) for i in ids},
             rounds_so_far={i: self._ledger.rounds(i) for i in ids},
         )
@@ -115,9 +123,9 @@ class Judge:
         if decision.verdict is Verdict.REFUSE:
             return Judgement(decision, None, job, user)
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
-        trains = job.trains_on(dataset.ref)
-        accepted = Accepted(job, user, release, resolved, dataset.id, trains, policy, sha256_of(offer.spec))
         papers = Papers(offer.spec, offer.proof, user, statement, reviews, policy.document.id, policy.sha256)
+        trains = job.trains_on(dataset.ref)
+        accepted = Accepted(job, user, release, resolved, dataset.id, trains, policy, request, papers)
         return Judgement(decision, accepted, job, user, papers)
 
     def again(self, papers: Papers, now: datetime) -> Accepted | Refusal:
@@ -130,12 +138,12 @@ class Judge:
             job = load_json(papers.spec, JobSpec, "the job")
         except Malformed as error:
             return refuse(Code.MALFORMED_DOCUMENT, f"The job cannot be read: {error}.")
-        root = self._home.federation_root(now)
+        root, revoked = self._standing.federation_root(now), self._standing.revoked()
         if isinstance(root, Refusal):
             return root
         if (wrong := verify_job(papers.spec, papers.proof, papers.user, proof_required=False)) is not None:
             return wrong
-        release = _release(job, papers.statement, papers.reviews, root, now)
+        release = _release(job, papers.statement, papers.reviews, root, now, revoked)
         if isinstance(release, Refusal):
             return release
         resolved = resolve_config(job, release.statement)
@@ -144,25 +152,72 @@ class Judge:
         dataset = self._dataset(job)
         if isinstance(dataset, Refusal):
             return dataset
-        policies, _ = self._home.policies(now)
-        policy = next((p for p in policies if p.sha256 == papers.policy_sha256), None)
-        if policy is None:
-            return _withdrawn(papers.policy_id)
-        trains, job_sha256 = job.trains_on(dataset.ref), sha256_of(papers.spec)
-        return Accepted(job, papers.user, release, resolved, dataset.id, trains, policy, job_sha256)
+        policy = self._policy(papers, now)
+        if isinstance(policy, Refusal):
+            return policy
+        request = self._request(job, papers.user, release, resolved, dataset, bool(papers.proof))
+        trains = job.trains_on(dataset.ref)
+        accepted = Accepted(job, papers.user, release, resolved, dataset.id, trains, policy, request, papers)
+        return self.stands(accepted, now) or accepted
+
+    def stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
+        """Decide anew on a run that has begun: is its release still trusted, does the policy that allowed it still
+        stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them."""
+        if (gone := self._standing.site_revoked()) is not None:
+            return gone
+        root = self._standing.federation_root(now)
+        if isinstance(root, Refusal):
+            return root
+        papers = accepted.papers
+        release = _release(accepted.job, papers.statement, papers.reviews, root, now, self._standing.revoked())
+        if isinstance(release, Refusal):
+            return release
+        policy = self._policy(papers, now)
+        if isinstance(policy, Refusal):
+            return policy
+        policies, _ = self._standing.policies(now)
+        if against := overruled(policy, policies, accepted.dataset_id, accepted.user, release.statement.digest):
+            return against
+        request = replace(accepted.request, release=release, runs_so_far={}, rounds_so_far={}, confirmed=True)
+        return decide(request, (policy,), now).refusal
 
     def recheck(self, accepted: Accepted, round: int, trains: bool, now: datetime) -> Refusal | None:
-        """Does the policy that allowed the run still stand, as these very bytes, for this round?"""
-        policies, _ = self._home.policies(now)
-        policy = next((p for p in policies if p.sha256 == accepted.policy.sha256), None)
-        if policy is None:
-            return _withdrawn(accepted.policy.document.id)
-        digest = accepted.release.statement.digest
-        if (against := overruled(policy, policies, accepted.dataset_id, accepted.user, digest)) is not None:
-            return against
+        """Does all that the run rests on still stand, for this round?"""
+        if (refusal := self.stands(accepted, now)) is not None:
+            return refusal
+        policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
         spent = self._ledger.rounds(policy.document.id) if trains else 0
         return recheck(policy, round, now, spent)
+
+    def _policy(self, papers: Papers, now: datetime) -> TrustedPolicy | Refusal:
+        """The policy that allowed a run, if it is still in force as these very bytes; else why it is not."""
+        policies, untrusted = self._standing.policies(now)
+        if (policy := next((p for p in policies if p.sha256 == papers.policy_sha256), None)) is not None:
+            return policy
+        revoked = {Code.KEY_REVOKED, Code.POLICY_REVOKED}
+        return next((r for r in untrusted if r.code in revoked), _withdrawn(papers.policy_id))
+
+    def _request(
+        self,
+        job: JobSpec,
+        user: User,
+        release: TrustedRelease,
+        resolved: JsonObject,
+        dataset: DatasetRecord,
+        proof_given: bool,
+    ) -> Request:
+        return Request(
+            site=self._home.settings().site,
+            dataset=dataset,
+            release=release,
+            user=user,
+            job=job,
+            resolved=resolved,
+            isolation=self._isolation,
+            proof_given=proof_given,
+            participants=len(job.datasets),
+        )
 
     def _dataset(self, job: JobSpec) -> DatasetRecord | Refusal:
         ref = next((r for r in job.datasets if r.startswith(f"{self._home.settings().site}/")), None)
@@ -183,11 +238,16 @@ class Judge:
 
 
 def _release(
-    job: JobSpec, statement: bytes, reviews: tuple[bytes, ...], root: TrustedFederationRoot, now: datetime
+    job: JobSpec,
+    statement: bytes,
+    reviews: tuple[bytes, ...],
+    root: TrustedFederationRoot,
+    now: datetime,
+    revoked: Revoked,
 ) -> TrustedRelease | Refusal:
     if job.digest is None:
         return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
-    release = trust_papers(statement, reviews, job.digest, root, now)
+    release = trust_papers(statement, reviews, job.digest, root, now, revoked)
     if isinstance(release, TrustedRelease) and release.statement.ref != job.release:
         what = f"The job names {job.release} with the digest of {release.statement.ref}."
         return refuse(Code.JOB_INCONSISTENT, what)

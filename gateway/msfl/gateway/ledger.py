@@ -7,12 +7,9 @@ that is not kept: SQLite with `synchronous=FULL`, one row per run and per round,
 
 from __future__ import annotations
 
-import errno
-import os
-import sqlite3
-import threading
 from pathlib import Path
 
+from msfl.gateway.durable import DurableTables
 from msfl.gateway.egress import Allowance
 
 _SCHEMA = """
@@ -29,40 +26,33 @@ CREATE TABLE IF NOT EXISTS sent (
 
 class Ledger:
     def __init__(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = threading.Lock()
-        self._connection = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
-        self._connection.execute("PRAGMA synchronous=FULL")
-        self._connection.executescript(_SCHEMA)
+        self._tables = DurableTables(file, _SCHEMA)
 
     def begin_run(self, run_id: str, policy_id: str, most: int) -> bool:
         """Count a run that is about to start its worker. False: `most` runs of this policy have begun already.
 
         Runs that were allowed and then not started, because others refused, use nothing up.
         """
-        self._do(
+        self._tables.do(
             "INSERT OR IGNORE INTO runs SELECT ?1, ?2 WHERE (SELECT count(*) FROM runs WHERE policy_id = ?2) < ?3",
             run_id,
             policy_id,
             most,
         )
-        with self._lock:
-            (n,) = self._connection.execute("SELECT count(*) FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        return bool(n)
+        return bool(self._count("SELECT count(*) FROM runs WHERE run_id = ?", run_id))
 
     def begin_round(self, run_id: str, round: int, policy_id: str) -> None:
-        self._do("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?)", run_id, round, policy_id)
+        self._tables.do("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?)", run_id, round, policy_id)
 
     def claim(self, nonce: str, run_id: str) -> bool:
         """False when this signed job was used for another run before: somebody plays it again."""
-        self._do("INSERT OR IGNORE INTO jobs VALUES (?, ?)", nonce, run_id)
-        with self._lock:
-            (kept,) = self._connection.execute("SELECT run_id FROM jobs WHERE nonce = ?", (nonce,)).fetchone()
+        self._tables.do("INSERT OR IGNORE INTO jobs VALUES (?, ?)", nonce, run_id)
+        ((kept,),) = self._tables.ask("SELECT run_id FROM jobs WHERE nonce = ?", nonce)
         return bool(kept == run_id)
 
     def send(self, run_id: str, key: str, size: int, most: Allowance) -> bool:
         """Count a sealed result that is about to leave. False: with it the run would send too much, or too often."""
-        self._do(
+        self._tables.do(
             "INSERT OR IGNORE INTO sent SELECT ?1, ?2, ?3 WHERE"
             " (SELECT count(*) < ?4 AND coalesce(sum(bytes), 0) + ?3 <= ?5 FROM sent WHERE run_id = ?1)",
             run_id,
@@ -71,9 +61,7 @@ class Ledger:
             most.uploads,
             most.bytes,
         )
-        with self._lock:
-            row = self._connection.execute("SELECT bytes FROM sent WHERE run_id = ? AND key = ?", (run_id, key))
-            return bool(row.fetchone() == (size,))
+        return self._tables.ask("SELECT bytes FROM sent WHERE run_id = ? AND key = ?", run_id, key) == [(size,)]
 
     def runs(self, policy_id: str) -> int:
         return self._count("SELECT count(*) FROM runs WHERE policy_id = ?", policy_id)
@@ -81,22 +69,9 @@ class Ledger:
     def rounds(self, policy_id: str) -> int:
         return self._count("SELECT count(*) FROM rounds WHERE policy_id = ?", policy_id)
 
-    def _do(self, sql: str, *values: str | int) -> None:
-        """Raises OSError when the disk is full or read-only, as the other files of a gateway do."""
-        try:
-            with self._lock:
-                self._connection.execute(sql, values)
-        except sqlite3.OperationalError as error:
-            code = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
-            if (number := code.get(error.sqlite_errorcode & 0xFF)) is None:
-                raise
-            raise OSError(number, os.strerror(number)) from error
-
-    def _count(self, sql: str, policy_id: str) -> int:
-        with self._lock:
-            (n,) = self._connection.execute(sql, (policy_id,)).fetchone()
+    def _count(self, sql: str, value: str) -> int:
+        ((n,),) = self._tables.ask(sql, value)
         return int(n)
 
     def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+        self._tables.close()

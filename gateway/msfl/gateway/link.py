@@ -24,10 +24,11 @@ from msfl.protos.convert import (
     answer_to_wire,
     arrival_to_wire,
     order_from_wire,
+    papers_from_wire,
     progress_to_wire,
     report_to_wire,
 )
-from msfl.protos.messages import Arrival, OfferAnswer, Order, SiteProgress, TaskReport
+from msfl.protos.messages import Arrival, OfferAnswer, Order, SiteProgress, TaskReport, TrustPapers
 from msfl.protos.notary import Shown
 from msfl.protos.streams import StreamsStub
 from msfl.protos.v1 import federation_pb2 as wire
@@ -111,8 +112,10 @@ class Link:
     def report(self, report: TaskReport) -> None:
         self._call(lambda: self._stub.Report(report_to_wire(report), timeout=CALL_TIMEOUT_S))
 
-    def beat(self, progress: SiteProgress) -> None:
-        self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=BEAT_TIMEOUT_S))
+    def beat(self, progress: SiteProgress) -> TrustPapers | None:
+        """The federation's trust papers, where they are others than those that `progress.trust` names."""
+        ack = self._call(lambda: self._stub.Beat(progress_to_wire(progress), timeout=BEAT_TIMEOUT_S))
+        return papers_from_wire(ack.trust) if ack.HasField("trust") else None
 
     def renew(self, csr_pem: bytes, proof: bytes) -> bytes:
         """A certificate for the request, PEM. `proof`: `certificates.sign_renewal`."""

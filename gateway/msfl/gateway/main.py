@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from msfl.gateway import words
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
@@ -25,6 +26,9 @@ from msfl.protos.audit_log import LOG_NAME, read_entries, read_lines
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify the chain of the audit log and show it.", invoke_without_command=True)
 app.add_typer(audit_app, name="audit")
+app.command()(words.revoke)
+app.command()(words.clock)
+app.add_typer(words.root, name="root")
 console = Console()
 HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway pending` shows it.")]
@@ -71,7 +75,9 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.ledger import Ledger
     from msfl.gateway.link import Link
     from msfl.gateway.membership import dial_as
+    from msfl.gateway.memory import Memory
     from msfl.gateway.site_run import Surroundings, utc_now
+    from msfl.gateway.standing import Standing
     from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
     from msfl.protos.audit_log import AuditLog
@@ -89,9 +95,12 @@ def serve(home: HomeOption) -> None:
     ledger = Ledger(home / "ledger.sqlite")
     audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))
     notary = Notary(audit, site.audit, f"site:{settings.site}", utc_now)
+    memory = Memory(site.memory_file)
+    memory.recall(read_entries(site.audit / LOG_NAME))
+    standing = Standing(site, memory, audit)
     around = Surroundings(
         home=site,
-        judge=Judge(site, registry, ledger, runtime.protections().isolation),
+        judge=Judge(site, registry, ledger, runtime.protections().isolation, standing),
         ledger=ledger,
         audit=audit,
         registry=registry,
@@ -99,6 +108,7 @@ def serve(home: HomeOption) -> None:
         link=link,
         witness=Witness(notary, link, audit, settings.federation, utc_now),
         clock=utc_now,
+        standing=standing,
     )
     agent = Agent(around, SOFTWARE)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,6 +12,7 @@ What goes wrong, and what becomes of it:
 
     the worker dies, falls silent, has a bug        started again, the same task as its next attempt, thrice at most
     a refusal of model, gate or policy              its code goes out and ends the run at this site
+    what it rests on is revoked or expires          the same, within seconds, whatever the worker is doing
     this gateway is killed                          `record`: the next one goes on where it was
     the disk is full or read-only                   `disk`: wait until there is room; costs no attempt
     the line is down                                `_until_sent`: again, until it is up
@@ -75,6 +76,7 @@ from msfl.gateway.machine import (
     restored,
 )
 from msfl.gateway.record import BadRecord, Kept, RunRecord, boot_id, forget
+from msfl.gateway.standing import Standing
 from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.gateway.witness import Witness
 from msfl.policies.decide import Decision, Verdict, allowed_outputs, asks_custodian
@@ -119,6 +121,14 @@ class Surroundings:
     link: Link
     witness: Witness
     clock: Callable[[], datetime]
+    standing: Standing
+
+
+@dataclass(frozen=True)
+class NotAllowedAnyMore:
+    """What the run rests on does not stand any more: a key, the release, the policy was revoked, or expired."""
+
+    code: str
 
 
 @dataclass(frozen=True)
@@ -135,7 +145,8 @@ class CustodianSigned:
     envelope: bytes
 
 
-Outcomes: TypeAlias = "queue.SimpleQueue[Event | Order | CustodianStops | CustodianSigned | None]"
+Word: TypeAlias = CustodianStops | CustodianSigned | NotAllowedAnyMore
+Outcomes: TypeAlias = "queue.SimpleQueue[Event | Order | Word | None]"
 
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
@@ -182,6 +193,7 @@ class RunAtSite:
         self._offer: Offer | None = None
         self._heard = b""  # the custodian's latest word
         self._process: HostedProcess | None = None
+        self._forbidden = False  # what the run rests on does not stand any more
         self._unwanted = threading.Event()  # no worker is wanted any more, also none that is just being started
         self._latest: TaskOrder | None = None
         self._last_beat = self._deaf_until = 0.0
@@ -207,6 +219,21 @@ class RunAtSite:
 
     def custodian_stops(self, by: str) -> None:
         self._queue.put(CustodianStops(by))
+
+    def look_again(self) -> None:
+        """Decide anew on a run that has begun, from another thread than its own, which may be waiting for the line or
+        for room on the disk: the worker is ended here, and what there is to say is said there."""
+        accepted = self._accepted
+        if accepted is None or self._state.stage not in LIVING or self._forbidden:
+            return
+        refusal = self._around.judge.stands(accepted, self._around.clock())
+        if refusal is None or self._accepted is not accepted:
+            return
+        log.error("the run is not allowed any more", run=self.run_id, code=refusal.code.value, why=refusal.message)
+        self._forbidden = True
+        self._queue.put(NotAllowedAnyMore(refusal.code.value))  # Before the worker's death is: none is started again.
+        if (process := self._process) is not None:
+            process.stop(2.0)
 
     @property
     def parked(self) -> bool:
@@ -235,7 +262,7 @@ class RunAtSite:
         except GivenUp:
             log.info("the gateway stops; the run goes on with the next one", run=self.run_id)
 
-    def _take(self, item: Event | Order | CustodianStops | CustodianSigned) -> None:
+    def _take(self, item: Event | Order | Word) -> None:
         match item:
             case Offer():
                 self._offer = item
@@ -254,6 +281,10 @@ class RunAtSite:
                 self._home.forget_stop(self.run_id)
             case CustodianSigned(envelope=envelope):
                 self._take_confirmation(envelope)
+            case NotAllowedAnyMore(code=code):
+                if self._state.stage in LIVING:
+                    self._audit("run not allowed any more", code=code)
+                self._post(Broken(code))
             case WorkerUp():
                 task = self._state.task
                 self._post(WorkerUp(self._recheck(task) if task is not None else ""))
@@ -389,12 +420,13 @@ class RunAtSite:
             self._home.forget_stop(self.run_id)
             self._home.forget_said(self.run_id)
         self._unwanted = threading.Event()
+        self._forbidden = False
         self._latest = self._started = self._ended = None
         try:
             kept = self._record.load_papers()
         except BadRecord:
             kept = None
-        judgement = self._around.judge.judge(offer, self._around.clock(), kept)
+        judgement = self._with_room(lambda: self._around.judge.judge(offer, self._around.clock(), kept))
         self._accepted, self._decision = judgement.accepted, judgement.decision
         decision = judgement.decision
         self._audit(
@@ -476,8 +508,9 @@ class RunAtSite:
             return ""
         if self._accepted is None:
             return Code.NO_POLICY.value
-        refusal = self._around.judge.recheck(
-            self._accepted, order.round, order.verb == "train" and order.round > 0, self._around.clock()
+        accepted, trains = self._accepted, order.verb == "train" and order.round > 0
+        refusal = self._with_room(
+            lambda: self._around.judge.recheck(accepted, order.round, trains, self._around.clock())
         )
         if refusal is not None:
             self._audit("task refused", task=order.task_id, code=refusal.code.value)
@@ -523,6 +556,9 @@ class RunAtSite:
         if not self._with_room(lambda: self._around.ledger.begin_run(self.run_id, policy.id, most)):
             why = f"{most} runs of {policy.id} have begun"
             return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
+        # The image may have taken its time: nothing starts once it is known that it must not.
+        if (refusal := self._with_room(lambda: self._around.judge.stands(accepted, self._around.clock()))) is not None:
+            return self._broken(order, refusal.code.value, refusal.message)
         protections = self._around.runtime.protections()
         self._audit(
             "worker starts",

@@ -2,8 +2,9 @@
 
 federation.json          federation id, host, ports, where the registry lies, from where people may call
 tls/                     server.pem (key and certificate), ca.pem
-trust/federation-root.dsse
 trust/issuers/           the newest key set of each identity provider that has stewards
+trust/                   federation-root.dsse, revocations.dsse, timestamp.dsse, and roots/<version>.dsse: all roots so
+                         far. `msfl federation` writes them; the orchestrator only passes them on
 keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
 runs.sqlite              every run's events
 audit/                   the centre's audit log, its key, and checkpoints of the sites' logs (`msfl.protos.audit_log`)
@@ -21,6 +22,7 @@ from pathlib import Path
 from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.protos.certificates import Identity
 from msfl.protos.key_sets import KeySets
+from msfl.protos.messages import TrustPapers
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class CentreHome:
     @property
     def federation_root(self) -> Path:
         return self.root / "trust" / "federation-root.dsse"
+
+    def trust_papers(self) -> TrustPapers:
+        """What sites are told with their heartbeat. Read anew each time: keepers publish while the centre serves."""
+        trust = self.root / "trust"
+        roots = sorted((f for f in (trust / "roots").glob("*.dsse") if f.stem.isdecimal()), key=lambda f: int(f.stem))
+        return TrustPapers(
+            roots=tuple(f.read_bytes() for f in roots),
+            revocations=_read(trust / "revocations.dsse"),
+            timestamp=_read(trust / "timestamp.dsse"),
+        )
 
     @property
     def key_sets(self) -> KeySets:
@@ -102,3 +114,8 @@ class CentreHome:
                 target.flush()
                 os.fsync(target.fileno())
             os.replace(temporary, file)
+
+
+def _read(file: Path) -> bytes:
+    """Empty where there is none yet."""
+    return file.read_bytes() if file.exists() else b""

@@ -68,6 +68,9 @@ def init(
     centre.federation_root.write_bytes(envelope)
     settings = FederationSettings(federation, host, port, link_port, str(registry.resolve()), allowed, proxies)
     centre.write_settings(settings)
+    first = centre.federation_root.parent / "roots" / f"{trusted.document.version}.dsse"
+    first.parent.mkdir(exist_ok=True)
+    first.write_bytes(envelope)
     console.print(f"federation {federation} is ready in {home}; root {sha256_of(envelope)}")
 
 

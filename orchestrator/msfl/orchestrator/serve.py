@@ -87,7 +87,7 @@ def serve_orchestrator(home: CentreHome) -> None:
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)
-    door = LinkDoor(engine, datasets, keyring, notary, home.key_sets)
+    door = LinkDoor(engine, datasets, keyring, notary, home.key_sets, home.trust_papers)
     add_LinkServicer_to_server(door, link)
     link.add_generic_rpc_handlers((streams_handler(door),))
     link.add_secure_port(

@@ -4,6 +4,8 @@
     site staff         SiteRoot            its custodians               who may sign policies at this site
     operator           FederationRoot      its keepers                  who publishes, who reviews, who issues tokens
     steward            IssuerKeySet        stewards of the issuer       an identity provider's keys, for some weeks
+    operator           RevocationList      its keepers                  what must not be relied on any more
+    operator           Timestamp           its timekeepers              which root and which list are the newest, today
     ML engineer        ReleaseStatement    a publisher                  what an image is, does, accepts and sends
     reviewer           Review              the reviewer                 approve or reject of exactly one statement
     custodian          AssetPolicy         threshold of custodians      what may run on which data, for whom
@@ -41,6 +43,7 @@ from msfl.policies.keys import BadKey, decode_public, key_id, thumbprint
 
 API_VERSION = "msfl/v1"
 KEY_SET_LIFE = timedelta(days=35)
+MAX_TIMESTAMP_LIFE = timedelta(days=7)
 _UTC = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\Z")
 
 
@@ -65,6 +68,7 @@ DatasetRef = Annotated[str, StringConstraints(pattern=rf"^{_NAME}/{_NAME}$", max
 ReleaseRef = Annotated[str, StringConstraints(pattern=rf"^{_NAME}:{_VERSION}$", max_length=129)]
 Version = Annotated[str, StringConstraints(pattern=rf"^{_VERSION}$", max_length=64)]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Person = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[._+@-][a-z0-9]+)*$", max_length=128)]
 UserName = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=256)]
 Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[.-][a-z0-9]+)*$", max_length=128)]
@@ -241,7 +245,11 @@ class IssuerKeySet(Document):
 
 
 class FederationRoot(Document):
-    """Publishers, reviewers and issuers of one federation. `keepers` sign it; one key serves one role only."""
+    """Publishers, reviewers and issuers of one federation. `keepers` sign it; one key serves one role only.
+
+    Any one of the `timekeepers` signs timestamps: their key may lie on a machine that is on the line, because it can
+    say nothing but what is the newest. Without timekeepers the keepers sign timestamps too, by their threshold.
+    """
 
     api_version: Literal["msfl/v1"] = "msfl/v1"
     kind: Literal["FederationRoot"] = "FederationRoot"
@@ -249,6 +257,7 @@ class FederationRoot(Document):
     version: Positive
     keepers: tuple[Member, ...] = Field(min_length=1)
     threshold: Positive = 1
+    timekeepers: tuple[Member, ...] = ()
     publishers: tuple[Member, ...] = Field(min_length=1)
     reviewers: tuple[Member, ...] = Field(min_length=1)
     reviews_needed: Positive = 1
@@ -258,6 +267,7 @@ class FederationRoot(Document):
     @model_validator(mode="after")
     def _keys_and_thresholds(self) -> Self:
         _refuse_shared_keys(self.keepers, self.publishers, self.reviewers, *(i.stewards for i in self.issuers))
+        _refuse_shared_keys(self.keepers, self.timekeepers, self.publishers, self.reviewers)
         _refuse_unreachable(self.threshold, self.keepers)
         _refuse_unreachable(self.reviews_needed, self.reviewers)
         if len({issuer.issuer for issuer in self.issuers}) != len(self.issuers):
@@ -265,6 +275,51 @@ class FederationRoot(Document):
         keys = [key for issuer in self.issuers for key in issuer.thumbprints]
         if len(set(keys)) != len(keys):
             raise ValueError("an issuer's key is listed twice")
+        return self
+
+
+class RevocationList(Document):
+    """What must not be relied on any more: keys, image digests, policies (`site/policy`), sites.
+
+    A revocation is for good, so a list never expires and no site forgets what an earlier one named. Whether it is the
+    newest is what the `Timestamp` says.
+    """
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["RevocationList"] = "RevocationList"
+    federation: Slug
+    version: Positive
+    keys: tuple[KeyId, ...] = ()
+    releases: tuple[Digest, ...] = ()
+    policies: tuple[DatasetRef, ...] = ()
+    sites: tuple[Slug, ...] = ()
+    issued: UtcTime
+
+
+class Named(Document):
+    """A document by its version and the hash of its payload's exact bytes."""
+
+    version: Positive
+    sha256: Digest
+
+
+class Timestamp(Document):
+    """Which federation root and which revocation list are the newest. Lives for days at most: once it has expired, a
+    site that hears nothing newer cannot know, and begins no run."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["Timestamp"] = "Timestamp"
+    federation: Slug
+    version: Positive
+    root: Named
+    revocations: Named
+    issued: UtcTime
+    expires: UtcTime
+
+    @model_validator(mode="after")
+    def _short_lived(self) -> Self:
+        if not timedelta(0) < self.expires - self.issued <= MAX_TIMESTAMP_LIFE:
+            raise ValueError(f"a timestamp lives at most {MAX_TIMESTAMP_LIFE.days} days from issued to expires")
         return self
 
 

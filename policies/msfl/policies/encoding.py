@@ -1,7 +1,7 @@
 """Strict readers: bytes of YAML or JSON in, one validated document out, or `Malformed` with file, line and key.
 
     bytes ──size──▶ UTF-8 ──▶ events ──no alias, anchor, tag, merge key, directive, second document──▶
-          plain values (YAML 1.2 core scalars, decimal numbers only) ──no duplicate, depth, count─▶ pydantic ──▶ document
+          plain values (YAML 1.2 core scalars, decimal numbers only) ──no duplicate, depth, count─▶ pydantic ─▶ document
 
 Why not a stock loader: PyYAML keeps the last of two equal keys, reads `NO` as false and expands alias bombs; Python's
 json keeps the last duplicate and accepts NaN. What a custodian read must be what the gateway reads, so anything that

@@ -30,8 +30,10 @@ from msfl.policies.documents import (
     Member,
     ReleaseStatement,
     Review,
+    RevocationList,
     RunConfirmation,
     SiteRoot,
+    Timestamp,
 )
 from msfl.policies.encoding import MAX_BYTES, Malformed, Problem, canonical_json, load_json, load_yaml, sha256_of
 from msfl.policies.keys import KeyPair, decode_public, key_id
@@ -65,6 +67,8 @@ RELEASE_STATEMENT = Kind("release-statement", ReleaseStatement, "json")
 REVIEW = Kind("review", Review, "json")
 RUN_CONFIRMATION = Kind("run-confirmation", RunConfirmation, "json")
 AUDIT_CHECKPOINT = Kind("audit-checkpoint", AuditCheckpoint, "json")
+REVOCATIONS = Kind("revocations", RevocationList, "json")
+TIMESTAMP = Kind("timestamp", Timestamp, "json")
 
 
 class _Signature(Document):

@@ -1,4 +1,5 @@
-"""`msfl policy new|check|explain|sign|keys`: what a custodian does at a terminal. The one module here that reads files.
+"""`msfl policy new|check|explain|sign|keys`: what a custodian does at a terminal. It and `federation` alone
+read files here.
 
     keys ──▶ NAME.key.pem (mode 0600) + NAME.public.json         new ──▶ policy.yaml ──(editor)──▶ check, explain
     sign policy.yaml --key NAME.key.pem ──▶ policy.dsse           sign policy.dsse --key … adds one signature

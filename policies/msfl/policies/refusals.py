@@ -29,6 +29,15 @@ class Code(StrEnum):
     TOO_FEW_SIGNERS = "too_few_signers"
     ROOT_EXPIRED = "root_expired"
     ROOT_DIFFERS = "root_differs"
+    # Versions, revocation, time
+    VERSION_ROLLED_BACK = "version_rolled_back"
+    VERSION_SKIPPED = "version_skipped"
+    TRUST_STALE = "trust_stale"
+    CLOCK_SET_BACK = "clock_set_back"
+    KEY_REVOKED = "key_revoked"
+    RELEASE_REVOKED = "release_revoked"
+    POLICY_REVOKED = "policy_revoked"
+    SITE_REVOKED = "site_revoked"
     # Releases
     WRONG_PUBLISHER = "wrong_publisher"
     RELEASE_EXPIRED = "release_expired"
@@ -101,6 +110,14 @@ ADVICE: Mapping[Code, str] = {
     Code.TOO_FEW_SIGNERS: "Have further, different people of the trust root sign the same bytes.",
     Code.ROOT_EXPIRED: "Make and sign the next version of the trust root.",
     Code.ROOT_DIFFERS: "Compare the root's hash with the one in the registration token before accepting it.",
+    Code.VERSION_ROLLED_BACK: "Count the version up from the newest that was in force here, and sign it again.",
+    Code.VERSION_SKIPPED: "A root follows the one before it by exactly one version; take up those in between first.",
+    Code.TRUST_STALE: "Ask the federation's timekeeper for a new timestamp: msfl federation timestamp.",
+    Code.CLOCK_SET_BACK: "Set this machine's clock right; if it was ahead before: msfl gateway clock.",
+    Code.KEY_REVOKED: "Have the document signed with a key that is not revoked.",
+    Code.RELEASE_REVOKED: "Publish a corrected release, under a new digest.",
+    Code.POLICY_REVOKED: "Ask the custodian for a policy with another id.",
+    Code.SITE_REVOKED: "Ask the operator of the federation why the site was revoked, or name other sites.",
     Code.WRONG_PUBLISHER: "Have the release signed by a publisher of the federation root.",
     Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
     Code.RELEASE_REJECTED: "A reviewer rejected this digest; read the comment and publish a corrected release.",

@@ -5,20 +5,25 @@
     Signed[AssetPolicy]       TrustedSiteRoot        ── threshold of different custodians ────▶ TrustedPolicy
     Signed[ReleaseStatement]  TrustedFederationRoot  ── a publisher, named in the statement,
       + Signed[Review]…                                 expiry, no reject, enough approvals ──▶ TrustedRelease
+    Signed[RevocationList]    TrustedFederationRoot  ── threshold of keepers ───────────────▶ TrustedRevocations
+    Signed[Timestamp]         TrustedFederationRoot  ── a timekeeper ───────────────────────▶ TrustedTimestamp
+    Signed[…Root], the next   the root before it     ── old threshold and new, version + 1 ─▶ its Trusted…Root
 
 The Trusted… types cannot be made anywhere else: their constructors want a seal that only this module holds, so a
 function that takes one needs no second check. Thresholds count different people, never keys. A root names
 its own signers, so it alone is read, strictly, before its own threshold can be checked. A reject counts whoever
 of the root signed it, and does not expire: publish a corrected release under a new digest instead. A review that no
 reviewer of the root signed is nobody's word and is ignored; one that is signed but unreadable refuses the release.
-A policy's time in force is a rule of `decide`, so that an expired policy is a decision with its reason.
+A policy's time in force is a rule of `decide`, so that an expired policy is a decision with its reason; a timestamp's
+is `freshness`, so that what was the newest is kept also once it is old. `Revoked` is what a site holds for revoked, by
+the federation's word or its custodian's: a revoked key counts for nobody, but for a reject, which only ever refuses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from msfl.policies.documents import (
@@ -28,8 +33,10 @@ from msfl.policies.documents import (
     Member,
     ReleaseStatement,
     Review,
+    RevocationList,
     RunConfirmation,
     SiteRoot,
+    Timestamp,
     format_utc,
 )
 from msfl.policies.encoding import Malformed, encode, sha256_of
@@ -38,8 +45,10 @@ from msfl.policies.envelope import (
     FEDERATION_ROOT,
     RELEASE_STATEMENT,
     REVIEW,
+    REVOCATIONS,
     RUN_CONFIRMATION,
     SITE_ROOT,
+    TIMESTAMP,
     Kind,
     Signed,
 )
@@ -47,6 +56,7 @@ from msfl.policies.refusals import Code, Refusal, refuse
 
 D = TypeVar("D", bound=Document)
 _SEAL = object()
+CLOCK_LEEWAY = timedelta(minutes=5)  # clocks of hospitals differ
 
 
 def _only_here(seal: object) -> None:
@@ -106,6 +116,44 @@ class TrustedRelease:
         _only_here(seal)
 
 
+@dataclass(frozen=True)
+class TrustedRevocations:
+    document: RevocationList
+    sha256: str
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        _only_here(seal)
+
+
+@dataclass(frozen=True)
+class TrustedTimestamp:
+    """Rightly signed; whether it still says anything about now is `freshness`."""
+
+    document: Timestamp
+    sha256: str
+    seal: InitVar[object]
+
+    def __post_init__(self, seal: object) -> None:
+        _only_here(seal)
+
+
+@dataclass(frozen=True)
+class Revoked:
+    """`keys` are key ids, `releases` digests, `policies` are `site/policy`."""
+
+    keys: frozenset[str] = frozenset()
+    releases: frozenset[str] = frozenset()
+    policies: frozenset[str] = frozenset()
+    sites: frozenset[str] = frozenset()
+
+    def without(self, members: Iterable[Member]) -> tuple[Member, ...]:
+        return tuple(m for m in members if m.key_id not in self.keys)
+
+
+NOTHING_REVOKED = Revoked()
+
+
 def trust_site_root(envelope: bytes, site: str, now: datetime) -> TrustedSiteRoot | Refusal:
     """The root lies in the site's own folder; its signatures show that its custodians agreed to these bytes."""
     opened = _open(envelope, SITE_ROOT, "site root")
@@ -141,8 +189,112 @@ def trust_federation_root(envelope: bytes, expected_sha256: str, now: datetime) 
     return TrustedFederationRoot(root, signed.sha256, _SEAL)
 
 
+def next_site_root(current: bytes, envelope: bytes, site: str) -> TrustedSiteRoot | Refusal:
+    """`envelope` takes the place of `current`, the root in force: signed by enough people of both, one version on.
+
+    `current` may have expired: a root that was not renewed in time can still be renewed, by the same people.
+    """
+    old = _open_and_read(current, SITE_ROOT, "site root")
+    if isinstance(old, Refusal):
+        return old
+    new = _open_and_read(envelope, SITE_ROOT, "next site root")
+    if isinstance(new, Refusal):
+        return new
+    (_, before), (signed, root) = old, new
+    if {before.site, root.site} != {site}:
+        return refuse(Code.ROOT_DIFFERS, f"The next site root names the site {root.site}, not {site}.", site=root.site)
+    if refusal := _one_version_on(root.version, before.version, "site root"):
+        return refusal
+    for who, threshold in ((before.custodians, before.threshold), (root.custodians, root.threshold)):
+        if refusal := _enough(signed, who, threshold, "next site root"):
+            return refusal
+    return TrustedSiteRoot(root, signed.sha256, _SEAL)
+
+
+def next_federation_root(current: bytes, envelope: bytes) -> TrustedFederationRoot | Refusal:
+    """The same for the federation's root and its keepers. `current` is the root in force, whose bytes were pinned."""
+    old = _open_and_read(current, FEDERATION_ROOT, "federation root")
+    if isinstance(old, Refusal):
+        return old
+    new = _open_and_read(envelope, FEDERATION_ROOT, "next federation root")
+    if isinstance(new, Refusal):
+        return new
+    (_, before), (signed, root) = old, new
+    if root.federation != before.federation:
+        return _other_federation("next federation root", root.federation, before.federation)
+    if refusal := _one_version_on(root.version, before.version, "federation root"):
+        return refusal
+    for who, threshold in ((before.keepers, before.threshold), (root.keepers, root.threshold)):
+        if refusal := _enough(signed, who, threshold, "next federation root"):
+            return refusal
+    return TrustedFederationRoot(root, signed.sha256, _SEAL)
+
+
+def trust_revocations(envelope: bytes, root: TrustedFederationRoot) -> TrustedRevocations | Refusal:
+    signed = _open(envelope, REVOCATIONS, "revocation list")
+    if isinstance(signed, Refusal):
+        return signed
+    if refusal := _enough(signed, root.document.keepers, root.document.threshold, "revocation list"):
+        return refusal
+    document = _read(signed)
+    if isinstance(document, Refusal):
+        return document
+    if document.federation != root.document.federation:
+        return _other_federation("revocation list", document.federation, root.document.federation)
+    return TrustedRevocations(document, signed.sha256, _SEAL)
+
+
+def trust_timestamp(
+    envelope: bytes, root: TrustedFederationRoot, revoked: Revoked = NOTHING_REVOKED
+) -> TrustedTimestamp | Refusal:
+    signed = _open(envelope, TIMESTAMP, "timestamp")
+    if isinstance(signed, Refusal):
+        return signed
+    federation = root.document
+    who, threshold = federation.timekeepers, 1
+    if not who:
+        who, threshold = federation.keepers, federation.threshold
+    if refusal := _enough(signed, who, threshold, "timestamp", revoked):
+        return refusal
+    document = _read(signed)
+    if isinstance(document, Refusal):
+        return document
+    if document.federation != federation.federation:
+        return _other_federation("timestamp", document.federation, federation.federation)
+    return TrustedTimestamp(document, signed.sha256, _SEAL)
+
+
+def freshness(
+    timestamp: TrustedTimestamp, root: TrustedFederationRoot, revocations: TrustedRevocations | None, now: datetime
+) -> Refusal | None:
+    """Does the site know what the federation knows now? Root and list may be newer than those that are named, never
+    older: who has heard of a revocation sooner does not wait for the next timestamp."""
+    said = timestamp.document
+    if said.issued > now + CLOCK_LEEWAY:
+        what = f"It is {format_utc(now)} here, and the newest timestamp was issued at {format_utc(said.issued)}."
+        return refuse(Code.CLOCK_SET_BACK, what, issued=format_utc(said.issued))
+    if said.expires <= now:
+        what = f"The newest timestamp of the federation expired at {format_utc(said.expires)}."
+        return refuse(Code.TRUST_STALE, what, expires=format_utc(said.expires))
+    held = {"federation root": (root.document.version, root.sha256)}
+    held["revocation list"] = (0, "") if revocations is None else (revocations.document.version, revocations.sha256)
+    for name, named in (("federation root", said.root), ("revocation list", said.revocations)):
+        version, sha256 = held[name]
+        if version < named.version:
+            what = f"The timestamp names version {named.version} of the {name}; this site holds version {version}."
+            return refuse(Code.TRUST_STALE, what, document=name, named=str(named.version), held=str(version))
+        if version == named.version and sha256 != named.sha256:
+            what = f"The {name} of version {version} that this site holds is not the one that the timestamp names."
+            return refuse(Code.ROOT_DIFFERS, what, document=name, named=named.sha256, held=sha256)
+    return None
+
+
 def trust_policy(
-    envelope: bytes, root: TrustedSiteRoot, now: datetime, file: str = "policy"
+    envelope: bytes,
+    root: TrustedSiteRoot,
+    now: datetime,
+    file: str = "policy",
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> TrustedPolicy | Refusal:
     """Verified against the site's own root; the policy's time in force is left to `decide`."""
     if root.document.expires <= now:
@@ -150,12 +302,15 @@ def trust_policy(
     signed = _open(envelope, ASSET_POLICY, file)
     if isinstance(signed, Refusal):
         return signed
-    if refusal := _enough(signed, root.document.custodians, root.document.threshold, file):
+    if refusal := _enough(signed, root.document.custodians, root.document.threshold, file, revoked):
         return refusal
     policy = _read(signed)
     if isinstance(policy, Refusal):
         return policy
-    return TrustedPolicy(policy, signed.sha256, _people(signed.signed_by(root.document.custodians)), _SEAL)
+    if f"{root.document.site}/{policy.id}" in revoked.policies:
+        return refuse(Code.POLICY_REVOKED, f"The policy {policy.id} is revoked.", policy=policy.id)
+    signers = _people(revoked.without(signed.signed_by(root.document.custodians)))
+    return TrustedPolicy(policy, signed.sha256, signers, _SEAL)
 
 
 def trust_confirmation(
@@ -180,7 +335,11 @@ def trust_confirmation(
 
 
 def trust_release(
-    statement: bytes, reviews: Iterable[bytes], root: TrustedFederationRoot, now: datetime
+    statement: bytes,
+    reviews: Iterable[bytes],
+    root: TrustedFederationRoot,
+    now: datetime,
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> TrustedRelease | Refusal:
     """`statement` and `reviews` are envelopes as the registry served them; the registry itself is not trusted."""
     federation = root.document
@@ -189,18 +348,23 @@ def trust_release(
     signed = _open(statement, RELEASE_STATEMENT, "release statement")
     if isinstance(signed, Refusal):
         return signed
-    publishers = _people(signed.signed_by(federation.publishers))
-    if not publishers:
+    signers = signed.signed_by(federation.publishers)
+    if not signers:
         return _wrong_publisher("no publisher of the federation root signed the release statement")
+    publishers = _people(revoked.without(signers))
+    if not publishers:
+        return _revoked_key("release statement", signers)
     release = _read(signed)
     if isinstance(release, Refusal):
         return release
     if release.publisher not in publishers:
         return _wrong_publisher(f"{release.ref} names {release.publisher} as publisher, who did not sign it")
+    if release.digest in revoked.releases:
+        return refuse(Code.RELEASE_REVOKED, f"{release.ref} is revoked.", release=release.ref, digest=release.digest)
     if release.expires <= now:
         what = f"{release.ref} expired at {format_utc(release.expires)}."
         return refuse(Code.RELEASE_EXPIRED, what, release=release.ref, expires=format_utc(release.expires))
-    approvals = _approvals(reviews, signed.sha256, release, federation, now)
+    approvals = _approvals(reviews, signed.sha256, release, federation, now, revoked)
     if isinstance(approvals, Refusal):
         return approvals
     reviewers = tuple(sorted(approvals - set(publishers) - {release.publisher}))
@@ -211,7 +375,12 @@ def trust_release(
 
 
 def _approvals(
-    reviews: Iterable[bytes], statement_sha256: str, release: ReleaseStatement, root: FederationRoot, now: datetime
+    reviews: Iterable[bytes],
+    statement_sha256: str,
+    release: ReleaseStatement,
+    root: FederationRoot,
+    now: datetime,
+    revoked: Revoked,
 ) -> set[str] | Refusal:
     approving: set[str] = set()
     for data in reviews:
@@ -232,7 +401,8 @@ def _approvals(
             return refusal
         exact = review.digest == release.digest and review.statement_sha256 == statement_sha256
         in_time = review.issued <= now < review.expires
-        if review.verdict == "approve" and exact and in_time and review.reviewer in reviewers:
+        counting = _people(revoked.without(signed.signed_by(root.reviewers)))
+        if review.verdict == "approve" and exact and in_time and review.reviewer in counting:
             approving.add(review.reviewer)
     return approving
 
@@ -263,8 +433,34 @@ def _read(signed: Signed[D]) -> D | Refusal:
         return _malformed(error)
 
 
-def _enough(signed: Signed[D], members: tuple[Member, ...], threshold: int, file: str) -> Refusal | None:
-    people = _people(signed.signed_by(members))
+def _open_and_read(envelope: bytes, kind: Kind[D], file: str) -> tuple[Signed[D], D] | Refusal:
+    """For roots alone, which name their own signers."""
+    signed = _open(envelope, kind, file)
+    if isinstance(signed, Refusal):
+        return signed
+    document = _read(signed)
+    return document if isinstance(document, Refusal) else (signed, document)
+
+
+def _one_version_on(version: int, before: int, name: str) -> Refusal | None:
+    if version == before + 1:
+        return None
+    what = f"The next {name} has version {version}, and the one in force version {before}."
+    code = Code.VERSION_SKIPPED if version > before else Code.VERSION_ROLLED_BACK
+    return refuse(code, what, version=str(version), in_force=str(before))
+
+
+def _enough(
+    signed: Signed[D],
+    members: tuple[Member, ...],
+    threshold: int,
+    file: str,
+    revoked: Revoked = NOTHING_REVOKED,
+) -> Refusal | None:
+    signers = signed.signed_by(members)
+    people = _people(revoked.without(signers))
+    if len(people) < threshold <= len(_people(signers)):
+        return _revoked_key(file, signers)
     if not people:
         ids = ", ".join(keyid[:16] for keyid, _ in signed.signatures)
         what = f"{file} is signed by none of the people whom the root names (key ids {ids})."
@@ -283,6 +479,16 @@ def _malformed(error: Malformed) -> Refusal:
     line = "" if error.line is None else str(error.line)
     fields = {"file": error.file, "line": line, "key": error.key, "allowed": error.allowed}
     return refuse(Code.MALFORMED_DOCUMENT, f"{error}.", **fields)
+
+
+def _revoked_key(file: str, signers: tuple[Member, ...]) -> Refusal:
+    who = ", ".join(_people(signers))
+    return refuse(Code.KEY_REVOKED, f"{file} is signed by {who} with a key that is revoked.", file=file, signers=who)
+
+
+def _other_federation(name: str, found: str, expected: str) -> Refusal:
+    what = f"The {name} is of the federation {found}, not {expected}."
+    return refuse(Code.ROOT_DIFFERS, what, found=found, expected=expected)
 
 
 def _root_expired(name: str, expires: datetime) -> Refusal:

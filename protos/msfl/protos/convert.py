@@ -20,6 +20,7 @@ from msfl.protos.messages import (
     StopOrder,
     TaskOrder,
     TaskReport,
+    TrustPapers,
 )
 from msfl.protos.v1 import federation_pb2 as wire
 
@@ -166,6 +167,7 @@ def progress_to_wire(progress: SiteProgress) -> wire.Progress:
         done=progress.done,
         total=progress.total,
         metrics=dict(progress.metrics),
+        trust=progress.trust,
     )
 
 
@@ -177,7 +179,16 @@ def progress_from_wire(message: wire.Progress) -> SiteProgress:
         done=message.done,
         total=message.total,
         metrics=dict(message.metrics),
+        trust=message.trust[:100],
     )
+
+
+def papers_to_wire(papers: TrustPapers) -> wire.TrustPapers:
+    return wire.TrustPapers(roots=papers.roots, revocations=papers.revocations, timestamp=papers.timestamp)
+
+
+def papers_from_wire(message: wire.TrustPapers) -> TrustPapers:
+    return TrustPapers(tuple(message.roots), message.revocations, message.timestamp)
 
 
 def arrival_to_wire(arrival: Arrival) -> wire.Hello:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
+from msfl.policies.encoding import sha256_of
+
 PROTOCOL = 2
 # A user's call carries, beside its token, a signature over its method: `identity.sign_call`.
 CALL_PROOF = "msfl-proof"
@@ -99,7 +101,7 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class SiteProgress:
-    """How far a site's task is; an empty `run_id` is a bare heartbeat."""
+    """How far a site's task is; an empty `run_id` is a bare heartbeat, and `trust` the papers that the site has."""
 
     run_id: str
     task_id: str = ""
@@ -107,6 +109,24 @@ class SiteProgress:
     done: int = 0
     total: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    trust: str = ""
+
+
+@dataclass(frozen=True)
+class TrustPapers:
+    """What the federation's keepers published, as they signed it: every root from the first on, the revocation list,
+    the timestamp. Empty bytes: not published. The centre only passes it on."""
+
+    roots: tuple[bytes, ...] = ()
+    revocations: bytes = b""
+    timestamp: bytes = b""
+
+    @property
+    def sha256(self) -> str:
+        """A name for these very papers."""
+        return sha256_of(
+            b"".join(len(p).to_bytes(8, "big") + p for p in (self.timestamp, self.revocations, *self.roots))
+        )
 
 
 @dataclass(frozen=True)

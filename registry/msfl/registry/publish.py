@@ -19,7 +19,7 @@ from typing import Final
 from msfl.policies.encoding import Malformed, canonical_json, read_json, sha256_of
 from msfl.policies.envelope import MAX_ENVELOPE_BYTES
 from msfl.policies.refusals import Code, Refusal, refuse
-from msfl.policies.trust import TrustedFederationRoot, TrustedRelease, trust_release
+from msfl.policies.trust import NOTHING_REVOKED, Revoked, TrustedFederationRoot, TrustedRelease, trust_release
 from msfl.registry.build import BuiltRelease
 from msfl.registry.interface import (
     EMPTY,
@@ -109,10 +109,15 @@ def publication(
 
 
 def trust_papers(
-    statement: bytes, reviews: tuple[bytes, ...], digest: str, root: TrustedFederationRoot, now: datetime
+    statement: bytes,
+    reviews: tuple[bytes, ...],
+    digest: str,
+    root: TrustedFederationRoot,
+    now: datetime,
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> TrustedRelease | Refusal:
     """The same for papers that are at hand, from wherever."""
-    release = trust_release(statement, reviews, root, now)
+    release = trust_release(statement, reviews, root, now, revoked)
     if isinstance(release, TrustedRelease) and release.statement.digest != digest:
         what = f"The statement attached to {digest} is about {release.statement.digest}."
         return refuse(Code.IMAGE_BROKEN, what, digest=digest)

@@ -99,10 +99,10 @@ def test_a_ledger_on_a_full_disk_says_so_like_a_file(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.close()
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger._connection.execute("PRAGMA query_only = 1")
+    ledger._tables._connection.execute("PRAGMA query_only = 1")
     with pytest.raises(OSError, match="Read-only"):
         ledger.begin_run("run-1", "policy", 1)
-    ledger._connection.execute("PRAGMA query_only = 0")
+    ledger._tables._connection.execute("PRAGMA query_only = 0")
     assert ledger.begin_run("run-1", "policy", 1)
     ledger.close()
 

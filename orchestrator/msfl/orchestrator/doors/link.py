@@ -1,7 +1,8 @@
 """The door for gateways, behind mutual TLS. Which site speaks is what its certificate says, never a field.
 
     Attend    the gateway's open stream: every order that is due for the site, each once per stream
-    Answer, Report, Beat    what the site says; each becomes at most one event
+    Answer, Report, Beat    what the site says; each becomes at most one event. A bare heartbeat is answered with the
+                            federation's trust papers, as bytes, where the site has others
     Renew     a new certificate for the one in use, asked of the keyring
     Health    time and version of the centre, for `msfl gateway doctor`
     Witness   the site's audit log as it stands, kept here; the centre's in return
@@ -36,6 +37,7 @@ from msfl.protos.convert import (
     answer_from_wire,
     arrival_from_wire,
     order_to_wire,
+    papers_to_wire,
     progress_from_wire,
     report_from_wire,
 )
@@ -48,6 +50,7 @@ from msfl.protos.messages import (
     Order,
     StopOrder,
     TaskOrder,
+    TrustPapers,
     attempt_of,
     output_key,
 )
@@ -100,12 +103,14 @@ class LinkDoor(LinkServicer):
         keyring: KeyringClient,
         notary: Notary,
         key_sets: KeySets | None = None,
+        trust_papers: Callable[[], TrustPapers] = TrustPapers,
     ) -> None:
         self._engine = engine
         self._datasets = datasets
         self._keyring = keyring
         self._notary = notary
         self._key_sets = key_sets
+        self._trust_papers = trust_papers
 
     # -------------------------------------------------------------- orders
 
@@ -182,7 +187,9 @@ class LinkDoor(LinkServicer):
             self._run(context, site, progress.run_id)
             live = LiveProgress(progress.task_id, progress.phase, progress.done, progress.total, progress.metrics)
             self._engine.note(progress.run_id, site, live)
-        return wire.Ack()
+            return wire.Ack()
+        papers = self._trust_papers()
+        return wire.Ack() if papers.sha256 == progress.trust else wire.Ack(trust=papers_to_wire(papers))
 
     # ---------------------------------------------------------- membership
 

@@ -558,19 +558,53 @@ class Ack(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STALE_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     stale: _builtins.bool
+    @_builtins.property
+    def trust(self) -> Global___TrustPapers:
+        """to a bare heartbeat, where the centre's are others than the gateway has"""
+
     def __init__(
         self,
         *,
         stale: _builtins.bool = ...,
+        trust: Global___TrustPapers | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trust", b"trust"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stale", b"stale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stale", b"stale", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ack: _TypeAlias = Ack  # noqa: Y015
+
+@_typing.final
+class TrustPapers(_message.Message):
+    """DSSE envelopes, relayed as the federation's keepers signed them; the centre has no say in them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROOTS_FIELD_NUMBER: _builtins.int
+    REVOCATIONS_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    revocations: _builtins.bytes
+    timestamp: _builtins.bytes
+    @_builtins.property
+    def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def __init__(
+        self,
+        *,
+        roots: _abc.Iterable[_builtins.bytes] | None = ...,
+        revocations: _builtins.bytes = ...,
+        timestamp: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations", "roots", b"roots", "timestamp", b"timestamp"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrustPapers: _TypeAlias = TrustPapers  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -602,12 +636,15 @@ class Progress(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    TRUST_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """empty: a bare heartbeat"""
     task_id: _builtins.str
     phase: _builtins.str
     done: _builtins.int
     total: _builtins.int
+    trust: _builtins.str
+    """of a bare heartbeat: the hash of the trust papers that the gateway has"""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     def __init__(
@@ -619,10 +656,11 @@ class Progress(_message.Message):
         done: _builtins.int = ...,
         total: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        trust: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "metrics", b"metrics", "phase", b"phase", "run_id", b"run_id", "task_id", b"task_id", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "metrics", b"metrics", "phase", b"phase", "run_id", b"run_id", "task_id", b"task_id", "total", b"total", "trust", b"trust"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 """Setting up a whole federation in one folder, by the same commands and calls as real people use.
 
     runs/<name>/
-      keys/            publisher, two reviewers, keeper, issuer: in life, different people's
+      keys/            publisher, two reviewers, keeper, timekeeper, issuer: in life, different people's
       registry/        OCI image layout
       centre/          orchestrator and keyring
       sites/<site>/    data (where generated), custodian/ (the site's signing key), gateway/ (its home)
@@ -24,16 +24,28 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from msfl.policies.documents import (
+    MAX_TIMESTAMP_LIFE,
     DatasetRecord,
     FederationRoot,
     Isolation,
     IssuerKeys,
     Member,
+    Named,
     ReleaseStatement,
     Review,
+    Timestamp,
 )
 from msfl.policies.encoding import encode, load_json, sha256_of
-from msfl.policies.envelope import ASSET_POLICY, FEDERATION_ROOT, RELEASE_STATEMENT, REVIEW, sign
+from msfl.policies.envelope import (
+    ASSET_POLICY,
+    FEDERATION_ROOT,
+    RELEASE_STATEMENT,
+    REVIEW,
+    REVOCATIONS,
+    TIMESTAMP,
+    sign,
+)
+from msfl.policies.federation import TrustFolder, next_revocations
 from msfl.policies.identity import mint_token
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.templates import policy_template
@@ -47,6 +59,7 @@ JsonObject: TypeAlias = dict[str, Any]
 FEDERATION = "demo"
 USER, ORGANISATION = "ada@uni.example", "uni.example"
 PUBLISHER, REVIEWERS, KEEPER = "grace@centre.example", ("linus@clinic-a.example", "mary@clinic-b.example"), "operator"
+TIMEKEEPER = "timekeeper"
 ISSUER, AUDIENCE = "https://demo.invalid/embedded-issuer", "msfl-demo"
 YEAR = timedelta(days=365)
 
@@ -157,6 +170,7 @@ class Federation:
             federation=FEDERATION,
             version=1,
             keepers=self._members(KEEPER),
+            timekeepers=self._members(TIMEKEEPER),
             publishers=self._members(PUBLISHER),
             reviewers=self._members(*REVIEWERS),
             reviews_needed=2,
@@ -175,7 +189,24 @@ class Federation:
                 "--port", str(self.port), "--link-port", str(self.link_port),
             ),
         )  # fmt: skip
+        self._publish_trust(root, now)
         self.processes.start("keyring", msfl("orchestrator", "keyring", "--home", centre))
+
+    def _publish_trust(self, root: FederationRoot, now: datetime) -> None:
+        """Nothing is revoked, and that is the newest: what `msfl federation revoke` and `timestamp` sign, good for as
+        long as a timestamp may be."""
+        folder = TrustFolder(self.folder / "centre" / "trust")
+        listed = next_revocations(None, root.federation, now)
+        stamp = Timestamp(
+            federation=root.federation,
+            version=1,
+            root=Named(version=root.version, sha256=sha256_of(encode(root))),
+            revocations=Named(version=listed.version, sha256=sha256_of(encode(listed))),
+            issued=now,
+            expires=now + MAX_TIMESTAMP_LIFE,
+        )
+        folder.write("revocations", sign(encode(listed), REVOCATIONS, [self.key(KEEPER)]))
+        folder.write("timestamp", sign(encode(stamp), TIMESTAMP, [self.key(TIMEKEEPER)]))
 
     def serve_centre(self) -> None:
         """Once the registry holds the release."""

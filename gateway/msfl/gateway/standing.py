@@ -1,0 +1,323 @@
+"""What holds at this site now: which roots, lists and policies are in force, what is revoked, and whether that is known
+well enough to begin a run.
+
+    heartbeat ─ trust papers ─▶ roots, one version on each ▸ revocation list, newer ▸ timestamp, newer ─▶ memory
+    `may_begin`    clock not set back ▸ roots as remembered ▸ timestamp fresh ▸ list as named ▸ site not revoked
+    `policies`     signed by custodians ▸ not revoked ▸ no older than the newest that was in force here
+
+A version that goes back is refused, also after a restart. What is stale or missing keeps new runs from beginning and
+leaves running ones alone: nobody would be helped by ending them because the line is down. What is revoked ends them
+(`judge.Judge.stands`). Whatever is taken up is written to the audit log first.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import structlog
+
+from msfl.gateway.home import Home, write
+from msfl.gateway.memory import CLOCK_ACCEPTED, REVOKED_HERE, TAKEN, Mark, Memory
+from msfl.policies.documents import format_utc, parse_utc
+from msfl.policies.encoding import Malformed, sha256_of
+from msfl.policies.envelope import FEDERATION_ROOT, SITE_ROOT, Kind, Signed
+from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.trust import (
+    CLOCK_LEEWAY,
+    Revoked,
+    TrustedFederationRoot,
+    TrustedPolicy,
+    TrustedRevocations,
+    TrustedSiteRoot,
+    TrustedTimestamp,
+    freshness,
+    next_federation_root,
+    next_site_root,
+    trust_revocations,
+    trust_timestamp,
+)
+from msfl.protos.audit_log import AuditLog
+from msfl.protos.messages import TrustPapers
+
+TICK = timedelta(seconds=30)
+log = structlog.get_logger()
+
+
+class Standing:
+    """One per gateway process; its methods may be called by any thread."""
+
+    def __init__(self, home: Home, memory: Memory, audit: AuditLog) -> None:
+        self._home = home
+        self._memory = memory
+        self._audit = audit
+        self._settings = home.settings()
+        self._lock = threading.RLock()
+        self._roots: dict[str, tuple[Path, Kind[Any], str]] = {
+            "site-root": (home.site_root_file, SITE_ROOT, self._settings.site),
+            "federation-root": (home.federation_root_file, FEDERATION_ROOT, self._settings.federation),
+        }
+        self._ticked: datetime | None = None
+        self._received = ""  # Not kept: after a restart the centre says it all again.
+
+    # ------------------------------------------------------------ what is held
+
+    def revoked(self) -> Revoked:
+        return self._memory.revoked()
+
+    def site_root(self, now: datetime) -> TrustedSiteRoot | Refusal:
+        with self._lock:
+            root = self._home.site_root(now)
+            if isinstance(root, Refusal):
+                return root
+            return self._as_remembered("site-root", self._settings.site, root, now) or root
+
+    def federation_root(self, now: datetime) -> TrustedFederationRoot | Refusal:
+        with self._lock:
+            root = self._home.federation_root(now)
+            if isinstance(root, Refusal):
+                return root
+            return self._as_remembered("federation-root", self._settings.federation, root, now) or root
+
+    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
+        """As `Home.policies`, and none that an earlier one of the same id has taken the place of."""
+        with self._lock:
+            root = self.site_root(now)
+            if isinstance(root, Refusal):
+                return (), (root,)
+            found, refused = self._home.policies(now, self.revoked())
+            trusted = []
+            for policy in sorted(found, key=lambda p: -p.document.version):
+                refusal = self._not_older("policy", policy.document.id, policy, now)
+                if refusal is None:
+                    trusted.append(policy)
+                else:
+                    refused = (*refused, refusal)
+            return tuple(trusted), refused
+
+    def may_begin(self, now: datetime) -> Refusal | None:
+        """Why no new run may begin at this site now, whatever its policies say."""
+        with self._lock:
+            if refusal := self._clock(now):
+                return refusal
+            self._memory.saw(now)
+            root = self.federation_root(now)
+            if isinstance(root, Refusal):
+                return root
+            if self._settings.site in self.revoked().sites:
+                return self.site_revoked()
+            held = self._memory.kept("timestamp")
+            if held is None:
+                return refuse(Code.TRUST_STALE, "This site has no timestamp of the federation yet.")
+            timestamp = trust_timestamp(held, root, self.revoked())
+            if isinstance(timestamp, Refusal):
+                return timestamp
+            if (older := self._older("timestamp", root.document.federation, timestamp)) is not None:
+                return older
+            return freshness(timestamp, root, self._revocations(root), now)
+
+    def tick(self, now: datetime) -> None:
+        """Time goes by. Once in a while that is durable."""
+        with self._lock:
+            if self._clock(now) is None and (self._ticked is None or now - self._ticked > TICK):
+                self._memory.saw(now)
+                self._ticked = now
+
+    def site_revoked(self) -> Refusal | None:
+        """For runs that have begun."""
+        if self._settings.site not in self.revoked().sites:
+            return None
+        return refuse(Code.SITE_REVOKED, f"The site {self._settings.site} is revoked.", site=self._settings.site)
+
+    # ----------------------------------------------------- what the centre says
+
+    @property
+    def received(self) -> str:
+        """The name of the papers that were heard last; the centre sends others only."""
+        return self._received
+
+    def take(self, papers: TrustPapers, now: datetime) -> tuple[Refusal, ...]:
+        """Take up what is newer; what was refused, and why. Raises OSError on a full disk: it is to be heard again."""
+        with self._lock:
+            refused: list[Refusal | None] = []
+            self._take_roots(papers.roots, now)
+            root = self.federation_root(now)
+            if isinstance(root, Refusal):
+                return (root,)
+            federation = root.document.federation
+            if papers.revocations:
+                listed = trust_revocations(papers.revocations, root)
+                if isinstance(listed, TrustedRevocations) and self._older("revocations", federation, listed) is None:
+                    self._memory.revoke_listed(listed.document)
+                refused.append(self._keep("revocations", listed, papers.revocations, federation, now))
+            if papers.timestamp:
+                timestamp = trust_timestamp(papers.timestamp, root, self.revoked())
+                refused.append(self._keep("timestamp", timestamp, papers.timestamp, federation, now))
+            reasons = tuple(refusal for refusal in refused if refusal is not None)
+            for refusal in reasons:
+                self._audit.write(now, "document refused", refusal.fields.get("document", ""), _coded(refusal))
+                log.error("what the centre sent is refused", code=refusal.code.value, why=refusal.message)
+            self._received = papers.sha256
+            return reasons
+
+    def _keep(
+        self,
+        kind: str,
+        found: TrustedRevocations | TrustedTimestamp | Refusal,
+        envelope: bytes,
+        federation: str,
+        now: datetime,
+    ) -> Refusal | None:
+        if isinstance(found, Refusal):
+            return found
+        if (refusal := self._not_older(kind, federation, found, now)) is not None:
+            return refusal
+        self._memory.keep(kind, envelope)
+        return None
+
+    def _take_roots(self, roots: tuple[bytes, ...], now: datetime) -> None:
+        """Each root that follows the one in force; the others say nothing here. Whether one is missing is for the
+        timestamp to say."""
+        for envelope in roots:
+            if (current := self._in_force("federation-root")) is None:
+                return
+            if isinstance(root := next_federation_root(current, envelope), TrustedFederationRoot):
+                write(next_of(self._home.federation_root_file), envelope)
+                self._change_root("federation-root", self._settings.federation, root, now)
+                log.info("the federation has a new root", version=root.document.version)
+
+    # -------------------------------------------------- what the custodian says
+
+    def look_at_words(self, now: datetime) -> None:
+        """What was said at a terminal since: revocations, a clock that is right, a next root. Also at every start."""
+        with self._lock:
+            for word in self._memory.said():
+                if word.kind == "clock":
+                    self._audit.write(now, CLOCK_ACCEPTED, self._settings.site, {"by": word.by})
+                    self._memory.accept_clock(parse_utc(word.what))
+                else:
+                    self._audit.write(now, REVOKED_HERE, f"{word.kind} {word.what}", {"by": word.by})
+                self._memory.heard(word)
+            self._take_next_site_root(now)
+            self._finish("federation-root")
+
+    def _take_next_site_root(self, now: datetime) -> None:
+        file, site = self._home.site_root_file, self._settings.site
+        if not next_of(file).exists() or self._finish("site-root"):
+            return
+        current = self._in_force("site-root")
+        match None if current is None else next_site_root(current, next_of(file).read_bytes(), site):
+            case None:
+                log.error("the site root was replaced; nothing follows it", site=site)
+                next_of(file).unlink()
+            case Refusal() as refusal:
+                self._audit.write(now, "document refused", f"site-root {site}", _coded(refusal))
+                log.error("the next site root is refused", code=refusal.code.value, why=refusal.message)
+                next_of(file).unlink()
+            case root:
+                self._change_root("site-root", site, root, now)
+                log.info("the site has a new root", version=root.document.version)
+
+    def _in_force(self, kind: str) -> bytes | None:
+        """The root's envelope; None when the file is not what this site holds to. It may have expired."""
+        file, document, id = self._roots[kind]
+        envelope, mark = file.read_bytes(), self._memory.mark(kind, id)
+        if kind == "federation-root" and sha256_of(envelope) != file.with_suffix(".sha256").read_text().strip():
+            return None
+        try:
+            as_remembered = mark is None or Signed.parse(envelope, document).sha256 == mark.sha256
+        except Malformed:
+            return None
+        return envelope if as_remembered else None
+
+    def _change_root(self, kind: str, id: str, root: TrustedSiteRoot | TrustedFederationRoot, now: datetime) -> None:
+        """Audit log ▸ memory ▸ file. A gateway that is killed in between finishes at its next start (`_finish`)."""
+        self._remember(kind, id, root, now)
+        self._finish(kind)
+
+    def _finish(self, kind: str) -> bool:
+        """Put the next root in its place, if it is the one that was taken up."""
+        file, document, id = self._roots[kind]
+        following = next_of(file)
+        if not following.exists():
+            return False
+        envelope = following.read_bytes()
+        mark = self._memory.mark(kind, id)
+        try:
+            taken = mark is not None and Signed.parse(envelope, document).sha256 == mark.sha256
+        except Malformed:
+            return False
+        if taken:
+            if kind == "federation-root":
+                write(file.with_suffix(".sha256"), sha256_of(envelope).encode())
+            os.replace(following, file)
+        return taken
+
+    # ------------------------------------------------------------------- small
+
+    def _revocations(self, root: TrustedFederationRoot) -> TrustedRevocations | None:
+        held = self._memory.kept("revocations")
+        listed = None if held is None else trust_revocations(held, root)
+        if listed is None or isinstance(listed, Refusal):
+            return None
+        older = self._older("revocations", root.document.federation, listed)
+        return listed if older is None else None
+
+    def _clock(self, now: datetime) -> Refusal | None:
+        latest = self._memory.latest()
+        if latest is None or now >= latest - CLOCK_LEEWAY:
+            return None
+        what = f"It is {format_utc(now)} by this machine's clock, and it was {format_utc(latest)} before."
+        return refuse(Code.CLOCK_SET_BACK, what, now=format_utc(now), latest=format_utc(latest))
+
+    def _older(self, kind: str, id: str, found: _Versioned) -> Refusal | None:
+        """None for what is newer than all before, or the newest itself, byte for byte."""
+        known, version = self._memory.mark(kind, id), found.document.version
+        if known is None or version > known.version or _mark(found) == known:
+            return None
+        how = "of the same version, with other bytes," if version == known.version else f"of version {known.version}"
+        what = f"The {kind} {id} has version {version}; one {how} was in force here before."
+        fields = {"document": f"{kind} {id}", "version": str(version), "newest": str(known.version)}
+        return refuse(Code.VERSION_ROLLED_BACK, what, **fields)
+
+    def _not_older(self, kind: str, id: str, found: _Versioned, now: datetime) -> Refusal | None:
+        """The same, and from now on it is the newest."""
+        if (refusal := self._older(kind, id, found)) is None and self._memory.mark(kind, id) != _mark(found):
+            self._remember(kind, id, found, now)
+        return refusal
+
+    def _remember(self, kind: str, id: str, found: _Versioned, now: datetime) -> None:
+        mark = _mark(found)
+        self._audit.write(now, TAKEN, f"{kind} {id}", {"version": str(mark.version), "sha256": mark.sha256})
+        self._memory.remember(kind, id, mark)
+
+    def _as_remembered(self, kind: str, id: str, found: _Versioned, now: datetime) -> Refusal | None:
+        """Roots change by rotation alone: another file in their place is nobody's word."""
+        known, mark = self._memory.mark(kind, id), _mark(found)
+        if known is None:
+            self._remember(kind, id, found, now)
+            return None
+        if known == mark:
+            return None
+        what = f"The {kind} of {id} is version {mark.version} ({mark.sha256}), not the one in force here"
+        code = Code.VERSION_ROLLED_BACK if mark.version < known.version else Code.ROOT_DIFFERS
+        return refuse(code, f"{what}: version {known.version} ({known.sha256}).", document=f"{kind} {id}")
+
+
+_Versioned: TypeAlias = TrustedSiteRoot | TrustedFederationRoot | TrustedPolicy | TrustedRevocations | TrustedTimestamp
+
+
+def _mark(found: _Versioned) -> Mark:
+    return Mark(found.document.version, found.sha256)
+
+
+def next_of(file: Path) -> Path:
+    """Where the root lies that shall take the place of `file`."""
+    return file.with_name(f"{file.stem}.next.dsse")
+
+
+def _coded(refusal: Refusal) -> dict[str, str]:
+    return {"code": refusal.code.value}

@@ -1,0 +1,138 @@
+"""`msfl gateway revoke|clock|root …`: what a custodian says about trust at this site, beside a serving gateway or not.
+
+    revoke            holds when the command returns; the serving gateway ends what rests on it within seconds
+    clock             this machine's clock is right now, and was ahead before
+    root new|sign     make the next site root, and sign it: enough custodians of the root in force, and of the next
+    root take         hand it to the gateway, which takes it up within a second, or at its next start
+
+The gateway writes each of them into its audit log. Nothing here has to do with the centre.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from msfl.gateway.home import Home, write
+from msfl.gateway.memory import Memory
+from msfl.gateway.standing import next_of
+from msfl.policies.documents import DatasetRef, Digest, KeyId, Member, SiteRoot, format_utc
+from msfl.policies.encoding import MAX_BYTES, Malformed, encode, load_json
+from msfl.policies.envelope import MAX_ENVELOPE_BYTES, SITE_ROOT, Signed, add_signature, sign
+from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.refusals import CannotProceed, Refusal, Refused
+from msfl.policies.trust import next_site_root
+
+HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
+By = Annotated[str, typer.Option(help="Your name.")]
+root = typer.Typer(help="Change who signs policies at this site.", no_args_is_help=True)
+_KEY, _DIGEST, _POLICY = (TypeAdapter[str](t) for t in (KeyId, Digest, DatasetRef))
+
+
+def revoke(
+    home: HomeOption,
+    by: By,
+    release: Annotated[str, typer.Option(help="The digest of an image.")] = "",
+    key: Annotated[str, typer.Option(help="A key id: a publisher's, a reviewer's, a custodian's.")] = "",
+    policy: Annotated[str, typer.Option(help="The id of a policy of this site.")] = "",
+) -> None:
+    """Never again at this site, for good: no run begins on it, and what runs on it ends within seconds."""
+    asked = [(kind, name) for kind, name in (("release", release), ("key", key), ("policy", policy)) if name]
+    if len(asked) != 1:
+        raise typer.BadParameter("name one thing: --release DIGEST, --key ID or --policy ID")
+    ((kind, name),) = asked
+    what = f"{Home(home).settings().site}/{name}" if kind == "policy" else name
+    try:
+        {"release": _DIGEST, "key": _KEY, "policy": _POLICY}[kind].validate_python(what)
+    except ValidationError as error:
+        raise CannotProceed(f"{name!r} is no {kind}: {error.errors()[0]['msg']}") from error
+    memory = Memory(Home(home).memory_file)
+    memory.say(kind, what, by)
+    memory.close()
+    typer.echo(f"revoked here: {kind} {what}")
+
+
+def clock(home: HomeOption, by: By) -> None:
+    """Say that this machine's clock is right now, after it was ahead: what it showed then does not count."""
+    memory, now = Memory(Home(home).memory_file), format_utc(datetime.now(UTC))
+    memory.say("clock", now, by)
+    memory.close()
+    typer.echo(f"the gateway takes {now} for right")
+
+
+@root.command()
+def new(
+    home: HomeOption,
+    custodian: Annotated[list[Path], typer.Option(help="NAME.public.json (`msfl policy keys`); repeat for each.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")] = Path("site-root.json"),
+    threshold: Annotated[int, typer.Option(min=1, help="How many different people must sign a policy.")] = 1,
+    days: Annotated[int, typer.Option(min=1, help="Days in force.")] = 730,
+) -> None:
+    """Write the next site root, which names exactly the custodians given here. Then: `root sign`."""
+    current = _current(home)
+    try:
+        members = tuple(load_json(_read(file), Member, str(file)) for file in custodian)
+        document = SiteRoot(
+            site=current.site,
+            version=current.version + 1,
+            custodians=members,
+            threshold=threshold,
+            expires=datetime.now(UTC) + timedelta(days=days),
+        )
+    except (Malformed, ValidationError) as error:
+        raise CannotProceed(f"the next site root cannot be made: {error}") from error
+    write(out, encode(document), 0o644)
+    typer.echo(f"wrote {out}, version {document.version}; sign it: msfl gateway root sign {out} --key …")
+
+
+@root.command(name="sign")
+def sign_(
+    file: Annotated[Path, typer.Argument(help="The next root (JSON), or its envelope.")],
+    key: Annotated[Path, typer.Option(help="A custodian's private key (PEM).")],
+    passphrase: Annotated[bool, typer.Option(help="Ask for the key's passphrase.")] = False,
+) -> None:
+    """Sign it; given an envelope, add one more custodian's signature."""
+    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    out = file.with_suffix(".dsse")
+    try:
+        pair, data = KeyPair.from_pem(_read(key), secret), _read(file)
+        envelope = add_signature(data, SITE_ROOT, pair) if file == out else sign(data, SITE_ROOT, [pair])
+    except (Malformed, BadKey) as error:
+        raise CannotProceed(f"{file} is not signed: {error}") from error
+    write(out, envelope, 0o644)
+    typer.echo(f"signed with key {pair.id[:16]}…: {out}")
+
+
+@root.command()
+def take(
+    file: Annotated[Path, typer.Argument(help="The next root, signed.")],
+    home: HomeOption,
+) -> None:
+    """Put it in force: signed by enough custodians of the root in force and of its own, version one higher."""
+    site, envelope = Home(home), _read(file)
+    found = next_site_root(site.site_root_file.read_bytes(), envelope, site.settings().site)
+    if isinstance(found, Refusal):
+        raise Refused(found)
+    write(next_of(site.site_root_file), envelope)
+    typer.echo(f"the gateway takes up version {found.document.version} of the site root")
+
+
+def _current(home: Path) -> SiteRoot:
+    site = Home(home)
+    try:
+        data = site.site_root_file.read_bytes()
+        return load_json(Signed.parse(data, SITE_ROOT, "site root").payload_of_kind(), SiteRoot, "site root")
+    except (OSError, Malformed) as error:
+        raise CannotProceed(f"{site.site_root_file} cannot be read: {error}") from error
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(max(MAX_BYTES, MAX_ENVELOPE_BYTES) + 1)
+    except OSError as error:
+        raise CannotProceed(f"{file}: {error.strerror}") from error

@@ -1,0 +1,288 @@
+"""`msfl federation revoke|timestamp|root|cosign`: for whoever keeps the federation's keys. Needs nothing but a folder.
+
+    FOLDER/  federation-root.dsse   roots/<version>.dsse   revocations.dsse   timestamp.dsse
+             the centre's trust/ folder, or a copy of it on the keeper's own machine, from which files are carried over
+
+    revoke ─▶ the next list: the old one and what is new      timestamp ─▶ the newest root and list, for some hours
+    root   ─▶ the next root, from a JSON file                 cosign    ─▶ one more keeper's signature
+
+A document that does not have enough signatures yet waits as `….next.dsse`, where no site sees it; `cosign` adds the
+next keeper's, and puts it in its place when it has enough. Order matters after a change of keepers: root, then revoke
+(with nothing new, it signs the list again), then timestamp. Exit codes as in `msfl policy`; 3: refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from msfl.policies.documents import FederationRoot, Named, RevocationList, Timestamp, format_utc
+from msfl.policies.encoding import MAX_BYTES, Malformed, encode, load_json, sha256_of
+from msfl.policies.envelope import FEDERATION_ROOT, REVOCATIONS, TIMESTAMP, Kind, add_signature, sign
+from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.refusals import Code, Refusal
+from msfl.policies.trust import (
+    TrustedFederationRoot,
+    TrustedRevocations,
+    TrustedTimestamp,
+    next_federation_root,
+    trust_federation_root,
+    trust_revocations,
+    trust_timestamp,
+)
+
+T = TypeVar("T")
+app = typer.Typer(name="federation", help="Revoke, time-stamp, and change the federation's root.", no_args_is_help=True)
+TrustOption = Annotated[Path, typer.Option("--trust", help="The folder: the centre's trust/, or a copy of it.")]
+KeyOption = Annotated[Path, typer.Option("--key", help="Your private key (PEM).")]
+Passphrase = Annotated[bool, typer.Option(help="Ask for the key's passphrase.")]
+
+
+@dataclass(frozen=True)
+class TrustFolder:
+    """The federation's documents, as the centre relays them."""
+
+    root: Path
+
+    def federation_root(self) -> TrustedFederationRoot | Refusal:
+        """Whoever owns the folder answers for the first root in it; when it expires is for sites to judge."""
+        envelope = (self.root / "federation-root.dsse").read_bytes()
+        return trust_federation_root(envelope, sha256_of(envelope), datetime.min.replace(tzinfo=UTC))
+
+    def read(self, name: str) -> bytes | None:
+        file = self.root / f"{name}.dsse"
+        return file.read_bytes() if file.exists() else None
+
+    def write(self, name: str, envelope: bytes) -> Path:
+        """Whole or not at all, and durable."""
+        file = self.root / f"{name}.dsse"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        half = file.with_name(f".{file.name}.new")
+        with half.open("wb") as stream:
+            stream.write(envelope)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(half, file)
+        return file
+
+
+def next_revocations(
+    before: TrustedRevocations | None,
+    federation: str,
+    now: datetime,
+    *,
+    keys: tuple[str, ...] = (),
+    releases: tuple[str, ...] = (),
+    policies: tuple[str, ...] = (),
+    sites: tuple[str, ...] = (),
+) -> RevocationList:
+    """All of the list before, and what is new. Raises pydantic.ValidationError for a name of the wrong form."""
+    old = None if before is None else before.document
+    return RevocationList(
+        federation=federation,
+        version=1 if old is None else old.version + 1,
+        keys=_union(old.keys if old else (), keys),
+        releases=_union(old.releases if old else (), releases),
+        policies=_union(old.policies if old else (), policies),
+        sites=_union(old.sites if old else (), sites),
+        issued=now,
+    )
+
+
+def next_timestamp(
+    before: TrustedTimestamp | None,
+    root: TrustedFederationRoot,
+    revocations: TrustedRevocations,
+    now: datetime,
+    life: timedelta,
+) -> Timestamp:
+    """Raises pydantic.ValidationError for a life that is too long."""
+    return Timestamp(
+        federation=root.document.federation,
+        version=1 if before is None else before.document.version + 1,
+        root=Named(version=root.document.version, sha256=root.sha256),
+        revocations=Named(version=revocations.document.version, sha256=revocations.sha256),
+        issued=now,
+        expires=now + life,
+    )
+
+
+@app.command()
+def revoke(
+    trust: TrustOption,
+    key: KeyOption,
+    key_id: Annotated[list[str] | None, typer.Option(help="A key id: a publisher's, a reviewer's, …")] = None,
+    release: Annotated[list[str] | None, typer.Option(help="The digest of an image.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="A policy, as site/policy-id.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="A site.")] = None,
+    passphrase: Passphrase = False,
+) -> None:
+    """Sign the next revocation list: the old one, and what is named here. For good; sites end what runs on it."""
+    folder, root, pair = TrustFolder(trust), _root(trust), _pair(key, passphrase)
+    old = _old(folder, "revocations", lambda data: trust_revocations(data, root), root)
+    try:
+        document = next_revocations(
+            old if isinstance(old, TrustedRevocations) else None,
+            root.document.federation,
+            _now(),
+            keys=tuple(key_id or ()),
+            releases=tuple(release or ()),
+            policies=tuple(policy or ()),
+            sites=tuple(site or ()),
+        )
+    except ValueError as error:
+        _fail(f"the list cannot be made: {error}", 2)
+    _put(folder, "revocations", sign(encode(document), REVOCATIONS, [pair]), _checks(folder, root)["revocations"])
+
+
+@app.command()
+def timestamp(
+    trust: TrustOption,
+    key: KeyOption,
+    hours: Annotated[float, typer.Option(help="How long it is good for, at most 168.")] = 24.0,
+    passphrase: Passphrase = False,
+) -> None:
+    """Sign which root and which revocation list are the newest. Without a fresh one, no site begins a new run."""
+    folder, root, pair = TrustFolder(trust), _root(trust), _pair(key, passphrase)
+    listed = folder.read("revocations")
+    if listed is None:
+        _fail(f"{trust} holds no revocation list yet: msfl federation revoke, which may name nothing, makes one", 1)
+    revocations = _trusted(trust_revocations(listed, root))
+    old = _old(folder, "timestamp", lambda data: trust_timestamp(data, root), root)
+    try:
+        document = next_timestamp(
+            old if isinstance(old, TrustedTimestamp) else None, root, revocations, _now(), timedelta(hours=hours)
+        )
+    except ValueError as error:
+        _fail(f"the timestamp cannot be made: {error}", 2)
+    _put(folder, "timestamp", sign(encode(document), TIMESTAMP, [pair]), _checks(folder, root)["timestamp"])
+    typer.echo(f"good until {format_utc(document.expires)}")
+
+
+@app.command()
+def root(
+    trust: TrustOption,
+    file: Annotated[Path, typer.Option(help="The next root (JSON): version one higher, changed as you like.")],
+    key: KeyOption,
+    passphrase: Passphrase = False,
+) -> None:
+    """Sign the next federation root. Enough keepers of the root before and of the new one must sign the same bytes."""
+    folder, current, pair = TrustFolder(trust), _root(trust), _pair(key, passphrase)
+    try:
+        payload = _read(file)
+        load_json(payload, FederationRoot, str(file))
+    except Malformed as error:
+        _fail(str(error), 1)
+    _put(folder, "federation-root", sign(payload, FEDERATION_ROOT, [pair]), _checks(folder, current)["federation-root"])
+
+
+@app.command()
+def cosign(trust: TrustOption, key: KeyOption, passphrase: Passphrase = False) -> None:
+    """Add your signature to what waits for it."""
+    folder, current, pair = TrustFolder(trust), _root(trust), _pair(key, passphrase)
+    kinds: dict[str, Kind[Any]] = {
+        "federation-root": FEDERATION_ROOT, "revocations": REVOCATIONS, "timestamp": TIMESTAMP
+    }  # fmt: skip
+    waiting = [name for name in kinds if (trust / f"{name}.next.dsse").exists()]
+    if not waiting:
+        _fail(f"nothing waits for a signature in {trust}", 1)
+    for name in waiting:
+        data = folder.read(f"{name}.next")
+        assert data is not None
+        _put(folder, name, add_signature(data, kinds[name], pair), _checks(folder, current)[name])
+
+
+Check = Callable[[bytes], object]
+
+
+def _checks(folder: TrustFolder, root: TrustedFederationRoot) -> dict[str, Check]:
+    current = folder.read("federation-root")
+    assert current is not None
+    return {
+        "federation-root": lambda data: next_federation_root(current, data),
+        "revocations": lambda data: trust_revocations(data, root),
+        "timestamp": lambda data: trust_timestamp(data, root),
+    }
+
+
+def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> None:
+    found = check(envelope)
+    waits = folder.root / f"{name}.next.dsse"
+    # The first signature of a rotation may be a new keeper's, whom the old root does not know, or the other way round.
+    if isinstance(found, Refusal) and found.code in (Code.TOO_FEW_SIGNERS, Code.WRONG_SIGNER):
+        folder.write(f"{name}.next", envelope)
+        typer.echo(f"{waits} waits for further signatures: {found.message}")
+        return
+    if isinstance(found, Refusal):
+        _fail(found.message, 3)
+    if isinstance(found, TrustedFederationRoot):
+        before = folder.read("federation-root")
+        assert before is not None
+        version = found.document.version
+        if not (folder.root / f"roots/{version - 1}.dsse").exists():
+            folder.write(f"roots/{version - 1}", before)
+        folder.write(f"roots/{version}", envelope)
+    file = folder.write(name, envelope)
+    waits.unlink(missing_ok=True)
+    typer.echo(f"signed {file}")
+
+
+def _old(folder: TrustFolder, name: str, check: Check, root: TrustedFederationRoot) -> object | None:
+    """The document before, or None. One that the root of now does not vouch for was signed under the root before."""
+    data = folder.read(name)
+    if data is None:
+        return None
+    found, version = check(data), root.document.version
+    before = folder.read(f"roots/{version - 1}")
+    if isinstance(found, Refusal) and before is not None:
+        earlier = _trusted(trust_federation_root(before, sha256_of(before), datetime.min.replace(tzinfo=UTC)))
+        found = trust_revocations(data, earlier) if name == "revocations" else trust_timestamp(data, earlier)
+    return _trusted(found)
+
+
+def _root(trust: Path) -> TrustedFederationRoot:
+    try:
+        return _trusted(TrustFolder(trust).federation_root())
+    except OSError as error:
+        _fail(f"{trust} holds no federation root: {error.strerror}", 2)
+
+
+def _trusted(found: T | Refusal) -> T:
+    if isinstance(found, Refusal):
+        _fail(found.message, 3)
+    return found
+
+
+def _pair(key: Path, passphrase: bool) -> KeyPair:
+    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    try:
+        return KeyPair.from_pem(_read(key), secret)
+    except BadKey as error:
+        _fail(f"{key}: {error}", 1)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}", 2)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+def _union(old: tuple[str, ...], new: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*old, *new)))
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
