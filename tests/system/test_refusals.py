@@ -167,6 +167,7 @@ def test_a_parked_run_begins_when_the_custodian_confirms(live: LiveFederation) -
     assert answered["fields"]["by"] == "custodian@site-b.example"
 
     # The next one is compared with it.
+    until(lambda: not any(live.workers(site) for site in SITES), "the workers to end")
     again = parked(live, rounds=2)
     shown = live.confirm(SITE, again).stdout
     assert f"Compared with {run_id}" in shown
