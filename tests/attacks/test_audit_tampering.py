@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,20 @@ def test_a_cut_end_behind_an_early_date_is_not_taken_for_whole(site: Party, cent
     left = exported.entries[:-3]
     changes = {"entries": len(left), "checkpoints": 0, "at": parse_utc(early.at)}
     forged = replace(exported, said=exported.said.model_copy(update=changes), entries=left, checkpoints=())
+    centre.time.now += timedelta(hours=2)
     verdict = verify_files([forged, centre.exported()])
     assert "have not been seen" in verdict.outdated[0]
+
+
+def test_runs_may_go_on_while_an_auditor_collects_the_files(site: Party, centre: Party) -> None:
+    early = centre.exported()
+    centre.work(3)
+    site.work(3)
+    meet(site, centre)
+    verdict = verify_files([early, site.exported()])
+    assert verdict.tampering == ()
+    assert verdict.outdated == ()
+    assert verdict.vouched["centre:demo"] <= verdict.entries["centre:demo"] == len(early.entries)
 
 
 def test_a_whole_chain_made_anew_is_found_and_the_first_wrong_stretch_named(site: Party, centre: Party) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
@@ -23,6 +23,9 @@ from msfl.policies.audit import Chain
 from msfl.policies.checkpoints import NotKept, read_checkpoint
 from msfl.policies.documents import AuditCheckpoint, Count, Document, LogName, UtcTime, format_utc
 from msfl.policies.encoding import Malformed, Problem, encode, load_json
+
+TOGETHER = timedelta(hours=1)
+"""Files that were exported within this time of each other go together; meanwhile runs may go on."""
 
 
 class AuditExport(Document):
@@ -65,7 +68,8 @@ class Tampering:
 class Verdict:
     """`entries` by log; `vouched`: how many of its first entries the checkpoints of others confirm.
 
-    `outdated`: a log that was exported before a checkpoint which another file holds: its end has not been seen.
+    `outdated`: a log that was exported long before another one, which holds a later checkpoint of it: its end has not
+    been seen, and a forger would choose such a date.
     """
 
     tampering: tuple[Tampering, ...]
@@ -115,19 +119,20 @@ def verify_files(files: Iterable[Exported]) -> Verdict:
         found += _count(exported)
         held += _checkpoints(exported, exports, found)
     found += _two_histories(held)
+    latest = max((e.said.at for e in exports), default=None)
     entries: dict[str, int] = {}
     vouched: dict[str, int] = {}
     outdated: list[str] = []
     for exported in exports:
-        log = exported.said.log
-        wanted = [h for h in held if h.said.log == log]
-        later = [h for h in wanted if h.said.at >= exported.said.at and h.said.size > len(exported.entries)]
-        if later and not any(e.said.log == log and len(e.entries) >= later[-1].said.size for e in exports):
-            outdated.append(_outdated(exported, later[-1]))
-        found += _against(exported, [h for h in wanted if h not in later])
-        entries[log] = max(entries.get(log, 0), len(exported.entries))
-        sizes = [h.said.size for h in wanted if h.holder != log]
-        vouched[log] = min(max(sizes, default=0), entries[log])
+        log, at, n = exported.said.log, exported.said.at, len(exported.entries)
+        unseen = [h for h in held if h.said.log == log and h.said.at >= at and h.said.size > n]
+        wanted = [h for h in held if h.said.log == log and h not in unseen]
+        if unseen and latest is not None and latest - at > TOGETHER:
+            outdated.append(_outdated(exported, unseen[-1]))
+        found += _against(exported, wanted)
+        entries[log] = max(entries.get(log, 0), n)
+        others = [h.said.size for h in wanted if h.holder != log and h.said.size <= n]
+        vouched[log] = max(vouched.get(log, 0), *others, 0)
     return Verdict(tuple(dict.fromkeys(found)), tuple(outdated), entries, vouched)
 
 
