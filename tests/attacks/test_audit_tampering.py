@@ -7,6 +7,7 @@ which checkpoint, whose. The attacker owns everything of the party it attacks, i
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -118,6 +119,15 @@ def test_a_cut_end_behind_an_early_date_is_not_taken_for_whole(site: Party, cent
     centre.time.now += timedelta(hours=2)
     verdict = verify_files([forged, centre.exported()])
     assert "have not been seen" in verdict.outdated[0]
+
+
+def test_a_log_that_is_not_handed_in_is_missed(site: Party, centre: Party) -> None:
+    assert verified(centre, site).absent == ("site:site-b",)
+    renamed = site.exported()
+    renamed = replace(renamed, said=renamed.said.model_copy(update={"log": "site:site-z"}))
+    verdict = verify_files([renamed, centre.exported()])
+    assert verdict.absent == ("site:site-a", "site:site-b")
+    assert verdict.vouched["site:site-z"] == 0
 
 
 def test_runs_may_go_on_while_an_auditor_collects_the_files(site: Party, centre: Party) -> None:
@@ -273,6 +283,20 @@ def test_a_file_that_is_none_gets_one_clear_line(tmp_path: Path, site: Party) ->
 def test_what_is_no_export_is_refused_as_such(data: bytes) -> None:
     with pytest.raises(Malformed):
         read_export(data, "some.file")
+
+
+def test_no_byte_behind_the_first_line_can_be_changed_or_removed_unseen(site: Party, centre: Party) -> None:
+    data, other = export_of(site.folder, site.time()), centre.exported()
+    begins = data.index(b"\n") + 1
+    chance = random.Random(22)
+    for _ in range(60):
+        at = chance.randrange(begins, len(data))
+        forged = bytearray(data)
+        if chance.random() < 0.3:
+            del forged[at : at + chance.randrange(1, 400)]
+        else:
+            forged[at] ^= 1 << chance.randrange(8)
+        assert verify_files([read_export(bytes(forged), "forged"), other]).tampering, (at, bytes(forged[at : at + 20]))
 
 
 def test_an_export_ends_where_its_first_line_says(site: Party) -> None:
