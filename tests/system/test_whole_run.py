@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from fakes.federations import SITES, LiveFederation, until
 from msfl.evaluation.report import check_report
 from msfl.policies.documents import JobSpec
+from msfl.protos.audit_log import read_entries
 from msfl.sdk.client import BadJob
 from msfl.sdk.reporting import report_document
 from msfl.sdk.run import Run
@@ -91,6 +94,47 @@ def test_the_audit_says_what_was_done_before_it_was_done(live: LiveFederation, f
         shown = live.command("gateway", "audit", "--home", live.home(site))
         assert shown.returncode == 0
         assert "is whole" in shown.stdout
+
+
+def test_centre_and_sites_vouch_for_each_others_logs_round_by_round(
+    live: LiveFederation, finished: Run, tmp_path: Path
+) -> None:
+    def newest(site: str) -> int:
+        """How many entries of the site's log the centre has a checkpoint of."""
+        kept = (live.federation.folder / "centre/audit/checkpoints.jsonl").read_bytes().splitlines()
+        said = [json.loads(base64.b64decode(json.loads(line)["payload"])) for line in kept]
+        return int(max(c["size"] for c in said if c["log"] == f"site:{site}"))
+
+    for site in SITES:
+        until(lambda s=site: newest(s) == len(live.audit(s)), "the log's end to be shown")  # type: ignore[misc]  # bound at once
+    homes = [live.federation.folder / "centre", *(live.home(site) for site in SITES)]
+    files = [tmp_path / f"{n}.audit" for n in range(len(homes))]
+    for home, file in zip(homes, files, strict=True):
+        assert live.command("audit", "export", "--home", home, "--out", file).returncode == 0
+    fine = live.command("audit", "verify", *files, "--json")
+    assert fine.returncode == 0, fine.stdout
+    said = json.loads(fine.stdout)
+    assert set(said["entries"]) == {"centre:demo", *(f"site:{s}" for s in SITES)}
+    assert all(said["vouched"][f"site:{s}"] == said["entries"][f"site:{s}"] for s in SITES)
+    events = [e.action for e in read_entries(homes[0] / "audit/log.jsonl") if e.object == finished.run_id]
+    assert events[0] == "submitted"
+    assert events.count("task done") >= 2 * len(SITES)
+    text = files[1].read_bytes()
+    files[1].write_bytes(text.replace(b'"verdict":"allow"', b'"verdict":"allov"', 1))
+    assert live.command("audit", "verify", *files).returncode == 3
+
+
+def test_a_custodian_can_read_what_left(live: LiveFederation, finished: Run) -> None:
+    shown = live.command("gateway", "audit", "sent", finished.run_id, "--home", live.home("site-a"))
+    assert shown.returncode == 0
+    assert "7 sealed results" in shown.stdout
+    assert "train/2: the weights of the model after this site's training" in shown.stdout
+    as_json = live.command("gateway", "audit", "sent", finished.run_id, "--home", live.home("site-a"), "--json")
+    (round_two,) = [one for one in json.loads(as_json.stdout) if one["what"].startswith("train/2") and one["bytes"]]
+    assert round_two["blake3"].startswith("blake3:")
+    assert round_two["fields"]
+    unknown = live.command("gateway", "audit", "sent", "no-such-run", "--home", live.home("site-a"))
+    assert unknown.returncode == 1
 
 
 def test_the_centre_keeps_no_weights_that_it_can_read(live: LiveFederation, finished: Run) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import grpc
 import structlog
 
+from msfl.gateway.disk import is_full
 from msfl.gateway.link import LineDown, NotWanted
 from msfl.gateway.membership import Membership
 from msfl.gateway.record import BadRecord, RunRecord, forget
@@ -38,6 +39,7 @@ class Agent:
         self._membership = Membership(around.home, around.link, around.audit, around.clock)
         self._runs: dict[str, RunAtSite] = {}
         self._stopping = threading.Event()
+        self._shown: tuple[JsonObject, ...] = ()
 
     def serve(self) -> None:
         """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol). Where it
@@ -74,7 +76,7 @@ class Agent:
         while not self._stopping.is_set():
             self._beat()  # First: without fresh trust papers no run may begin.
             try:
-                for order in self._around.link.attend(self._arrival()):
+                for order in self._around.link.attend(self._announced(self._arrival())):
                     wait = 0.5
                     self._dispatch(order)
             except LineDown as down:
@@ -85,8 +87,21 @@ class Agent:
                 if unwanted.status != grpc.StatusCode.PERMISSION_DENIED.name:
                     raise
                 log.error("the orchestrator does not admit this site", why=str(unwanted), again_in_s=wait)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                log.error("nothing is shown to the federation before it is written down", why=error.strerror)
             self._stopping.wait(wait)
             wait = min(wait * 2, 5.0)
+
+    def _announced(self, arrival: Arrival) -> Arrival:
+        """What the federation is about to be shown of the datasets is in the audit log, once per change."""
+        if self._shown != arrival.datasets:
+            refs = ", ".join(f"{d['ref']} {d['version']}" for d in arrival.datasets)
+            site = self._around.home.settings().site
+            self._around.audit.write(self._around.clock(), "datasets shown", site, {"datasets": refs})
+            self._shown = arrival.datasets
+        return arrival
 
     def _restore(self) -> None:
         self._sweep()

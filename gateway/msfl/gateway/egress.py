@@ -118,8 +118,9 @@ def check_document(
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} was not declared: {why}.", verb=verb)
     if not _finite(document):
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} holds a number that is not finite.", verb=verb)
-    decimals = min(output.get("decimals", DECIMALS), MOST_DECIMALS)
-    rounded: JsonObject = _rounded(document, decimals)
+    declared_decimals = output.get("decimals")
+    decimals = declared_decimals if type(declared_decimals) is int else DECIMALS
+    rounded: JsonObject = _rounded(document, min(max(decimals, 0), MOST_DECIMALS))
     match verb:
         case "train":
             return _training(rounded, rules)

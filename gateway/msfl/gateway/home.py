@@ -28,6 +28,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from msfl.policies.documents import DatasetRecord
 from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
@@ -43,6 +45,8 @@ from msfl.policies.trust import (
 )
 from msfl.protos.certificates import Identity
 from msfl.protos.key_sets import KeySets
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,11 @@ class Home:
         try:
             return load_json(file.read_bytes(), DatasetRecord, file.name, max_bytes=64 << 20)
         except Malformed as error:
-            return refuse(Code.MALFORMED_DOCUMENT, f"The record of {dataset_id} cannot be read: {error}.")
+            # What is wrong may be the name of a file, and the answer may leave the site.
+            log.error("the record of a dataset cannot be read", dataset=dataset_id, why=str(error))
+            return refuse(
+                Code.MALFORMED_DOCUMENT, f"The record of {dataset_id} cannot be read; the site's log says why."
+            )
 
     def dataset_folder(self, dataset_id: str) -> Path:
         return Path((self.root / "datasets" / f"{dataset_id}.path").read_text().strip())

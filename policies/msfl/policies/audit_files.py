@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pydantic import Field
@@ -23,6 +23,10 @@ from msfl.policies.audit import Chain
 from msfl.policies.checkpoints import NotKept, read_checkpoint
 from msfl.policies.documents import AuditCheckpoint, Count, Document, LogName, UtcTime, format_utc
 from msfl.policies.encoding import Malformed, Problem, encode, load_json
+
+MAX_FIRST_LINE = 4 << 20  # a centre knows the keys of all its sites
+TOGETHER = timedelta(hours=1)
+"""Files that were exported within this time of each other go together; meanwhile runs may go on."""
 
 
 class AuditExport(Document):
@@ -65,13 +69,15 @@ class Tampering:
 class Verdict:
     """`entries` by log; `vouched`: how many of its first entries the checkpoints of others confirm.
 
-    `outdated`: a log that was exported before a checkpoint which another file holds: its end has not been seen.
+    `outdated`: a log that was exported long before another one, which holds a later checkpoint of it: its end has not
+    been seen, and a forger would choose such a date. `absent`: logs with checkpoints here and no file.
     """
 
     tampering: tuple[Tampering, ...]
     outdated: tuple[str, ...] = ()
     entries: Mapping[str, int] = field(default_factory=dict)
     vouched: Mapping[str, int] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def export(
 def read_export(data: bytes, file: str) -> Exported:
     """Raises Malformed when the file does not begin as an exported log does; what follows is for `verify` to judge."""
     head, *lines = data.splitlines(keepends=True) or [b""]
-    said = load_json(head, AuditExport, file)
+    said = load_json(head, AuditExport, file, max_bytes=MAX_FIRST_LINE)
     if len(head) == len(data) and said.entries:
         raise Malformed(file, (Problem(1, "entries", "nothing follows the first line", f"{said.entries} entries"),))
     return Exported(file, said, tuple(lines[: said.entries]), tuple(c.rstrip(b"\n") for c in lines[said.entries :]))
@@ -115,20 +121,25 @@ def verify_files(files: Iterable[Exported]) -> Verdict:
         found += _count(exported)
         held += _checkpoints(exported, exports, found)
     found += _two_histories(held)
+    latest = max((e.said.at for e in exports), default=None)
     entries: dict[str, int] = {}
     vouched: dict[str, int] = {}
     outdated: list[str] = []
     for exported in exports:
-        log = exported.said.log
-        wanted = [h for h in held if h.said.log == log]
-        later = [h for h in wanted if h.said.at >= exported.said.at and h.said.size > len(exported.entries)]
-        if later and not any(e.said.log == log and len(e.entries) >= later[-1].said.size for e in exports):
-            outdated.append(_outdated(exported, later[-1]))
-        found += _against(exported, [h for h in wanted if h not in later])
-        entries[log] = max(entries.get(log, 0), len(exported.entries))
-        sizes = [h.said.size for h in wanted if h.holder != log]
-        vouched[log] = min(max(sizes, default=0), entries[log])
-    return Verdict(tuple(dict.fromkeys(found)), tuple(outdated), entries, vouched)
+        log, at, n = exported.said.log, exported.said.at, len(exported.entries)
+        unseen: list[_Held] = []
+        wanted: list[_Held] = []
+        for one in held:
+            if one.said.log == log:
+                (unseen if one.said.at >= at and one.said.size > n else wanted).append(one)
+        if unseen and latest is not None and latest - at > TOGETHER:
+            outdated.append(_outdated(exported, unseen[-1]))
+        found += _against(exported, wanted)
+        entries[log] = max(entries.get(log, 0), n)
+        others = [h.said.size for h in wanted if h.holder != log and h.said.size <= n]
+        vouched[log] = max(vouched.get(log, 0), *others, 0)
+    absent = sorted({h.said.log for h in held} - set(entries))
+    return Verdict(tuple(dict.fromkeys(found)), tuple(outdated), entries, vouched, tuple(absent))
 
 
 def _count(exported: Exported) -> Iterable[Tampering]:
@@ -152,24 +163,13 @@ def _checkpoints(exported: Exported, exports: list[Exported], found: list[Tamper
     keys = {**exported.said.known_keys, holder: exported.said.public_key}
     good = []
     for number, envelope in enumerate(exported.checkpoints, start=1):
-        said = _signed_by_its_log(envelope, keys)
+        said = read_checkpoint(envelope, keys)
         if isinstance(said, NotKept):
             what = f"checkpoint {number} in {exported.file} counts for nothing: {said.why}"
             found.append(Tampering("bad_checkpoint", holder, what))
         else:
             good.append(_Held(holder, said))
     return good
-
-
-def _signed_by_its_log(envelope: bytes, keys: Mapping[str, str]) -> AuditCheckpoint | NotKept:
-    why = NotKept("other_key", "no key that is known here has signed it")
-    for log, key in keys.items():
-        said = read_checkpoint(envelope, key)
-        if isinstance(said, AuditCheckpoint) and said.log == log:
-            return said
-        if isinstance(said, NotKept) and said.code == "not_a_checkpoint":
-            why = said
-    return why
 
 
 def _two_histories(held: list[_Held]) -> Iterable[Tampering]:
@@ -243,4 +243,5 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "outdated": list(verdict.outdated),
         "entries": dict(verdict.entries),
         "vouched": dict(verdict.vouched),
+        "absent": list(verdict.absent),
     }

@@ -9,6 +9,7 @@ history, and is found out by the checkpoint of the first one, which somebody els
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,13 +37,15 @@ def checkpoint(chain: Chain, log: str, at: datetime, key: KeyPair) -> bytes:
     return sign(encode(said), AUDIT_CHECKPOINT, [key])
 
 
-def read_checkpoint(envelope: bytes, public_key: str) -> AuditCheckpoint | NotKept:
-    """What it says, if `public_key` signed it."""
+def read_checkpoint(envelope: bytes, keys: Mapping[str, str]) -> AuditCheckpoint | NotKept:
+    """What it says, if the log that it is about has signed it. `keys`: public keys by log."""
     if len(envelope) > MAX_CHECKPOINT_BYTES:
         return NotKept("not_a_checkpoint", f"{len(envelope)} bytes; a checkpoint has at most {MAX_CHECKPOINT_BYTES}")
     try:
         signed = Signed.parse(envelope, AUDIT_CHECKPOINT, "checkpoint")
         said = AUDIT_CHECKPOINT.load(signed.payload_of_kind(), "checkpoint")
+        if (public_key := keys.get(said.log)) is None:
+            return NotKept("other_log", f"it is about {said.log}, whose key is not known here")
         signer = Member(person="log", key_id=key_id(decode_public(public_key)), public_key=public_key)
     except Malformed as error:
         return NotKept("not_a_checkpoint", str(error))
@@ -64,11 +67,9 @@ def judge(
     """
     if known_key is not None and public_key != known_key:
         return NotKept("other_key", f"{log} signs with another key than it did before")
-    said = read_checkpoint(envelope, public_key)
+    said = read_checkpoint(envelope, {log: public_key})
     if isinstance(said, NotKept):
         return said
-    if said.log != log:
-        return NotKept("other_log", f"a checkpoint of {said.log} came from {log}")
     if newest is None or said.size > newest.size:
         return said
     if said.size < newest.size:

@@ -57,6 +57,8 @@ def verify(
             typer.echo(f"TOO EARLY {line}")
         for log, n in verdict.entries.items():
             typer.echo(f"{log}: {n} entries{_vouched(n, verdict.vouched[log])}")
+        for log in verdict.absent:
+            typer.echo(f"{log}: no file of it was given, though others keep its checkpoints")
     if verdict.tampering:
         raise typer.Exit(TAMPERED)
     if verdict.outdated:

@@ -11,6 +11,7 @@ no truth that the next one does not hold.
 
 from __future__ import annotations
 
+import base64
 import errno
 import json
 import os
@@ -56,7 +57,7 @@ class Notary:
         self._lock = threading.Lock()
         self._known: dict[str, str] = _known_keys(folder)
         self._key = self._own_key()
-        self._newest = {said.log: said for _, said in _kept(folder)}
+        self._newest = _newest(folder / CHECKPOINTS)
         self._shown: Shown | None = None
         self._shown_size = -1
         mine = self._newest.get(name)
@@ -137,23 +138,34 @@ def export_of(folder: Path, at: datetime) -> bytes:
     if name is None:
         raise NoAudit(f"{folder / KNOWN_KEYS} does not name this log's own key: put it back from a copy")
     # The checkpoints first: of a log that grows meanwhile, none may reach beyond the entries.
-    checkpoints = [envelope for envelope, _ in _kept(folder)]
+    checkpoints = [line.rstrip(b"\n") for line in read_lines(folder / CHECKPOINTS) if line.endswith(b"\n")]
     return export(name, public, known, read_lines(folder / LOG_NAME), checkpoints, at)
 
 
-def _kept(folder: Path) -> list[tuple[bytes, AuditCheckpoint]]:
-    """Raises NoAudit."""
-    file = folder / CHECKPOINTS
-    kept = []
+def _newest(file: Path) -> dict[str, AuditCheckpoint]:
+    """The last checkpoint of each log. Raises NoAudit.
+
+    There are as many lines as rounds times sites, so each is only asked whose it is, and the last ones are read.
+    """
+    last = {}
     for number, line in enumerate(read_lines(file), start=1):
-        envelope = line.rstrip(b"\n")
+        if line.endswith(b"\n"):
+            try:
+                last[json.loads(base64.b64decode(json.loads(line)["payload"]))["log"]] = (number, line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise _changed(file, number, repr(error)) from error
+    newest = {}
+    for log, (number, line) in last.items():
         try:
-            signed = Signed.parse(envelope, AUDIT_CHECKPOINT, f"{file}:{number}")
-            kept.append((envelope, AUDIT_CHECKPOINT.load(signed.payload_of_kind(), f"{file}:{number}")))
+            signed = Signed.parse(line.rstrip(b"\n"), AUDIT_CHECKPOINT)
+            newest[log] = AUDIT_CHECKPOINT.load(signed.payload_of_kind(), "checkpoint")
         except Malformed as error:
-            if line.endswith(b"\n"):
-                raise NoAudit(f"{error}: it was changed; put the file back from a copy") from error
-    return kept
+            raise _changed(file, number, str(error)) from error
+    return newest
+
+
+def _changed(file: Path, number: int, why: str) -> NoAudit:
+    return NoAudit(f"{file}: line {number} is no checkpoint ({why}): it was changed; put the file back from a copy")
 
 
 def _end_a_torn_line(descriptor: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from msfl.gateway.egress import CheckedTensors, check_document, head_of
+from msfl.gateway.egress import (
+    CheckedTensors,
+    allowance,
+    check_document,
+    failure_code,
+    field_names,
+    head_of,
+    progress_of,
+)
 from msfl.policies.decide import OutputRules
 from msfl.policies.encoding import load_yaml
 from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.protos.messages import SiteProgress
 from msfl.protos.parcel import beginning, unpack
 from msfl.protos.sealing import StreamHeader, open_sealed, seal
+from msfl.protos.tasklink import Progress
 from msfl.protos.tensors import BadTensors
 from msfl.registry.build import Recipe, find_recipe
 
@@ -138,6 +149,58 @@ def test_the_gate_does_not_change_what_it_was_given(declared: Mapping[str, Any])
     before = json.dumps(TRAINED)
     check_document("train", TRAINED, declared, replace(RULES, metrics=frozenset()))
     assert json.dumps(TRAINED) == before
+
+
+def test_numbers_leave_with_the_decimals_that_the_release_declares(declared: Mapping[str, Any]) -> None:
+    fine = {**TRAINED, "train_loss": 0.123456789, "incoming": {"n_val": 4, "val_loss": 0.6, "val_dice": 0.55557}}
+    left = passes(check_document("train", fine, declared, RULES))
+    assert left["train_loss"] == 0.1235
+    assert left["incoming"]["val_dice"] == 0.5556
+    coarse = {**declared, "train": {**declared["train"], "decimals": 1}}
+    assert passes(check_document("train", fine, coarse, RULES))["train_loss"] == 0.1
+    greedy = {**declared, "train": {**declared["train"], "decimals": 12}}
+    assert passes(check_document("train", fine, greedy, RULES))["train_loss"] == 0.123457
+
+
+def test_what_is_in_a_document_is_told_by_name_and_never_by_value() -> None:
+    assert field_names(TRAINED) == (
+        "n_train", "train_loss", "seconds", "incoming.n_val", "incoming.val_loss", "incoming.val_dice",
+    )  # fmt: skip
+    assert field_names({"a": None, "b": {}, "c": [1]}) == ("b", "c")
+
+
+# ------------------------------------------------------------------------------------------ what a worker says
+
+
+@pytest.mark.parametrize("said", ["DOE_JOHN", "doe_john", "worker_failed_doe", "", "x" * 10000])
+def test_a_failure_that_is_not_known_leaves_as_such(said: str) -> None:
+    assert failure_code(said) == "worker_failed"
+
+
+def test_every_failure_of_a_worker_that_comes_with_msfl_keeps_its_name() -> None:
+    """Codes of the aggregator never pass a gate."""
+    root = Path(find_recipe("logistic")).parents[1]
+    said = re.compile(r'(?:TaskRefusal|ModelRefusal)\(\s*"([a-z0-9_]+)"')
+    files = [f for f in root.rglob("*.py") if f.name not in ("aggregator.py", "mixing.py")]
+    codes = {code for f in files for code in said.findall(f.read_text())}
+    assert len(codes) > 20
+    assert {code for code in codes if failure_code(code) != code} == set()
+
+
+def test_progress_leaves_as_a_known_phase_two_counts_and_the_loss() -> None:
+    said = Progress("DOE", "Doe^John", 3, 10**12, {"train_loss": 0.123456, "Doe^John": 1.0})
+    left = progress_of("run-1", "train/1", said, RULES)
+    assert left == SiteProgress("run-1", "train/1", "working", 3, 10**6, {"train_loss": 0.1235})
+    assert progress_of("run-1", "train/1", said, replace(RULES, metrics=frozenset())).metrics == {}
+    odd = Progress("t", "train", -5, -1, {"train_loss": math.inf})
+    assert progress_of("r", "t", odd, RULES) == SiteProgress("r", "t", "train", 0, 0, {})
+
+
+def test_a_run_may_send_what_its_rounds_need_and_not_much_more() -> None:
+    most = allowance(50, RULES)
+    assert 50 + 10 <= most.uploads <= 4 * (50 + 10)
+    assert 51 * RULES.weights_max_bytes <= most.bytes <= 400 * RULES.weights_max_bytes
+    assert allowance(50, replace(RULES, weights_max_bytes=0)).bytes == most.uploads << 20
 
 
 # -------------------------------------------------------------------------------------------------------- tensors

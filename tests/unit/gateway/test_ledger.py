@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from msfl.gateway.egress import Allowance
 from msfl.gateway.ledger import Ledger
 
 
@@ -56,4 +57,20 @@ def test_a_signed_job_is_claimed_by_one_run(tmp_path: Path) -> None:
     assert ledger.claim("nonce", "run-1")
     assert ledger.claim("nonce", "run-1")
     assert not ledger.claim("nonce", "run-2")
+    ledger.close()
+
+
+def test_a_run_sends_no_more_and_no_more_often_than_it_may(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    most = Allowance(uploads=3, bytes=100)
+    assert ledger.send("run-1", "train/1/a/up/1", 60, most)
+    assert ledger.send("run-1", "train/1/a/up/1", 60, most)  # The same, once more, after the line was cut.
+    assert not ledger.send("run-1", "train/1/a/up/1", 61, most)  # Something else under its name.
+    assert not ledger.send("run-1", "train/2/a/up/1", 41, most)
+    assert ledger.send("run-1", "train/2/a/up/1", 30, most)
+    ledger.close()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.send("run-1", "train/3/a/up/1", 5, most)
+    assert not ledger.send("run-1", "train/4/a/up/1", 1, most)
+    assert ledger.send("run-2", "train/1/a/up/1", 100, most)
     ledger.close()
