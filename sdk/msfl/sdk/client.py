@@ -279,6 +279,11 @@ class Client:
         """A token that is still good, and a signature over this very call. Raises NotConnected."""
         now = datetime.now(UTC)
         with self._lock:
+            if self._file is not None and self._credentials.expiring(now.timestamp()):
+                # Another notebook may have renewed it: many providers take a refresh token once only.
+                there = Credentials.read(self._file)
+                if (there.key, there.endpoint) == (self._credentials.key, self._credentials.endpoint):
+                    self._credentials = there
             renewed = self._renew(self._credentials, now.timestamp())
             if renewed is not self._credentials:
                 self._credentials = renewed

@@ -91,6 +91,10 @@ class Credentials:
         """Whether the token says that it is bound to the key; a bare bearer token is not, and has nothing signed."""
         return oidc.said_in(self.token).get("jkt") == self.key_pair.thumbprint
 
+    def expiring(self, now: float) -> bool:
+        """`now`: Unix time in seconds. A token of the embedded issuer is not renewed."""
+        return self.login is not None and now >= self.login.expires - RENEW_BEFORE_S
+
     def with_tokens(self, tokens: Tokens) -> Credentials:
         assert self.login is not None
         login = replace(self.login, refresh_token=tokens.refresh_token, expires=tokens.expires)
@@ -100,7 +104,7 @@ class Credentials:
 def fresh(credentials: Credentials, now: float, http: Http = oidc.https) -> Credentials:
     """The same credentials while their token lives, else with a new one. Raises NotConnected."""
     login = credentials.login
-    if login is None or now < login.expires - RENEW_BEFORE_S:
+    if login is None or not credentials.expiring(now):
         return credentials
     try:
         return credentials.with_tokens(_renewed(credentials, login, http))

@@ -227,7 +227,7 @@ def device_login(app: Application, show: Callable[[str, str], None], sleep: Call
 def browser_login(app: Application, open_page: Callable[[str], object], timeout_s: float = LOGIN_TIMEOUT_S) -> Tokens:
     """`open_page` is given the provider's address; the answer comes to a port of this machine. Raises LoginFailed."""
     if not app.provider.authorization_endpoint:
-        raise LoginFailed(f"{app.provider.issuer} has no login page; use msfl login --device")
+        raise LoginFailed(f"{app.provider.issuer} has no login page; use msfl login without --browser")
     state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
     with HTTPServer(("127.0.0.1", 0), _Redirected) as server:
         redirect = f"http://127.0.0.1:{server.server_port}/"
@@ -284,7 +284,7 @@ def _redirect(server: HTTPServer, state: str, timeout_s: float) -> dict[str, str
         said: dict[str, str] = server.query  # type: ignore[attr-defined]
         if secrets.compare_digest(said.get("state", "").encode(), state.encode()):
             return said
-    raise LoginFailed("nobody logged in within five minutes: begin again, or use msfl login --device")
+    raise LoginFailed("nobody logged in within five minutes: begin again, or log in without --browser")
 
 
 def _dpop(key: KeyPair, url: str, nonce: str, now: float) -> str:
