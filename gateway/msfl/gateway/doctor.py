@@ -17,10 +17,11 @@ from pathlib import Path
 
 from msfl.gateway.home import Home, NoIdentity, SiteSettings
 from msfl.gateway.membership import expired_remedy
+from msfl.gateway.memory import Memory
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
-from msfl.policies.refusals import Refusal
-from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot
+from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.channel import SITE_URI
 from msfl.protos.health import (
@@ -43,6 +44,7 @@ from msfl.runtime.interface import Protections
 from msfl.runtime.process import ProcessRuntime
 
 ROOT_SOON, CA_SOON, POLICY_SOON = timedelta(days=30), timedelta(days=180), timedelta(days=14)
+TIMESTAMP_SOON = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class SiteFacts:
     ca: CertificateFacts | Unmeasured
     site_root: datetime | Refusal | Unmeasured
     federation_root: datetime | Refusal | Unmeasured
+    timestamp: datetime | Refusal | Unmeasured
     policies: tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]] | Unmeasured
     datasets: tuple[tuple[str, str, str], ...] | Unmeasured
     audit: AuditFacts | Unmeasured
@@ -104,6 +107,7 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         ca=attempt(lambda: certificate_facts(home.ca_pem, home.ca_pem)),
         site_root=attempt(lambda: _until(home.site_root(now))),
         federation_root=attempt(lambda: _until(home.federation_root(now))),
+        timestamp=attempt(lambda: _timestamp(home, now)),
         policies=attempt(lambda: _policies(home, now)),
         datasets=attempt(lambda: tuple(_datasets(home))),
         audit=attempt(lambda: _audit(root / "audit" / "log.jsonl")),
@@ -127,6 +131,21 @@ def _certificate(home: Home) -> CertificateFacts:
 
 def _until(root: TrustedSiteRoot | TrustedFederationRoot | Refusal) -> datetime | Refusal:
     return root if isinstance(root, Refusal) else root.document.expires
+
+
+def _timestamp(home: Home, now: datetime) -> datetime | Refusal:
+    root = home.federation_root(now)
+    if isinstance(root, Refusal):
+        return root
+    held = None
+    if home.memory_file.exists():
+        memory = Memory(home.memory_file)
+        held = memory.kept("timestamp")
+        memory.close()
+    if held is None:
+        return refuse(Code.TRUST_STALE, "None was ever heard of: has the gateway been on the line?")
+    stamp = trust_timestamp(held, root)
+    return stamp if isinstance(stamp, Refusal) else stamp.document.expires
 
 
 def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]]:
@@ -174,6 +193,7 @@ def examine(facts: SiteFacts) -> list[Finding]:
         *_judge_modes(facts),
         *_judge_certificates(facts, site),
         *_judge_roots(facts),
+        *_judge_timestamp(facts),
         *_judge_policies(facts),
         *_judge_datasets(facts),
         *_judge_audit(facts),
@@ -236,6 +256,18 @@ def _judge_roots(facts: SiteFacts) -> Iterable[Finding]:
                 yield Finding("trust", Status.BAD, f"the {name} is not trusted", where, message, do)
             case _:
                 yield judge_expiry("trust", f"the {name}", where, root, facts.now, ROOT_SOON, do)
+
+
+def _judge_timestamp(facts: SiteFacts) -> Iterable[Finding]:
+    name, where = "the federation's timestamp", str(facts.home / "trust" / "memory.sqlite")
+    do = "ask the operator: without a fresh one no run begins here (msfl federation timestamp)"
+    match facts.timestamp:
+        case Unmeasured() as unknown:
+            yield unmeasured("trust", f"{name} cannot be read", where, unknown, do)
+        case Refusal(message=message):
+            yield Finding("trust", Status.BAD, f"{name} is not trusted", where, message, do)
+        case expires:
+            yield judge_expiry("trust", name, where, expires, facts.now, TIMESTAMP_SOON, do)
 
 
 def _judge_policies(facts: SiteFacts) -> Iterable[Finding]:

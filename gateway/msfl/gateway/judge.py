@@ -27,7 +27,7 @@ from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
-from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease
+from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease, separate_roles
 from msfl.protos.messages import Offer
 from msfl.registry.interface import NotInRegistry, Registry
 from msfl.registry.publish import statements_of, trust_papers
@@ -123,6 +123,8 @@ class Judge:
         if decision.verdict is Verdict.REFUSE:
             return Judgement(decision, None, job, user)
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
+        if (twice := self._twice(policy, release, root, now)) is not None:
+            return _refused(twice, job, user)
         papers = Papers(offer.spec, offer.proof, user, statement, reviews, policy.document.id, policy.sha256)
         trains = job.trains_on(dataset.ref)
         accepted = Accepted(job, user, release, resolved, dataset.id, trains, policy, request, papers)
@@ -178,6 +180,8 @@ class Judge:
         policies, _ = self._standing.policies(now)
         if against := overruled(policy, policies, accepted.dataset_id, accepted.user, release.statement.digest):
             return against
+        if (twice := self._twice(policy, release, root, now)) is not None:
+            return twice
         request = replace(accepted.request, release=release, runs_so_far={}, rounds_so_far={}, confirmed=True)
         return decide(request, (policy,), now).refusal
 
@@ -189,6 +193,12 @@ class Judge:
         # Only training spends rounds; a run that has trained its last one may still evaluate.
         spent = self._ledger.rounds(policy.document.id) if trains else 0
         return recheck(policy, round, now, spent)
+
+    def _twice(
+        self, policy: TrustedPolicy, release: TrustedRelease, root: TrustedFederationRoot, now: datetime
+    ) -> Refusal | None:
+        site = self._standing.site_root(now)
+        return site if isinstance(site, Refusal) else separate_roles(policy, release, site, root)
 
     def _policy(self, papers: Papers, now: datetime) -> TrustedPolicy | Refusal:
         """The policy that allowed a run, if it is still in force as these very bytes; else why it is not."""

@@ -334,6 +334,25 @@ def trust_confirmation(
     return _people(signed.signed_by(root.document.custodians))
 
 
+def separate_roles(
+    policy: TrustedPolicy, release: TrustedRelease, site: TrustedSiteRoot, federation: TrustedFederationRoot
+) -> Refusal | None:
+    """Nobody counts twice: whoever published or reviewed the release, or has a key in the federation root too, is not
+    also the custodian who lets it in. Enough of the policy's signers must be left."""
+    root = federation.document
+    central = {
+        m.public_key for group in (root.keepers, root.timekeepers, root.publishers, root.reviewers) for m in group
+    }
+    twice = {m.person for m in site.document.custodians if m.public_key in central}
+    twice |= {release.publisher, *release.reviewers}
+    left = [person for person in policy.signers if person not in twice]
+    if len(left) >= site.document.threshold:
+        return None
+    who = ", ".join(person for person in policy.signers if person in twice)
+    what = f"The policy {policy.document.id} is signed by {who}, who has another part in this release or federation."
+    return refuse(Code.ONE_PERSON_TWO_ROLES, what, policy=policy.document.id, signers=who)
+
+
 def trust_release(
     statement: bytes,
     reviews: Iterable[bytes],

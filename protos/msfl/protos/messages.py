@@ -8,12 +8,11 @@ Every message is idempotent: (run, task, site) names a task and its result; who 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeAlias
-
-from msfl.policies.encoding import sha256_of
 
 PROTOCOL = 2
 # A user's call carries, beside its token, a signature over its method: `identity.sign_call`.
@@ -124,9 +123,8 @@ class TrustPapers:
     @property
     def sha256(self) -> str:
         """A name for these very papers."""
-        return sha256_of(
-            b"".join(len(p).to_bytes(8, "big") + p for p in (self.timestamp, self.revocations, *self.roots))
-        )
+        papers = (self.timestamp, self.revocations, *self.roots)
+        return hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in papers)).hexdigest()
 
 
 @dataclass(frozen=True)
