@@ -1,7 +1,7 @@
 """Strict readers: bytes of YAML or JSON in, one validated document out, or `Malformed` with file, line and key.
 
     bytes ──size──▶ UTF-8 ──▶ events ──no alias, anchor, tag, merge key, directive, second document──▶
-          plain values (YAML 1.2 core scalars, decimal numbers only) ──no duplicate, depth, count─▶ pydantic ──▶ document
+          plain values (YAML 1.2 core scalars, decimal numbers only) ──no duplicate, depth, count▶ pydantic ──▶ document
 
 Why not a stock loader: PyYAML keeps the last of two equal keys, reads `NO` as false and expands alias bombs; Python's
 json keeps the last duplicate and accepts NaN. What a custodian read must be what the gateway reads, so anything that
@@ -357,9 +357,7 @@ def _malformed(error: ValidationError, model: type[BaseModel], name: str, lines:
 def _problem(error: Any, model: type[BaseModel], lines: Mapping[Path, int]) -> Problem:
     # Union members put their own names into `loc`; a path is as long as it can be found in the text.
     path: Path = tuple(error["loc"])
-    known = path
-    while known and known not in lines:
-        known = known[:-1]
+    known = _known(path, lines)
     line = lines.get(known)
     owner = _model_at(model, path[:-1])
     match error["type"]:
@@ -377,6 +375,17 @@ def _problem(error: Any, model: type[BaseModel], lines: Mapping[Path, int]) -> P
         case _:
             shown = path if not lines or known == path else known
             return Problem(line, _dotted(shown), f"{error['msg'][:1].lower()}{error['msg'][1:]}")
+
+
+def line_of(path: Path, lines: Mapping[Path, int]) -> int:
+    """The line of a path, or of the nearest thing around it that the text has."""
+    return lines[_known(path, lines)]
+
+
+def _known(path: Path, lines: Mapping[Path, int]) -> Path:
+    while path and path not in lines:
+        path = path[:-1]
+    return path
 
 
 def _wrong_form(text: str) -> str:
