@@ -357,9 +357,7 @@ def _malformed(error: ValidationError, model: type[BaseModel], name: str, lines:
 def _problem(error: Any, model: type[BaseModel], lines: Mapping[Path, int]) -> Problem:
     # Union members put their own names into `loc`; a path is as long as it can be found in the text.
     path: Path = tuple(error["loc"])
-    known = path
-    while known and known not in lines:
-        known = known[:-1]
+    known = _known(path, lines)
     line = lines.get(known)
     owner = _model_at(model, path[:-1])
     match error["type"]:
@@ -377,6 +375,17 @@ def _problem(error: Any, model: type[BaseModel], lines: Mapping[Path, int]) -> P
         case _:
             shown = path if not lines or known == path else known
             return Problem(line, _dotted(shown), f"{error['msg'][:1].lower()}{error['msg'][1:]}")
+
+
+def line_of(path: Path, lines: Mapping[Path, int]) -> int:
+    """The line of a path, or of the nearest thing around it that the text has."""
+    return lines[_known(path, lines)]
+
+
+def _known(path: Path, lines: Mapping[Path, int]) -> Path:
+    while path and path not in lines:
+        path = path[:-1]
+    return path
 
 
 def _wrong_form(text: str) -> str:

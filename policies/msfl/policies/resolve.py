@@ -46,6 +46,11 @@ def resolve_config(spec: JobSpec, statement: ReleaseStatement) -> JsonObject | R
     return _checked({**defaults, **spec.config, **run}, statement, spec.profile)
 
 
+def config_bounds(release: ReleaseStatement) -> dict[str, Bound]:
+    """Every key that a resolved config of this release can have, sorted, with the release's own bounds."""
+    return dict(sorted({**RUN_KEYS, **release.config}.items()))
+
+
 def profile_flaws(statement: ReleaseStatement) -> tuple[Refusal, ...]:
     """What is wrong with the release's own profiles; a publisher looks before signing."""
     checked = (_checked(values, statement, name) for name, values in sorted(statement.profiles.items()))

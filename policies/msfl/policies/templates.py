@@ -15,7 +15,7 @@ from typing import Literal
 
 from msfl.policies.documents import AssetPolicy, Bound, DatasetRecord, Isolation, Limits, ReleaseStatement, format_utc
 from msfl.policies.encoding import load_yaml
-from msfl.policies.resolve import RUN_KEYS
+from msfl.policies.resolve import config_bounds
 
 
 def policy_template(
@@ -99,11 +99,6 @@ approval: {{mode: {mode}, auto_for: {_list(auto_for)}, max_runs: {max_runs}, max
 """
     load_yaml(text.encode(), AssetPolicy, "policy template")
     return text
-
-
-def config_bounds(release: ReleaseStatement) -> dict[str, Bound]:
-    """Every key that a resolved config of this release can have, sorted, with the release's own bounds."""
-    return dict(sorted({**RUN_KEYS, **release.config}.items()))
 
 
 def _config(release: ReleaseStatement, profiles: tuple[str, ...], strategies: tuple[str, ...], rounds_max: int) -> str:

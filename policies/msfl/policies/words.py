@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
-from msfl.policies.documents import AssetPolicy, PolicyLimits, format_utc
+from msfl.policies.changes import bounds_in_words
+from msfl.policies.decide import RuleOutcome
+from msfl.policies.documents import AssetPolicy, Bound, PolicyLimits, ReleaseStatement, format_utc
+from msfl.policies.refusals import ADVICE
+from msfl.policies.resolve import WrongType, config_bounds, typed, violation
 
 
 def in_words(policy: AssetPolicy) -> tuple[str, ...]:
@@ -22,6 +27,8 @@ def in_words(policy: AssetPolicy) -> tuple[str, ...]:
     cases, approval = policy.privacy.min_cases, policy.approval
     auto = f", except for {_and(approval.auto_for)}" if approval.auto_for else ""
     confirm = f"You confirm each run{auto}." if approval.mode == "confirm" else "Runs start without asking you."
+    refuse = policy.refuse
+    never = _and([*refuse.users, *refuse.organisations, *(f"image {d[:19]}…" for d in refuse.digests)])
     test_use = "evaluation only" if policy.splits.test else "nothing"
     return (
         f"{policy.id}, version {policy.version}: {policy.purpose}",
@@ -29,10 +36,11 @@ def in_words(policy: AssetPolicy) -> tuple[str, ...]:
         f"Data: {_and(policy.datasets)}. Training cases serve {_and(policy.splits.train) or 'nothing'}; "
         f"test cases serve {test_use}.",
         f"For {people}.",
+        *([f"Never, whatever another policy says: {never}."] if never else []),
         "What may run:",
         *releases,
         "With these settings, and no others:",
-        *(f"  {key}: {_limits(limits)}" for key, limits in policy.config.items()),
+        *(f"  {key}: {bounds_in_words(limits)}" for key, limits in policy.config.items()),
         f"What may leave: {what_may_leave(policy)}",
         f"Only with {cases.train} training cases, {cases.metrics} test cases and {policy.privacy.min_sites} sites.",
         f"Within {policy.resources.gpus} GPUs, {policy.resources.memory_gib} GiB and {policy.resources.wall_time}; "
@@ -50,39 +58,140 @@ def what_may_leave(policy: AssetPolicy) -> str:
     )
 
 
-def warnings(policy: AssetPolicy, now: datetime) -> tuple[str, ...]:
-    """What is valid but worth a second look before signing."""
-    found = []
+@dataclass(frozen=True)
+class Look:
+    """What is valid but worth a second look before signing; `path` is where in the document."""
+
+    path: tuple[str | int, ...]
+    what: str
+
+
+def warnings(policy: AssetPolicy, now: datetime, release: ReleaseStatement | None = None) -> tuple[Look, ...]:
+    """`release`: the statement of the release that the policy is for; its bounds are then held against that table."""
+    found: list[Look] = []
+
+    def look(what: str, *path: str | int) -> None:
+        found.append(Look(path, what))
+
     if policy.expires <= now:
-        found.append("it has expired: nothing will run")
+        look("it has expired: nothing will run", "expires")
+    elif policy.not_before > now:
+        look(f"nothing will run before {format_utc(policy.not_before)}", "not_before")
+    elif policy.expires - now > timedelta(days=366):
+        look("it is in force for more than a year", "expires")
     if not policy.beneficiaries.users:
-        found.append("it names no user: everybody of the organisations may use the data")
+        look("it names no user: everybody of the organisations may use the data", "beneficiaries")
+    for n, allowed in enumerate(policy.releases):
+        if allowed.reviewers.minimum < 2:
+            look(f"one reviewer of {allowed.name} is enough", "releases", n, "reviewers")
     if policy.outputs.local_model:
-        found.append("this site's own, unaggregated model may leave")
+        look("this site's own, unaggregated model may leave", "outputs", "local_model")
     if policy.outputs.per_case_metrics:
-        found.append("metrics of single cases may leave")
+        look("metrics of single cases may leave", "outputs", "per_case_metrics")
     if policy.privacy.min_sites < 2:
-        found.append("a run may have this site alone, so the result is this site's own model")
+        look("a run may have this site alone, so the result is this site's own model", "privacy", "min_sites")
     if policy.isolation.value == "none":
-        found.append("no isolation between the reviewed code and this computer")
+        look("no isolation between the reviewed code and this computer", "isolation")
     if policy.proof == "optional":
-        found.append("whoever gets hold of a user's token can submit jobs as that user")
-    if policy.privacy.secure_aggregation == "required" or policy.privacy.epsilon_total is not None:
-        found.append("it asks for protection that this version does not have: every job will be refused")
+        look("whoever gets hold of a user's token can submit jobs as that user", "proof")
+    if policy.privacy.secure_aggregation == "required":
+        look(_UNAVAILABLE, "privacy", "secure_aggregation")
+    if policy.privacy.epsilon_total is not None:
+        look(_UNAVAILABLE, "privacy", "epsilon_total")
+    limits = policy.config.get("rounds")
+    if limits is not None and limits.max is not None and limits.max > policy.approval.max_rounds:
+        look("one run may ask for more rounds than max_rounds allows in all", "config", "rounds")
+    if release is not None:
+        found += _against(policy, release)
     return tuple(found)
 
 
-def _limits(limits: PolicyLimits) -> str:
-    parts = []
-    if limits.const is not None:
-        parts.append(f"exactly {limits.const}")
-    if limits.enum is not None:
-        parts.append(f"one of {_and(map(str, limits.enum))}")
-    if limits.min is not None:
-        parts.append(f"at least {limits.min}")
-    if limits.max is not None:
-        parts.append(f"at most {limits.max}")
-    return ", ".join(parts) + (", or none" if limits.nullable else "")
+_UNAVAILABLE = "it asks for protection that this version does not have: every job will be refused"
+
+
+def _against(policy: AssetPolicy, release: ReleaseStatement) -> Iterator[Look]:
+    """Where a policy's table and a release's do not belong together."""
+    table = config_bounds(release)
+    entries = [(n, e) for n, e in enumerate(policy.releases) if e.name == release.name]
+    if not any(release.version in e.versions and release.digest in e.digests for _, e in entries):
+        yield Look(("releases",), f"{release.ref} with the digest {release.digest[:19]}… is not named")
+    for n, entry in entries:
+        for task in entry.tasks:
+            if task not in release.tasks:
+                yield Look(("releases", n, "tasks"), f"{release.ref} has no task {task}")
+    for key, limits in policy.config.items():
+        bound = table.get(key)
+        if bound is None:
+            yield Look(("config", key), f"{release.ref} has no setting {key}")
+        elif not _can_hold(limits, bound):
+            yield Look(("config", key), f"no {bound.type} that {release.ref} takes is within these bounds")
+    for key in table:
+        if key not in policy.config:
+            yield Look(("config",), f"{key} is not listed, but every run of {release.ref} has it: all will be refused")
+    if release.resources.gpus > policy.resources.gpus or release.resources.memory_gib > policy.resources.memory_gib:
+        needs = f"{release.resources.gpus} GPUs and {release.resources.memory_gib} GiB"
+        yield Look(("resources",), f"{release.ref} needs {needs}: every job will be refused")
+
+
+def _can_hold(limits: PolicyLimits, bound: Bound) -> bool:
+    """May any value be within both? Only plain contradictions are found."""
+    named = limits.enum if limits.enum is not None else None if limits.const is None else (limits.const,)
+    if named is not None:
+        return any(_fits(value, bound) for value in named)
+    if bound.type in ("boolean", "string", "strings"):
+        return False
+    return (limits.max is None or bound.min is None or limits.max >= bound.min) and (
+        limits.min is None or bound.max is None or limits.min <= bound.max
+    )
+
+
+def _fits(value: object, bound: Bound) -> bool:
+    # An enum speaks of the elements of a list, a const of the whole.
+    whole = (value,) if bound.type.endswith("s") and not isinstance(value, tuple) else value
+    read = typed(whole, bound)
+    return not isinstance(read, WrongType) and violation(read, bound) is None
+
+
+# --------------------------------------------------------------------------------------- decisions and versions
+
+RULE_WORDS: Mapping[str, str] = {
+    "policy_present": "the site has a policy",
+    "policy_trusted": "the policy is signed by this site's custodians",
+    "policy_newest": "the policy is the newest of its id",
+    "request_consistent": "the job, the release and the dataset belong together",
+    "not_refused": "nobody and nothing in it is refused by name",
+    "policy_in_force": "the policy is in force",
+    "dataset_named": "the dataset is named",
+    "user_beneficiary": "the user may use the data",
+    "release_named": "the release is named in this version",
+    "digest_named": "the image is the named one",
+    "tasks_allowed": "what the run does is allowed",
+    "reviewers_enough": "enough people have reviewed the release",
+    "config_known_keys": "every setting is listed",
+    "config_in_range": "every setting is within its bounds",
+    "splits_allowed": "the cases may be used for this",
+    "weights_may_leave": "weights may leave, where the run trains",
+    "min_cases_train": "there are enough training cases",
+    "min_cases_test": "there are enough test cases",
+    "min_sites": "enough sites take part",
+    "secure_aggregation": "aggregation is as secure as asked for",
+    "epsilon_total": "the privacy budget is kept",
+    "resources": "the release needs no more than the site gives",
+    "isolation": "the code runs in enough isolation",
+    "proof": "the user has signed the job",
+    "max_runs": "a run is left",
+    "max_rounds": "enough rounds are left",
+}
+
+
+def rules_in_words(rules: Iterable[RuleOutcome]) -> tuple[str, ...]:
+    """One line per rule: pass or fail, what it asks, what was found, and for a failed one what to do."""
+    lines = []
+    for rule in rules:
+        advice = "" if rule.code is None else f" [{rule.code.value}] {ADVICE[rule.code]}"
+        what = RULE_WORDS.get(rule.rule, rule.rule.replace("_", " "))
+        lines.append(f"  {'pass' if rule.passed else 'FAIL'}  {what}: {rule.detail}{advice}")
+    return tuple(lines)
 
 
 def _and(words: Iterable[str]) -> str:

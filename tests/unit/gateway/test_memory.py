@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fakes.governance import NOW
-from msfl.gateway.audit_log import AuditLog, entries
 from msfl.gateway.memory import CLOCK_ACCEPTED, REVOKED_HERE, TAKEN, Mark, Memory
 from msfl.policies.documents import RevocationList, parse_utc
 from msfl.policies.trust import Revoked
+from msfl.protos.audit_log import AuditLog, read_entries
 
 HOUR = timedelta(hours=1)
 
@@ -72,7 +72,7 @@ def test_it_recalls_what_the_audit_log_knows(memory: Memory, tmp_path: Path) -> 
     log.write(NOW + 2 * HOUR, REVOKED_HERE, "release sha256:0", {"by": "cleo"})
     log.close()
     memory.remember("policy", "one", Mark(2, "sha256:2"))
-    memory.recall(entries(tmp_path / "log.jsonl"))
+    memory.recall(read_entries(tmp_path / "log.jsonl"))
     assert memory.mark("policy", "one") == Mark(4, "sha256:4")
     assert memory.revoked().releases == {"sha256:0"}
     assert memory.latest() == parse_utc(NOW + 2 * HOUR)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from fakes.governance import NOW, POLICY_YAML, World, edit, key, member, trusted
-from msfl.policies.encoding import encode, sha256_of
+from msfl.policies.decide import RULES
+from msfl.policies.documents import AssetPolicy, format_utc
+from msfl.policies.encoding import encode, load_yaml, sha256_of
 from msfl.policies.envelope import RELEASE_STATEMENT, sign
 from msfl.policies.main import app
 from msfl.policies.trust import trust_policy
+from msfl.policies.words import RULE_WORDS
 
 
 @pytest.fixture
@@ -78,6 +82,110 @@ def test_check_names_file_line_and_key(folder: Path) -> None:
 def test_check_and_explain_a_good_policy(folder: Path) -> None:
     assert "valid, sha256:" in run("check", folder / "policy.yaml")
     assert "rounds: at most 60" in run("explain", folder / "policy.yaml")
+
+
+def test_check_says_on_which_line_to_look_twice(folder: Path) -> None:
+    text = edit(edit(POLICY_YAML, "proof: required", "proof: optional"), "min_sites: 2", "min_sites: 1")
+    (folder / "loose.yaml").write_text(edit(text, "expires: 2027-05-01", "expires: 2026-11-02"))
+    said = run("check", folder / "loose.yaml")
+    assert "loose.yaml:7: note: it has expired" in said
+    assert "loose.yaml:34: note: a run may have this site alone" in said
+    assert "loose.yaml:39: note: whoever gets hold" in said
+    found = json.loads(run("check", folder / "loose.yaml", "--json"))
+    assert [w["line"] for w in found["warnings"]] == [7, 34, 39]
+
+
+def test_check_holds_the_bounds_against_the_release(folder: Path) -> None:
+    text = edit(POLICY_YAML, "  deep_supervision: {enum: [true, false]}\n", "  learning_rate: {max: 1}\n")
+    text = edit(text, "initial_lr: {min: 0.0001, max: 0.05}", "initial_lr: {min: 2}")
+    (folder / "other.yaml").write_text(text)
+    said = run("check", folder / "other.yaml", "--release", folder / "release.json")
+    assert "other.yaml:22: note: ms-lesion-nnunet:1.0.0 has no setting learning_rate" in said
+    assert "other.yaml:21: note: no number that ms-lesion-nnunet:1.0.0 takes is within these bounds" in said
+    assert "other.yaml:18: note: deep_supervision is not listed" in said
+    assert "note" not in run("check", folder / "policy.yaml", "--release", folder / "release.json")
+
+
+def test_diff_says_what_becomes_wider(folder: Path) -> None:
+    text = edit(edit(POLICY_YAML, "version: 3", "version: 4"), "max_runs: 5", "max_runs: 50")
+    (folder / "next.yaml").write_text(text)
+    assert "newly allows: up to 50 runs in all (approval.max_runs)" in run(
+        "diff", folder / "policy.yaml", folder / "next.yaml"
+    )
+    found = json.loads(run("diff", folder / "next.yaml", folder / "policy.yaml", "--json"))
+    assert [c["way"] for c in found["changes"]] == ["no longer allows", "otherwise"]
+    assert "Both allow the same." in run("diff", folder / "policy.yaml", folder / "policy.yaml")
+
+
+def job_words(folder: Path, *more: str | Path) -> tuple[str | Path, ...]:
+    (folder / "job.json").write_bytes(encode(World().job))
+    papers = ("--release", folder / "release.json", "--dataset", folder / "dataset.json")
+    who = ("--user", "ada@uni.example", "--organisation", "uni.example", "--reviewer", "rosa", "--reviewer", "rui")
+    return ("explain", folder / "job.json", *papers, *who, *more)
+
+
+def test_explain_a_job_gives_every_rule_with_pass_or_fail(folder: Path) -> None:
+    # Its time in force is measured against the clock of this machine, so that it is written around it.
+    now = datetime.now(UTC)
+    text = edit(POLICY_YAML, "2026-11-01T00:00:00Z", format_utc(now - timedelta(days=1)))
+    text = edit(text, "2027-05-01T00:00:00Z", format_utc(now + timedelta(days=1)))
+    good, narrow = folder / "good.yaml", folder / "narrow.yaml"
+    good.write_text(text)
+    narrow.write_text(edit(edit(text, "id: ms-trial", "id: narrow"), "rounds: {max: 60}", "rounds: {max: 2}"))
+    said = run(*job_words(folder, "--policy", good))
+    assert "good.yaml, ms-trial-lesion-segmentation version 3: allows the job" in said
+    assert said.count("  pass  ") == len(RULES) + 2
+    said = run(*job_words(folder, "--policy", narrow), code=3)
+    assert "FAIL  every setting is within its bounds: rounds = 50 is above 2 [config_out_of_range] Choose" in said
+    assert said.count("  pass  ") == len(RULES) + 1
+    found = json.loads(run(*job_words(folder, "--policy", narrow, "--policy", good, "--json")))
+    assert found["allowed"] is True
+    assert [[r["code"] for r in p["rules"] if not r["passed"]] for p in found["policies"]] == [
+        ["config_out_of_range"],
+        [],
+    ]
+    never = folder / "never.yaml"
+    never.write_text(
+        edit(edit(text, "id: ms-trial", "id: never"), "\nreleases:", "\nrefuse: {users: [ada@uni.example]}\nreleases:")
+    )
+    assert "refused by name" in run(*job_words(folder, "--policy", good, "--policy", never), code=3)
+    run("explain", folder / "job.json", code=2)
+
+
+def test_explain_a_job_that_does_not_fit_the_release(folder: Path) -> None:
+    words = job_words(folder, "--policy", folder / "policy.yaml")
+    (folder / "job.json").write_bytes(encode(World().job.model_copy(update={"config": {"network": "host"}})))
+    assert "config_key_unknown" in run(*words, code=3)
+
+
+def test_every_rule_has_words() -> None:
+    assert {name for name, _ in RULES} < set(RULE_WORDS)
+
+
+def test_new_asks_for_what_is_not_given(folder: Path) -> None:
+    answers = [
+        str(folder / "release.json"),
+        str(folder / "dataset.json"),
+        "ada@uni.example, bob@uni.example",
+        "uni.example",
+        "Study 1",
+        "30",
+        "40",
+        "",  # Enter: as proposed
+        "",
+        "2",
+        "3",
+        "n",
+        "y",
+    ]
+    said = run("new", "--guided", "--out", folder / "new.yaml", typed="\n".join(answers) + "\n")
+    assert "Dataset site-a/ms-trial: 12 training and 4 test cases" in said
+    policy = load_yaml((folder / "new.yaml").read_bytes(), AssetPolicy)
+    assert policy.beneficiaries.users == ("ada@uni.example", "bob@uni.example")
+    assert (policy.purpose, policy.config["rounds"].max, policy.privacy.min_sites) == ("Study 1", 40, 3)
+    assert (policy.releases[0].reviewers.minimum, policy.approval.mode) == (2, "confirm")
+    assert "note" not in run("check", folder / "new.yaml", "--release", folder / "release.json")
+    run("new", "--out", folder / "other.yaml", code=2)
 
 
 def test_new_writes_a_policy_that_checks(folder: Path) -> None:
