@@ -173,13 +173,7 @@ class OfferedSite:
             registry=self.registry,
             runtime=runtime,
             link=cast(Link, line),
-            witness=Witness(
-                Notary(audit, self.home.audit, "site:site-a", lambda: NOW),
-                cast(Link, line),
-                audit,
-                "msfl-test",
-                lambda: NOW,
-            ),
+            witness=Witness(notary, cast(Link, line), audit, "msfl-test", lambda: NOW),
             clock=lambda: NOW,
             standing=standing,
         )
