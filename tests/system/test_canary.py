@@ -123,6 +123,9 @@ def test_an_update_is_nowhere_in_clear(own: LiveFederation) -> None:
         assert len(secrets) >= 4
         cipher, process, centre = sealed[-64:], own.process("orchestrator"), own.federation.folder / "centre"
 
+        # The store, out of which the ciphertext was just read.
+        assert store_holds(centre / "artifacts", secrets) == []
+        assert [w for w in secrets for f in centre.glob("runs.sqlite*") if w in f.read_bytes()] == []
         # Whoever ends TLS reads all of it, and has ciphertext.
         assert cipher in proxy.read["up"]
         assert run.run_id.encode() in proxy.read["down"]
@@ -130,11 +133,6 @@ def test_an_update_is_nowhere_in_clear(own: LiveFederation) -> None:
         # The orchestrator's memory: the run's id is there, the values are not.
         assert memory_holds(process, [run.run_id.encode()])
         assert memory_holds(process, secrets) == []
-        # Its store.
-        assert store_holds(centre / "artifacts", [cipher]) == [cipher]
-        assert store_holds(centre / "artifacts", secrets) == []
-        assert [w for w in secrets for f in centre.glob("runs.sqlite*") if w in f.read_bytes()] == []
-
         for worker in workers:
             # One that kept silent for too long has been ended, and started again, by its gateway.
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -90,7 +90,7 @@ class Apart:
             expires=self.now + YEAR,
         )
         (centre.folder / "root.dsse").write_bytes(sign(encode(root), FEDERATION_ROOT, [self.keys[KEEPER]]))
-        centre.msfl("registry", "init", "--registry", "registry")
+        centre.msfl("registry", "init", "registry")
         pushed = centre.msfl(
             "registry", "push", "logistic", "--registry", "registry", "--key", f"{PUBLISHER}.pem",
             "--publisher", PUBLISHER, "--json",

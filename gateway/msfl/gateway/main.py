@@ -23,7 +23,8 @@ from msfl.policies.trust import trust_confirmation
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 console = Console()
-HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
+# Absolute: a sandbox starts in another folder.
+HomeOption = Annotated[Path, typer.Option("--home", resolve_path=True, help="The gateway's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway pending` shows it.")]
 
 
