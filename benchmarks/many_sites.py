@@ -102,10 +102,11 @@ class SimulatedSite:
 
     def _allow(self, offer: Offer) -> None:
         secret = secrets.token_bytes(32)
+        site_key = self._home.secret("site.key")
         write(self._folder(offer.run_id) / "run.secret", secret)
         (self._folder(offer.run_id) / "box/inbox").mkdir(parents=True, exist_ok=True)
         (self._folder(offer.run_id) / "box/outbox").mkdir(exist_ok=True)
-        wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, offer.run_id, self.site)
+        wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, offer.run_id, self.site, site_key)
         self.link.answer(OfferAnswer(offer.run_id, "allow", {}, wrapped, offer.generation))
 
     def _do(self, order: TaskOrder) -> None:

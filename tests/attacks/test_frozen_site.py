@@ -4,6 +4,7 @@ or frozen is refused at every call, also over a connection that was opened befor
 
 from __future__ import annotations
 
+import base64
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -102,13 +103,19 @@ def test_a_frozen_site_gets_no_certificate_by_renewal_and_no_run_key(keyring: Ke
         return keyring.renew(certificate_pem=identity.certificate_pem, csr_pem=csr, proof=proof, now=NOW)
 
     assert code(renewed()) == "site_frozen"
-    public = make_token(keyring).centre_public_key
-    wrapped = {"site-a": wrap_run_secret(public, bytes(32), "run-7", "site-a")}
+    public, site_key = make_token(keyring).centre_public_key, _site_key(keyring)
+    wrapped = {"site-a": wrap_run_secret(public, bytes(32), "run-7", "site-a", site_key)}
     with pytest.raises(SecretUnusable, match="frozen"):
-        keyring.hand_over("run-7", wrapped, public)
+        keyring.hand_over("run-7", wrapped, public, NOW)
     assert keyring.unfreeze("site-a")
     assert isinstance(renewed(), Enrolled)
-    assert keyring.hand_over("run-7", wrapped, public)
+    assert keyring.hand_over("run-7", wrapped, public, NOW)
+
+
+def _site_key(keyring: Keyring) -> bytes:
+    kept = keyring._get("sites", "site-a")
+    assert kept is not None
+    return base64.b64decode(kept["site_key"])
 
 
 def test_a_new_enrolment_revokes_every_certificate_before_it(keyring: Keyring) -> None:

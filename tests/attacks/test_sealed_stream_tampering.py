@@ -216,19 +216,20 @@ def test_nothing_is_sealed_with_a_short_key_or_salt() -> None:
 
 def test_a_wrapped_run_secret_serves_one_run_one_site_and_one_centre(boxes: tuple[bytes, bytes, bytes]) -> None:
     private, public, stranger = boxes
-    wrapped = wrap_run_secret(public, KEY, "run-7", "site-a")
-    assert unwrap_run_secret(private, wrapped, "run-7", "site-a") == KEY
+    wrapped = wrap_run_secret(public, KEY, "run-7", "site-a", KEY)
+    assert unwrap_run_secret(private, wrapped, "run-7", "site-a", KEY) == KEY
     flipped = wrapped[:-1] + bytes([wrapped[-1] ^ 1])
-    for key, box, run, site in (
-        (private, wrapped, "run-8", "site-a"),
-        (private, wrapped, "run-7", "site-b"),
-        (stranger, wrapped, "run-7", "site-a"),
-        (private, flipped, "run-7", "site-a"),
-        (private, wrapped[:-1], "run-7", "site-a"),
-        (private, b"", "run-7", "site-a"),
+    for key, box, run, site, site_key in (
+        (private, wrapped, "run-8", "site-a", KEY),
+        (private, wrapped, "run-7", "site-b", KEY),
+        (private, wrapped, "run-7", "site-a", bytes(32)),
+        (stranger, wrapped, "run-7", "site-a", KEY),
+        (private, flipped, "run-7", "site-a", KEY),
+        (private, wrapped[:-1], "run-7", "site-a", KEY),
+        (private, b"", "run-7", "site-a", KEY),
     ):
         with pytest.raises(SealBroken) as error:
-            unwrap_run_secret(key, box, run, site)
+            unwrap_run_secret(key, box, run, site, site_key)
         assert error.value.code == "box"
 
 

@@ -26,6 +26,7 @@ import psutil
 
 from fakes.lines import Line
 from fakes.tiny_data import tiny_dataset
+from fakes.tls_proxy import TlsProxy
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
 from msfl.policies.documents import IssuerKeys, JobSpec
@@ -205,8 +206,11 @@ class LiveFederation:
         self.processes.start(name, command)
 
     @contextmanager
-    def over(self, line: Line, site: str) -> Iterator[None]:
-        """The site's gateway reaches the centre over `line` only; it is started anew for that, and again after."""
+    def over(self, line: Line | TlsProxy, site: str, enough: int = 4000) -> Iterator[None]:
+        """The site's gateway reaches the centre over `line` only; it is started anew for that, and again after.
+
+        `enough`: bytes that are a handshake and a first call, on this line.
+        """
         home, gateway = Home(self.home(site)), f"gateway:{site}"
         fair = home.settings()
         self.end(gateway)
@@ -214,7 +218,7 @@ class LiveFederation:
         self.start_again(gateway)
         try:
             # Only what came over the line proves that the gateway is on it.
-            until(lambda: line.passed["up"] > 4000 and self.all_present(), f"{site} to come over its line")
+            until(lambda: line.passed["up"] > enough and self.all_present(), f"{site} to come over its line")
             yield
         finally:
             self.end(gateway)

@@ -6,8 +6,9 @@
 4  the site root: made here, naming this site's custodians, signed by them; the centre has no standing in it
 5  everything is written at once, at the end: a failed enrolment leaves no half a home
 
-`enrol_again`, for a site whose certificate has expired: 1 and 2, and then only key and certificate, and the endpoints
-of the token, take the place of the old ones. Roots, policies, audit log and symmetric key stay, and so do running runs.
+`enrol_again`, for a site whose certificate has expired or whose keys are to be replaced: 1 and 2, and then only key,
+certificate, the symmetric key and the endpoints of the token take the place of the old ones. Roots, policies and audit
+log stay, and so do running runs, each with the symmetric key that it began with.
 The token must be of this very site and federation; the federation's root may have been followed by another one since,
 which this site takes up once it is on the line again. A gateway that is running takes the new certificate up by itself.
 """
@@ -105,6 +106,7 @@ def enrol_again(token: RegistrationToken, root: Path, now: datetime) -> Home:
     identity = Identity(key, _ask(token, csr, again=True).certificate_pem)
     if (why := unfit(identity, token.site, home.ca_pem, now)) is not None:
         raise EnrolmentFailed(f"{token.endpoint} sent a certificate that is of no use: {why}")
+    write(root / "secrets/site.key", token.site_key)
     home.write_settings(replace(settings, link_endpoint=token.link_endpoint, registry=token.registry))
     home.write_identity(identity)
     return home

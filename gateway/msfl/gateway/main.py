@@ -30,7 +30,8 @@ app.command()(words.revoke)
 app.command()(words.clock)
 app.add_typer(words.root, name="root")
 console = Console()
-HomeOption = Annotated[Path, typer.Option("--home", help="The gateway's folder.")]
+# Absolute: a sandbox starts in another folder.
+HomeOption = Annotated[Path, typer.Option("--home", resolve_path=True, help="The gateway's folder.")]
 RunArgument = Annotated[str, typer.Argument(help="The run's id, as `msfl gateway pending` shows it.")]
 
 

@@ -3,6 +3,8 @@
     runs/<run>/state.json    the machine's state and when the worker was first started; written before each effect
     runs/<run>/papers.json   what the decision rested on: the job and its proof, the user's verified claims, the
                              release's signed papers, the hash of the policy; written once per decision
+    runs/<run>/run.secret    the run's secret, and the site's symmetric key of the moment when it was made: a run keeps
+                             to its key when the site's is replaced
 
 Both are written whole and synced. Nothing in them is trusted for being there: `judge.Judge.again` verifies the papers
 anew. The user's token is not kept: it may have expired since, and nobody else needs to find it here.
@@ -23,6 +25,7 @@ from msfl.gateway.home import write
 from msfl.gateway.machine import LIVING, SealedResult, SiteRun, Stage
 from msfl.policies.identity import User
 from msfl.protos.messages import TaskReport
+from msfl.protos.sealing import KEY
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -65,6 +68,7 @@ class RunRecord:
         self.folder = folder
         self._state = folder / "state.json"
         self._papers = folder / "papers.json"
+        self._secret = folder / "run.secret"
 
     def save(self, kept: Kept) -> None:
         """Durable on return. The task under way is not kept: the orchestrator asks for it again."""
@@ -112,6 +116,17 @@ class RunRecord:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadRecord(f"{self._papers} cannot be read: {error!r}") from error
+
+    def has_secret(self) -> bool:
+        return self._secret.exists()
+
+    def save_secret(self, secret: bytes, site_key: bytes) -> None:
+        write(self._secret, secret + site_key)
+
+    def secret(self) -> tuple[bytes, bytes]:
+        """The run's secret and the site's symmetric key, 32 bytes each."""
+        both = self._secret.read_bytes()
+        return both[:KEY], both[KEY:]
 
     def living(self) -> bool:
         """Whether a gateway that starts has to go on with this run, or to wait for the custodian's word on it."""

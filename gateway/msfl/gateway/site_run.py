@@ -459,10 +459,11 @@ class RunAtSite:
         wrapped = b""
         dry_run = self._state.dry_run
         if verdict == "allow" and not dry_run:
-            file = self._folder / "run.secret"
-            if not file.exists():
-                self._with_room(lambda: write(file, secrets.token_bytes(32)))
-            wrapped = wrap_run_secret(self._home.secret("centre.pub"), file.read_bytes(), self.run_id, self._site)
+            if not self._record.has_secret():
+                site_key = self._home.secret("site.key")
+                self._with_room(lambda: self._record.save_secret(secrets.token_bytes(32), site_key))
+            secret, site_key = self._record.secret()
+            wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, self.run_id, self._site, site_key)
         declined = self._home.declined(self.run_id) if verdict == "refuse" else None
         if declined is not None:
             self._audit("custodian answered", verdict=verdict, by=declined.get("by", ""))

@@ -24,6 +24,7 @@ from msfl.gateway.differences import Patch, differences
 from msfl.gateway.egress import CheckedTensors, check_document, field_names, head_of
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
+from msfl.gateway.record import RunRecord
 from msfl.policies.decide import allowed_outputs
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
@@ -251,9 +252,7 @@ class TaskFiles:
                 leftover.unlink()
 
     def _key(self) -> bytes:
-        return run_key(
-            (self._folder / "run.secret").read_bytes(), self._home.secret("site.key"), self._run_id, self._site
-        )
+        return run_key(*RunRecord(self._folder).secret(), self._run_id, self._site)
 
 
 class _Hashed:

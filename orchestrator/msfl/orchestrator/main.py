@@ -24,7 +24,8 @@ site_app = typer.Typer(help="Members: list, freeze, unfreeze.", no_args_is_help=
 app.add_typer(token_app, name="token")
 app.add_typer(site_app, name="site")
 console = Console(soft_wrap=True, highlight=False)
-HomeOption = Annotated[Path, typer.Option("--home", help="The orchestrator's folder.")]
+# Absolute: a sandbox starts in another folder.
+HomeOption = Annotated[Path, typer.Option("--home", resolve_path=True, help="The orchestrator's folder.")]
 SiteArgument = Annotated[str, typer.Argument(help="The site, as `msfl orchestrator site list` shows it.")]
 
 

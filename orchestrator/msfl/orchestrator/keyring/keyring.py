@@ -15,9 +15,9 @@ the secret a second use is refused and recorded, no more; else anybody who reads
     member ── token used a second time, or the operator ──▶ frozen ── the operator ──▶ member
 
 A frozen site's certificates are refused at every call (`doors/admission.py`), it gets no new one by renewal, and no run
-key of it is handed over. An enrolment, the first or `again`, revokes every certificate of the site before it. A member
-that enrols `again`, its home at hand, keeps its symmetric key, so that its running runs go on; else the token's takes
-its place.
+key of it is handed over. An enrolment, the first or `again`, revokes every certificate of the site before it. The
+token's symmetric key takes the place of the one before. Where a member enrols `again`, its home at hand, the old one
+serves for `KEY_OVERLAP` beside it, so that its running runs go on; else it is gone.
 
 Honest limit: whoever owns this process and the orchestrator's store can read single updates. Secure aggregation is
 the answer to that, and a later one.
@@ -51,6 +51,7 @@ from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
 MAX_TOKEN_LIFE = timedelta(hours=72)
+KEY_OVERLAP = timedelta(days=14)  # A run lasts days, and what is left of one that failed is kept for a week.
 # A site's name becomes a file's name and a certificate's; whoever asks for another one gets neither.
 _SITE: TypeAdapter[str] = TypeAdapter(Slug)
 _SAFE_NAME = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
@@ -220,12 +221,15 @@ class Keyring:
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
             at = int(now.timestamp())
-            site_key = kept["site_key"] if member is None else member["site_key"]
+            older = {} if member is None else _in_force(member, "older_keys", at)
+            if member is not None:
+                older |= {member["site_key"]: at + int(KEY_OVERLAP.total_seconds())}
             # The secret stays, to tell who shows it a second time; it opens nothing any more.
             self._put("tokens", token_id, kept | {"used_at": at, "site_key": ""})
             issued, revoked = _in_force(before, "issued", at), _in_force(before, "revoked", at)
             site = {
-                "site_key": site_key,
+                "site_key": kept["site_key"],
+                "older_keys": older,
                 "enrolled_at": at,
                 "cidrs": kept["cidrs"],
                 "issued": _and_this({}, certificate),
@@ -306,7 +310,7 @@ class Keyring:
     # -------------------------------------------------------------------- runs
 
     def hand_over(
-        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""
+        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, now: datetime, earlier: str = ""
     ) -> bytes:
         """The run's site keys, and its key for what goes to all, in a box for the aggregator.
 
@@ -324,11 +328,8 @@ class Keyring:
                     raise SecretUnusable(site, "the site was never enrolled")
                 if self._get("frozen", site) is not None:
                     raise SecretUnusable(site, "the site is frozen")
-                try:
-                    secret = unwrap_run_secret(private, box, run_id, site)
-                except SealBroken as error:
-                    raise SecretUnusable(site, str(error)) from error
-                keys[site] = _text(run_key(secret, base64.b64decode(kept["site_key"]), run_id, site))
+                in_force = (kept["site_key"], *_in_force(kept, "older_keys", int(now.timestamp())))
+                keys[site] = _text(_run_key(private, box, run_id, site, [base64.b64decode(k) for k in in_force]))
         info = b"msfl/aggregator-keys/v1|" + run_id.encode()
         return seal_to(aggregator_public, json.dumps(keys).encode(), info)
 
@@ -354,8 +355,19 @@ class Keyring:
         _write(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
 
 
+def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list[bytes]) -> bytes:
+    """Raises SecretUnusable: the box was made for none of the site's keys in force, or is no box of this run."""
+    for site_key in site_keys:
+        try:
+            secret = unwrap_run_secret(private, box, run_id, site, site_key)
+        except SealBroken:
+            continue
+        return run_key(secret, site_key, run_id, site)
+    raise SecretUnusable(site, f"the box does not open with any of the site's {len(site_keys)} keys")
+
+
 def _in_force(member: dict[str, Any] | None, which: str, at: int) -> dict[str, int]:
-    """`issued` or `revoked` certificates, by key, that have not expired: expiry refuses the others."""
+    """What has not expired of `issued` or `revoked` certificates (by `key_sha256`), or of `older_keys`."""
     return {} if member is None else {key: until for key, until in member[which].items() if until > at}
 
 

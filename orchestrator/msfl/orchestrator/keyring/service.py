@@ -97,7 +97,7 @@ def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
     wrapped = {site: _bytes(box) for site, box in asked["wrapped"].items()}
     try:
         public, earlier = _bytes(asked["public"]), str(asked.get("earlier", ""))
-        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, public, earlier))}
+        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, public, datetime.now(UTC), earlier))}
     except SecretUnusable as error:
         log.warning("run secret unusable", run=asked["run_id"], why=str(error))
         return {"bad_secret": error.site}
