@@ -113,11 +113,13 @@ def verdicts(live: LiveFederation, client: Client) -> set[str]:
     return {(a.get("refusal") or {}).get("code") or a["standing"] for a in answers}
 
 
-def never_began(live: LiveFederation, run_id: str, code: str) -> None:
-    """No site started anything, and each wrote down why."""
-    for site in SITES:
+def never_began(live: LiveFederation, run_id: str, refused: SiteRefusal, code: str) -> None:
+    """Whoever refused wrote down why, and nothing started. One refusal ends the run before all have answered."""
+    assert {said for said, _ in refused.refusals.values()} == {code}
+    for site in refused.refusals:
         entries = live.audit(site, run_id)
         assert [(e["action"], e["fields"]["code"]) for e in entries] == [("run decided", code)]
+    assert all("worker starts" not in live.actions(site, run_id) for site in SITES)
 
 
 def test_a_run_of_somebody_who_logged_in_with_a_code_and_whose_keys_came_through_the_centre(people: People) -> None:
@@ -189,9 +191,9 @@ def test_a_bare_bearer_token_is_refused_where_a_proof_is_required(people: People
     client = Client(credentials)
     assert verdicts(people.live, client) == {"proof_required"}
     run = client.submit(people.live.job())
-    with pytest.raises(SiteRefusal, match="proof_required"):
+    with pytest.raises(SiteRefusal) as refused:
         run.wait()
-    never_began(people.live, run.run_id, "proof_required")
+    never_began(people.live, run.run_id, refused.value, "proof_required")
     client.close()
 
 
@@ -244,8 +246,7 @@ def test_keys_that_the_provider_has_changed_count_once_a_steward_has_signed_them
     run = client.submit(people.live.job())
     with pytest.raises(SiteRefusal) as refused:
         run.wait()
-    assert {code for code, _ in refused.value.refusals.values()} == {"token_unknown_issuer"}
-    never_began(people.live, run.run_id, "token_unknown_issuer")
+    never_began(people.live, run.run_id, refused.value, "token_unknown_issuer")
     client.close()
     changed.close()
     assert json.loads(new.read_text())["login"]["issuer"] == people.stewarded.issuer
