@@ -28,8 +28,8 @@ from msfl.orchestrator.runs.machine import Phase, RunState, Standing, advance, s
 from msfl.orchestrator.store.sqlite import SqliteRunStore
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json, sha256_of
-from msfl.policies.refusals import Refusal
-from msfl.policies.trust import trust_federation_root
+from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.trust import trust_federation_root, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.health import (
     GIB,
@@ -55,6 +55,7 @@ from msfl.runtime.interface import Protections
 from msfl.runtime.process import ProcessRuntime
 
 SERVER_SOON, ROOT_SOON, CA_SOON = timedelta(days=30), timedelta(days=30), timedelta(days=180)
+TIMESTAMP_SOON = timedelta(hours=4)
 NEW_SERVER = "msfl orchestrator certificate, then restart msfl orchestrator serve"
 _EVERYWHERE = ("0.0.0.0", "::", "[::]", "")  # noqa: S104  # compared with, never bound to
 
@@ -104,6 +105,7 @@ class CentreFacts:
     disk: DiskFacts | Unmeasured
     aggregators_bytes: int
     root: datetime | Refusal | Unmeasured
+    timestamp: datetime | Refusal | Unmeasured
     tags: int | Unmeasured
     protections: Protections
     frozen: tuple[tuple[str, str], ...] | Unmeasured = ()
@@ -127,6 +129,7 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         disk=attempt(lambda: disk(folder, largest_file(folder / "artifacts", folder / "aggregators"))),
         aggregators_bytes=total_bytes(folder / "aggregators"),
         root=attempt(lambda: _root(home, now)),
+        timestamp=attempt(lambda: _timestamp(home, now)),
         tags=attempt(lambda: len(LayoutRegistry(Path(home.settings().registry)).tags())),
         protections=ProcessRuntime().protections(),
         frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
@@ -218,6 +221,17 @@ def _root(home: CentreHome, now: datetime) -> datetime | Refusal:
     return root if isinstance(root, Refusal) else root.document.expires
 
 
+def _timestamp(home: CentreHome, now: datetime) -> datetime | Refusal:
+    envelope, papers = home.federation_root.read_bytes(), home.trust_papers()
+    root = trust_federation_root(envelope, sha256_of(envelope), now)
+    if isinstance(root, Refusal):
+        return root
+    if not papers.timestamp:
+        return refuse(Code.TRUST_STALE, "There is none yet.")
+    stamp = trust_timestamp(papers.timestamp, root)
+    return stamp if isinstance(stamp, Refusal) else stamp.document.expires
+
+
 def _time(at: float) -> datetime:
     return datetime.fromtimestamp(at, UTC)
 
@@ -237,6 +251,7 @@ def examine(facts: CentreFacts) -> list[Finding]:
         *_judge_modes(facts),
         *_judge_certificates(facts),
         *_judge_root(facts),
+        *_judge_timestamp(facts),
         *_judge_ports(facts),
         *_judge_store(facts),
         *_judge_sites(facts),
@@ -289,6 +304,18 @@ def _judge_root(facts: CentreFacts) -> Iterable[Finding]:
             yield Finding("trust", Status.BAD, "the federation root is not trusted", where, message, do)
         case _:
             yield judge_expiry("trust", "the federation root", where, facts.root, facts.now, ROOT_SOON, do)
+
+
+def _judge_timestamp(facts: CentreFacts) -> Iterable[Finding]:
+    name, where = "the federation's timestamp", str(facts.home / "trust/timestamp.dsse")
+    do = "the timekeeper signs a new one, else no site begins a run: msfl federation timestamp"
+    match facts.timestamp:
+        case Unmeasured() as unknown:
+            yield unmeasured("trust", f"{name} cannot be read", where, unknown, do)
+        case Refusal(message=message):
+            yield Finding("trust", Status.BAD, f"{name} is not trusted", where, message, do)
+        case expires:
+            yield judge_expiry("trust", name, where, expires, facts.now, TIMESTAMP_SOON, do)
 
 
 def _judge_ports(facts: CentreFacts) -> Iterable[Finding]:

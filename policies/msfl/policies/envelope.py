@@ -15,6 +15,7 @@ import base64
 import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import Field, StringConstraints
@@ -56,8 +57,15 @@ class Kind(Generic[D]):
 
     def load(self, payload: bytes, file: str) -> D:
         """Raises Malformed."""
-        load = load_yaml if self.syntax == "yaml" else load_json
-        return load(payload, self.model, file)
+        document: D = _load(self, payload, file)
+        return document
+
+
+@lru_cache(maxsize=128)
+def _load(kind: Kind[Any], payload: bytes, file: str) -> Any:
+    """The same bytes are the same document, and a site reads its policies again every few seconds."""
+    load = load_yaml if kind.syntax == "yaml" else load_json
+    return load(payload, kind.model, file)
 
 
 ASSET_POLICY = Kind("asset-policy", AssetPolicy, "yaml")

@@ -40,6 +40,7 @@ WELL = CentreFacts(
     disk=DiskFacts("/srv/centre", 100 * GIB, None),
     aggregators_bytes=GIB,
     root=NOW + 300 * DAY,
+    timestamp=NOW + DAY,
     tags=3,
     protections=Protections(Isolation.SANDBOX, ("bubblewrap.",)),
 )
@@ -103,6 +104,8 @@ def test_a_centre_that_is_well() -> None:
         ),
         ({"disk": DiskFacts("/srv", 50 * GIB, None, "Read-only file system")}, "bad", "disk", "Read-only", "remount"),
         ({"disk": FAILED}, "bad", "disk", "cannot be measured", ""),
+        ({"timestamp": NOW + DAY / 24}, "warn", "trust", "expires in", "federation timestamp"),
+        ({"timestamp": NOW}, "bad", "trust", "has expired", "federation timestamp"),
         ({"root": NOW - DAY}, "bad", "trust", "has expired", "sign a new root"),
         ({"root": refuse(Code.ROOT_DIFFERS, "no")}, "bad", "trust", "not trusted", "sign a new root"),
         ({"tags": FAILED}, "bad", "registry", "cannot be read", "registry init"),
