@@ -25,6 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from msfl.gateway.reveal import Reveal
 from msfl.policies.documents import DatasetRecord
 from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
@@ -47,7 +48,17 @@ class SiteSettings:
     federation: str
     link_endpoint: str
     registry: str
-    reveal: str = "reason"
+    reveal: Reveal = Reveal.REASON
+
+    @classmethod
+    def read(cls, file: Path) -> SiteSettings:
+        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word."""
+        given = json.loads(file.read_text())
+        try:
+            return cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON))})
+        except ValueError:
+            known = ", ".join(Reveal)
+            raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None
 
 
 class NoIdentity(CannotProceed):
@@ -69,7 +80,7 @@ class Home:
 
     def settings(self) -> SiteSettings:
         """Raises FileNotFoundError before the site has been enrolled."""
-        return SiteSettings(**json.loads((self.root / "site.json").read_text()))
+        return SiteSettings.read(self.root / "site.json")
 
     def write_settings(self, settings: SiteSettings) -> None:
         write(self.root / "site.json", json.dumps(asdict(settings), indent=1).encode())

@@ -73,6 +73,7 @@ from msfl.gateway.machine import (
     restored,
 )
 from msfl.gateway.record import BadRecord, Kept, RunRecord, boot_id, forget
+from msfl.gateway.reveal import revealed
 from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.policies.decide import Decision, Verdict, allowed_outputs
 from msfl.policies.documents import seconds
@@ -406,7 +407,7 @@ class RunAtSite:
         said = self._home.said(self.run_id) if verdict != "confirm" else None
         if said is not None:
             self._audit("custodian answered", verdict=verdict, by=said.get("by", ""))
-        decision = _revealed(self._decision, self._home.settings().reveal, self._around.runtime, verdict)
+        decision = revealed(self._decision, self._home.settings().reveal, self._around.runtime.protections(), verdict)
         answer = OfferAnswer(self.run_id, verdict, decision, wrapped, self._state.generation)
         self._tell(lambda: self._around.link.answer(answer))
         if said is not None:
@@ -688,29 +689,6 @@ def _limits(accepted: Accepted) -> Limits:
 
 def _is_whole(file: Path, report: TaskReport) -> bool:
     return file.is_file() and file.stat().st_size == report.bytes_up
-
-
-def _revealed(decision: Decision, reveal: str, runtime: Runtime, verdict: str) -> JsonObject:
-    """As much of a decision as the site lets others know: reason, code or nothing."""
-    protections = runtime.protections()
-    shown: JsonObject = {
-        "policy_id": decision.policy_id,
-        "policy_sha256": decision.policy_sha256,
-        "isolation": {"level": protections.isolation.value, "detail": list(protections.detail)},
-    }
-    refusal = decision.refusal
-    if verdict == "refuse" and refusal is None:
-        shown["refusal"] = {"code": Code.CUSTODIAN_REFUSED.value, "message": "The custodian refused.", "fields": {}}
-        return shown
-    if verdict != "refuse" or refusal is None:
-        return shown
-    match reveal:
-        case "reason":
-            return {**decision.to_json(), **shown, "refusal": refusal.to_json()}
-        case "code":
-            return {"refusal": {"code": refusal.code.value, "message": "", "fields": {}}}
-        case _:
-            return {}
 
 
 def utc_now() -> datetime:
