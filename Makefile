@@ -7,7 +7,7 @@ export GOMP_SPINCOUNT := 0
 export OMP_NUM_THREADS := 1
 export MPLBACKEND := agg
 
-.PHONY: oidc demo venv test check lint types contracts unit slow system test-full protos protos-check benchmarks clean
+.PHONY: oidc demo venv test check lint types contracts unit slow system test-full mutation protos protos-check benchmarks clean
 
 ## demo: install what it needs and run three hospitals on this machine (DATA=DIR: on your own data)
 demo: $(VENV)/.demo
@@ -62,8 +62,12 @@ system: $(VENV)/.dev
 	$(BIN)/pytest -q -m "system and not full" --durations=10
 
 ## test-full: everything, the demo and a reduced real cohort included
-test-full: test system
+test-full: test system mutation
 	$(BIN)/pytest -q -m full --durations=10
+
+## mutation: does a test fail for every way in which the decision could be wrong?
+mutation: $(VENV)/.dev
+	$(BIN)/python tests/mutation/decide.py
 
 PROTO := protos/msfl/protos/v1/federation.proto
 define generate

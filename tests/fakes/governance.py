@@ -196,7 +196,15 @@ class World:
 
     def release(self, statement: ReleaseStatement | None = None, reviews: list[bytes] | None = None) -> Any:
         """TrustedRelease | Refusal."""
-        about = statement or self.statement
+        if statement is None and reviews is None:
+            return self._usual_release()
+        return self._release(statement or self.statement, reviews)
+
+    @cache  # noqa: B019
+    def _usual_release(self) -> Any:
+        return self._release(self.statement, None)
+
+    def _release(self, about: ReleaseStatement, reviews: list[bytes] | None) -> Any:
         envelope = _signed(encode(about), RELEASE_STATEMENT, ("paul",))
         given = [self.review(r, statement=about) for r in self.reviewers] if reviews is None else reviews
         return trust_release(envelope, given, self.federation_root, self.now)
@@ -205,6 +213,7 @@ class World:
     def policy_envelope(self) -> bytes:
         return _signed(self.policy_yaml.encode(), ASSET_POLICY, self.policy_signers)
 
+    @cache  # noqa: B019  # a world is small, frozen and compared by value
     def trust_policy(self) -> TrustedPolicy | Refusal:
         return trust_policy(self.policy_envelope(), self.site_root, self.now)
 
@@ -252,6 +261,10 @@ class World:
 
     @property
     def user(self) -> User:
+        return self._user()
+
+    @cache  # noqa: B019
+    def _user(self) -> User:
         result: User = trusted(verify_token(self.token, self.federation_root.document.issuers, NOW))
         return result
 

@@ -187,7 +187,7 @@ class OfferedSite:
             memory.close()
             self.ledger.close()
         last = json.loads((self.home.root / "audit/log.jsonl").read_text().splitlines()[-1])
-        assert last["action"] == "run decided"
+        assert last["action"] == ("run explained" if changes.get("dry_run") else "run decided")
         code = (answer.decision.get("refusal") or {}).get("code", "")
         return Told(answer.verdict, code, last["fields"], runtime.started)
 

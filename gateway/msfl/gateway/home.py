@@ -30,6 +30,7 @@ from typing import Any
 
 import structlog
 
+from msfl.gateway.reveal import Reveal
 from msfl.policies.documents import DatasetRecord
 from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
@@ -57,7 +58,17 @@ class SiteSettings:
     federation: str
     link_endpoint: str
     registry: str
-    reveal: str = "reason"
+    reveal: Reveal = Reveal.REASON
+
+    @classmethod
+    def read(cls, file: Path) -> SiteSettings:
+        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word."""
+        given = json.loads(file.read_text())
+        try:
+            return cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON))})
+        except ValueError:
+            known = ", ".join(Reveal)
+            raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None
 
 
 class NoIdentity(CannotProceed):
@@ -83,7 +94,7 @@ class Home:
 
     def settings(self) -> SiteSettings:
         """Raises FileNotFoundError before the site has been enrolled."""
-        return SiteSettings(**json.loads((self.root / "site.json").read_text()))
+        return SiteSettings.read(self.root / "site.json")
 
     def write_settings(self, settings: SiteSettings) -> None:
         write(self.root / "site.json", json.dumps(asdict(settings), indent=1).encode())

@@ -76,6 +76,7 @@ from msfl.gateway.machine import (
     restored,
 )
 from msfl.gateway.record import BadRecord, Kept, RunRecord, boot_id, forget
+from msfl.gateway.reveal import revealed
 from msfl.gateway.standing import Standing
 from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.gateway.witness import Witness
@@ -467,7 +468,7 @@ class RunAtSite:
         declined = self._home.declined(self.run_id) if verdict == "refuse" else None
         if declined is not None:
             self._audit("custodian answered", verdict=verdict, by=declined.get("by", ""))
-        decision = _revealed(self._decision, self._home.settings().reveal, self._around.runtime, verdict)
+        decision = revealed(self._decision, self._home.settings().reveal, self._around.runtime.protections(), verdict)
         answer = OfferAnswer(self.run_id, verdict, decision, wrapped, self._state.generation)
         self._tell(lambda: self._around.link.answer(answer))
         if verdict != "confirm":
@@ -808,29 +809,6 @@ def _limits(accepted: Accepted) -> Limits:
 
 def _is_whole(file: Path, report: TaskReport) -> bool:
     return file.is_file() and file.stat().st_size == report.bytes_up
-
-
-def _revealed(decision: Decision, reveal: str, runtime: Runtime, verdict: str) -> JsonObject:
-    """As much of a decision as the site lets others know: reason, code or nothing."""
-    protections = runtime.protections()
-    shown: JsonObject = {
-        "policy_id": decision.policy_id,
-        "policy_sha256": decision.policy_sha256,
-        "isolation": {"level": protections.isolation.value, "detail": list(protections.detail)},
-    }
-    refusal = decision.refusal
-    if verdict == "refuse" and refusal is None:
-        shown["refusal"] = {"code": Code.CUSTODIAN_REFUSED.value, "message": "The custodian refused.", "fields": {}}
-        return shown
-    if verdict != "refuse" or refusal is None:
-        return shown
-    match reveal:
-        case "reason":
-            return {**decision.to_json(), **shown, "refusal": refusal.to_json()}
-        case "code":
-            return {"refusal": {"code": refusal.code.value, "message": "", "fields": {}}}
-        case _:
-            return {}
 
 
 def utc_now() -> datetime:

@@ -247,6 +247,8 @@ def test_users_and_organisations_combine_with_and() -> None:
     only_organisation = edit(POLICY_YAML, "  users: [ada@uni.example]\n", "")
     assert World(policy_yaml=only_organisation).decide().verdict is Verdict.ALLOW
     assert with_user(organisation="x.example").verdict is Verdict.REFUSE
+    only_users = edit(POLICY_YAML, "  organisations: [uni.example]\n", "")
+    assert World(policy_yaml=only_users).decide().verdict is Verdict.ALLOW
 
 
 def policies(*texts: str) -> tuple[World, ...]:
@@ -334,7 +336,10 @@ def test_a_naive_time_is_a_bug() -> None:
 
 def test_a_decision_is_plain_json() -> None:
     value = with_job(rounds=61).to_json()
-    assert value["verdict"] == "refuse"
+    assert (value["verdict"], value["policy_id"]) == ("refuse", "ms-trial-lesion-segmentation")
+    codes = {rule["rule"]: rule["code"] for rule in value["rules"]}
+    assert (codes["config_in_range"], codes["proof"]) == ("config_out_of_range", None)
+    assert World().decide().to_json()["refusal"] is None
     assert Refusal.from_json(value["refusal"]).code is Code.CONFIG_OUT_OF_RANGE
 
 
