@@ -82,6 +82,8 @@ _SPEC = JobSpec(
 )
 CENTRAL = steps_of(_SPEC)
 STEPS = tuple(CENTRAL)
+# `open` is over as soon as it begins, as the aggregator was opened while the sites started: nobody is ever seen in it.
+STRUCK = tuple(step for step in STEPS if step != "open")
 
 
 class Missed(Exception):
@@ -289,11 +291,11 @@ def test_a_process_that_dies_costs_nothing(
 def test_a_process_that_dies_in_every_step_of_one_run(
     live: LiveFederation, undisturbed: list[str], process: str
 ) -> None:
-    check(live, process, STEPS, undisturbed)
+    check(live, process, STRUCK, undisturbed)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", STRUCK)
 @pytest.mark.parametrize("process", PROCESSES)
 def test_every_process_at_every_step(live: LiveFederation, undisturbed: list[str], process: str, step: str) -> None:
     check(live, process, (step,), undisturbed)
