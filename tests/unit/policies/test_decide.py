@@ -386,9 +386,17 @@ def test_the_round_budget_ends_a_run() -> None:
 
 
 def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
-    refusal = recheck(World().policy, 61, NOW, 60)
+    policy = World().policy
+    refusal = recheck(policy, 61, NOW, 60)
     assert refusal is not None
     assert refusal.code is Code.CONFIG_OUT_OF_RANGE
+    # What is wrong first is told first.
+    refusal = recheck(policy, 61, policy.document.expires, 300)
+    assert refusal is not None
+    assert refusal.code is Code.POLICY_EXPIRED
+    refusal = recheck(policy, 61, NOW, 300)
+    assert refusal is not None
+    assert refusal.code is Code.ROUND_BUDGET_SPENT
 
 
 @pytest.mark.parametrize(
@@ -431,6 +439,9 @@ def test_a_rehearsal_shows_the_rules_that_a_decision_would() -> None:
     assert rehearse(world.policy.document, rehearsal(), NOW) == world.decide().rules
     changes: dict[str, Any] = {"proof_given": False, "isolation": Isolation.NONE}
     assert rehearse(world.policy.document, rehearsal(**changes), NOW) == world.decide(**changes).rules
+    elsewhere = world.policy.document.model_copy(update={"datasets": ("ms-other",)})
+    failed = [rule for rule in rehearse(elsewhere, rehearsal(), NOW) if not rule.passed]
+    assert [rule.code for rule in failed] == [Code.DATASET_NOT_NAMED]
     (outcome,) = rehearse(world.policy.document, rehearsal(site="site-b"), NOW)
     assert isinstance(outcome, RuleOutcome)
     assert (outcome.passed, outcome.code) == (False, Code.JOB_INCONSISTENT)
