@@ -173,9 +173,11 @@ def decide(
     if inconsistent := _inconsistent(request):
         return refused(inconsistent, "request_consistent")
     versions = _versions(naming, policies)
-    policy, findings, verdict = min((_judge(p, request, now, versions[p.id]) for p in naming), key=_nearest)
+    judged = [_judge(p, request, now, versions[p.id]) for p in naming]
+    policy, findings, _, verdict = min(judged, key=_nearest)
     rules = _outcomes(policy.document, findings)
-    return Decision(verdict, policy.id, policy.sha256, rules, _refusal(policy, rules, request))
+    refusal = _refusal(policy, rules, request) if verdict is Verdict.REFUSE else None
+    return Decision(verdict, policy.id, policy.sha256, rules, refusal)
 
 
 def rehearse(policy: AssetPolicy, asked: Rehearsal, now: datetime) -> tuple[RuleOutcome, ...]:
@@ -444,7 +446,7 @@ RULES: tuple[tuple[str, Rule], ...] = (
 
 # The first two outcomes of every policy are made here and not by a rule: they need more than the policy itself.
 _NEWEST: Finding = None, "the newest at the site"
-_Judged: TypeAlias = tuple[TrustedPolicy, list[Finding], Verdict]
+_Judged: TypeAlias = tuple[TrustedPolicy, list[Finding], int, Verdict]  # the number of failed rules
 _Versions: TypeAlias = set[tuple[int, str]]
 
 
@@ -475,7 +477,8 @@ def _older(policy: TrustedPolicy, versions: _Versions) -> bool:
 def _judge(policy: TrustedPolicy, request: Request, now: datetime, versions: _Versions) -> _Judged:
     document = policy.document
     findings = [_newest(policy, versions), *[rule(document, request, now) for _, rule in RULES]]
-    return policy, findings, _verdict(document, request, findings)
+    failed = len([code for code, _ in findings if code is not None])
+    return policy, findings, failed, _verdict(document, request, failed)
 
 
 def _outcomes(policy: AssetPolicy, findings: list[Finding]) -> tuple[RuleOutcome, ...]:
@@ -487,10 +490,9 @@ def _outcomes(policy: AssetPolicy, findings: list[Finding]) -> tuple[RuleOutcome
 _RULE_NAMES = tuple(name for name, _ in RULES)
 
 
-def _verdict(policy: AssetPolicy, request: Request, findings: list[Finding]) -> Verdict:
-    for code, _ in findings:
-        if code is not None:
-            return Verdict.REFUSE
+def _verdict(policy: AssetPolicy, request: Request, failed: int) -> Verdict:
+    if failed:
+        return Verdict.REFUSE
     return Verdict.CONFIRM if asks_custodian(policy, request.user) and not request.confirmed else Verdict.ALLOW
 
 
@@ -500,10 +502,9 @@ _ORDER = {Verdict.ALLOW: 0, Verdict.CONFIRM: 1, Verdict.REFUSE: 2}
 def _nearest(judged: _Judged) -> tuple[bool, int, int, str, int]:
     """A refusal by name before allow before confirm before any other refusal; among equals the policy that passes most
     rules, then the smaller id."""
-    policy, findings, verdict = judged
+    policy, findings, failed, verdict = judged
     # A policy that is superseded refuses nobody by name any more.
     by_name = findings[1][0] is not None and findings[0] is _NEWEST
-    failed = sum(code is not None for code, _ in findings)
     return not by_name, _ORDER[verdict], failed, policy.id, -policy.document.version
 
 

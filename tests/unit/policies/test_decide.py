@@ -215,6 +215,29 @@ def test_an_evaluate_only_dataset_needs_no_training_cases_and_no_rounds() -> Non
     assert decision.verdict is Verdict.ALLOW
 
 
+def test_an_evaluate_only_dataset_sends_no_weights_and_needs_no_leave_for_them() -> None:
+    world = World(policy_yaml=edit(POLICY_YAML, "  weights: {max_mib: 256}\n", ""))
+    job = world.job.model_copy(update={"evaluate_only": ("site-a/ms-trial",)})
+    assert world.decide(job=job).verdict is Verdict.ALLOW
+
+
+def test_a_rule_that_passes_says_what_it_found() -> None:
+    found = {rule.rule: rule.detail for rule in World().decide().rules}
+    assert (found["proof"], found["splits_allowed"], found["min_cases_train"]) == (
+        "given",
+        "train and test",
+        "12 training cases",
+    )
+    optional = World(policy_yaml=edit(POLICY_YAML, "proof: required", "proof: optional"))
+    job = optional.job.model_copy(update={"evaluate_only": ("site-a/ms-trial",)})
+    found = {rule.rule: rule.detail for rule in optional.decide(job=job, proof_given=False).rules}
+    assert (found["proof"], found["splits_allowed"], found["min_cases_train"]) == (
+        "not given, optional",
+        "test",
+        "not trained on",
+    )
+
+
 def test_budgets_count_per_policy() -> None:
     assert World().decide(runs_so_far={"another-policy": 99}).verdict is Verdict.ALLOW
 
@@ -356,15 +379,24 @@ def test_a_policy_holds_until_its_last_second() -> None:
 
 def test_the_round_budget_ends_a_run() -> None:
     assert recheck(World().policy, 50, NOW, 299) is None
-    refusal = recheck(World().policy, 51, NOW, 300)
-    assert refusal is not None
-    assert refusal.code is Code.ROUND_BUDGET_SPENT
+    for spent in (300, 301):
+        refusal = recheck(World().policy, 51, NOW, spent)
+        assert refusal is not None
+        assert refusal.code is Code.ROUND_BUDGET_SPENT
 
 
 def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
-    refusal = recheck(World().policy, 61, NOW, 60)
+    policy = World().policy
+    refusal = recheck(policy, 61, NOW, 60)
     assert refusal is not None
     assert refusal.code is Code.CONFIG_OUT_OF_RANGE
+    # What is wrong first is told first.
+    refusal = recheck(policy, 61, policy.document.expires, 300)
+    assert refusal is not None
+    assert refusal.code is Code.POLICY_EXPIRED
+    refusal = recheck(policy, 61, NOW, 300)
+    assert refusal is not None
+    assert refusal.code is Code.ROUND_BUDGET_SPENT
 
 
 @pytest.mark.parametrize(
@@ -407,6 +439,9 @@ def test_a_rehearsal_shows_the_rules_that_a_decision_would() -> None:
     assert rehearse(world.policy.document, rehearsal(), NOW) == world.decide().rules
     changes: dict[str, Any] = {"proof_given": False, "isolation": Isolation.NONE}
     assert rehearse(world.policy.document, rehearsal(**changes), NOW) == world.decide(**changes).rules
+    elsewhere = world.policy.document.model_copy(update={"datasets": ("ms-other",)})
+    failed = [rule for rule in rehearse(elsewhere, rehearsal(), NOW) if not rule.passed]
+    assert [rule.code for rule in failed] == [Code.DATASET_NOT_NAMED]
     (outcome,) = rehearse(world.policy.document, rehearsal(site="site-b"), NOW)
     assert isinstance(outcome, RuleOutcome)
     assert (outcome.passed, outcome.code) == (False, Code.JOB_INCONSISTENT)
