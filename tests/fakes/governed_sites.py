@@ -160,6 +160,7 @@ class GovernedSite:
         write(self.home.root / "datasets/ms-trial.path", str(folder / "data").encode())
         centre = X25519PrivateKey.from_private_bytes(b"c" * 32).public_key()
         write(self.home.root / "secrets/centre.pub", centre.public_bytes_raw())
+        write(self.home.root / "secrets/site.key", bytes(range(32)))
         self.sign_policy()
 
     # ---------------------------------------------------------------- the gateway

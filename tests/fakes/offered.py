@@ -117,6 +117,7 @@ class OfferedSite:
         write(folder / "trust/federation-root.sha256", sha256_of(federation_root).encode())
         write(folder / "datasets/ms-trial.json", encode(world.dataset))
         write(folder / "secrets/centre.pub", X25519PrivateKey.generate().public_key().public_bytes_raw())
+        write(folder / "secrets/site.key", bytes(range(32)))
         self.put_policy(forge(policy, ASSET_POLICY.payload_type, "cleo"))
         self.registry.tamper(DIGEST, b"{}")  # An image is never fetched here; its papers hang on its digest.
         self.put_release()
@@ -159,7 +160,8 @@ class OfferedSite:
     def offer(self, job: JobSpec = JOB, spec: bytes | None = None, **changes: Any) -> Told:
         """`spec`: other bytes than those of `job`; they are signed by the user's own key all the same."""
         data = encode(job) if spec is None else spec
-        offer = Offer("run-1", data, sign_job(data, key("ada")), self.world.token, False)
+        proof = sign_job(data, key("ada"), dry_run=bool(changes.get("dry_run")))
+        offer = Offer("run-1", data, proof, self.world.token, False)
         line, runtime = NotingLine(), NotingRuntime()
         audit = AuditLog(self.home.root / "audit/log.jsonl", "gateway site-a")
         memory = Memory(self.home.memory_file)
