@@ -22,6 +22,7 @@ from fakes.keyrings import NONCE, NOW, Applicant, make_keyring, make_token
 from msfl.orchestrator.keyring import keyring as keyring_module
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring
 from msfl.protos.channel import SITE_URI, make_csr
+from msfl.protos.durable_files import write_durably
 from msfl.protos.registration import proof
 
 
@@ -76,22 +77,22 @@ def test_a_crash_may_cost_a_token_and_never_gives_two_certificates(
     class Crash(Exception):
         pass
 
-    token, write = make_token(keyring), keyring_module._write
+    token = make_token(keyring)
 
     def crash_after(kind: str) -> Callable[[Path, bytes], None]:
         def crashing(file: Path, data: bytes) -> None:
             if file.parent.name == kind:
                 raise Crash
-            write(file, data)
+            write_durably(file, data)
 
         return crashing
 
     # Before the token is consumed on disk, nothing has happened.
-    monkeypatch.setattr(keyring_module, "_write", crash_after("tokens"))
+    monkeypatch.setattr(keyring_module, "write_durably", crash_after("tokens"))
     with pytest.raises(Crash):
         Applicant(token).enrol(keyring)
     # After that, and before the certificate went out, it is gone.
-    monkeypatch.setattr(keyring_module, "_write", crash_after("sites"))
+    monkeypatch.setattr(keyring_module, "write_durably", crash_after("sites"))
     with pytest.raises(Crash):
         Applicant(token).enrol(keyring)
     monkeypatch.undo()

@@ -35,6 +35,7 @@ from msfl.protos.health import (
     judge_expiry,
     judge_line,
     judge_newest,
+    judge_trusted,
     unmeasured,
 )
 from msfl.protos.messages import SOFTWARE
@@ -249,25 +250,13 @@ def _judge_roots(facts: SiteFacts) -> Iterable[Finding]:
     }
     for name, (root, file, do) in remedies.items():
         where = str(facts.home / "trust" / file)
-        match root:
-            case Unmeasured():
-                yield unmeasured("trust", f"the {name} cannot be read", where, root, do)
-            case Refusal(message=message):
-                yield Finding("trust", Status.BAD, f"the {name} is not trusted", where, message, do)
-            case _:
-                yield judge_expiry("trust", f"the {name}", where, root, facts.now, ROOT_SOON, do)
+        yield judge_trusted(f"the {name}", where, root, facts.now, ROOT_SOON, do)
 
 
 def _judge_timestamp(facts: SiteFacts) -> Iterable[Finding]:
     name, where = "the federation's timestamp", str(facts.home / "trust" / "memory.sqlite")
     do = "ask the operator: without a fresh one no run begins here (msfl federation timestamp)"
-    match facts.timestamp:
-        case Unmeasured() as unknown:
-            yield unmeasured("trust", f"{name} cannot be read", where, unknown, do)
-        case Refusal(message=message):
-            yield Finding("trust", Status.BAD, f"{name} is not trusted", where, message, do)
-        case expires:
-            yield judge_expiry("trust", name, where, expires, facts.now, TIMESTAMP_SOON, do)
+    yield judge_trusted(name, where, facts.timestamp, facts.now, TIMESTAMP_SOON, do)
 
 
 def _judge_policies(facts: SiteFacts) -> Iterable[Finding]:

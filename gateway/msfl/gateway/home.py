@@ -22,7 +22,6 @@ Secrets are 0600, folders 0700. Writes go to a temporary name first: a torn file
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -45,6 +44,7 @@ from msfl.policies.trust import (
     trust_site_root,
 )
 from msfl.protos.certificates import Identity
+from msfl.protos.durable_files import write_durably
 from msfl.protos.key_sets import KeySets
 
 log = structlog.get_logger()
@@ -232,15 +232,4 @@ class Home:
 def write(file: Path, data: bytes, mode: int = 0o600) -> None:
     """Whole or not at all, and durable."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = file.with_name(f".{file.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as target:
-        target.write(data)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(temporary, file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_durably(file, data, mode)

@@ -154,7 +154,7 @@ class Judge:
         dataset = self._dataset(job)
         if isinstance(dataset, Refusal):
             return dataset
-        policy = self._policy(papers, now)
+        policy = _policy(papers, *self._standing.policies(now))
         if isinstance(policy, Refusal):
             return policy
         request = self._request(job, papers.user, release, resolved, dataset, bool(papers.proof))
@@ -174,10 +174,10 @@ class Judge:
         release = _release(accepted.job, papers.statement, papers.reviews, root, now, self._standing.revoked())
         if isinstance(release, Refusal):
             return release
-        policy = self._policy(papers, now)
+        policies, untrusted = self._standing.policies(now)
+        policy = _policy(papers, policies, untrusted)
         if isinstance(policy, Refusal):
             return policy
-        policies, _ = self._standing.policies(now)
         if against := overruled(policy, policies, accepted.dataset_id, accepted.user, release.statement.digest):
             return against
         if (twice := self._twice(policy, release, root, now)) is not None:
@@ -199,14 +199,6 @@ class Judge:
     ) -> Refusal | None:
         site = self._standing.site_root(now)
         return site if isinstance(site, Refusal) else separate_roles(policy, release, site, root)
-
-    def _policy(self, papers: Papers, now: datetime) -> TrustedPolicy | Refusal:
-        """The policy that allowed a run, if it is still in force as these very bytes; else why it is not."""
-        policies, untrusted = self._standing.policies(now)
-        if (policy := next((p for p in policies if p.sha256 == papers.policy_sha256), None)) is not None:
-            return policy
-        revoked = {Code.KEY_REVOKED, Code.POLICY_REVOKED}
-        return next((r for r in untrusted if r.code in revoked), _withdrawn(papers.policy_id))
 
     def _request(
         self,
@@ -245,6 +237,16 @@ class Judge:
                 return kept.statement, kept.reviews
             what = f"The registry holds no signed statement for {job.digest} ({error})."
             return refuse(Code.WRONG_PUBLISHER, what, digest=job.digest)
+
+
+def _policy(
+    papers: Papers, policies: tuple[TrustedPolicy, ...], untrusted: tuple[Refusal, ...]
+) -> TrustedPolicy | Refusal:
+    """The policy that allowed a run, if it is still in force as these very bytes; else why it is not."""
+    if (policy := next((p for p in policies if p.sha256 == papers.policy_sha256), None)) is not None:
+        return policy
+    revoked = {Code.KEY_REVOKED, Code.POLICY_REVOKED}
+    return next((r for r in untrusted if r.code in revoked), _withdrawn(papers.policy_id))
 
 
 def _release(

@@ -42,9 +42,9 @@ from msfl.protos.health import (
     Unmeasured,
     judge_certificate,
     judge_disk,
-    judge_expiry,
     judge_line,
     judge_newest,
+    judge_trusted,
     span,
     unmeasured,
 )
@@ -297,25 +297,13 @@ def _judge_certificates(facts: CentreFacts) -> Iterable[Finding]:
 
 def _judge_root(facts: CentreFacts) -> Iterable[Finding]:
     where, do = str(facts.home / "trust/federation-root.dsse"), "the federation's keepers sign a new root"
-    match facts.root:
-        case Unmeasured():
-            yield unmeasured("trust", "the federation root cannot be read", where, facts.root, do)
-        case Refusal(message=message):
-            yield Finding("trust", Status.BAD, "the federation root is not trusted", where, message, do)
-        case _:
-            yield judge_expiry("trust", "the federation root", where, facts.root, facts.now, ROOT_SOON, do)
+    yield judge_trusted("the federation root", where, facts.root, facts.now, ROOT_SOON, do)
 
 
 def _judge_timestamp(facts: CentreFacts) -> Iterable[Finding]:
     name, where = "the federation's timestamp", str(facts.home / "trust/timestamp.dsse")
     do = "the timekeeper signs a new one, else no site begins a run: msfl federation timestamp"
-    match facts.timestamp:
-        case Unmeasured() as unknown:
-            yield unmeasured("trust", f"{name} cannot be read", where, unknown, do)
-        case Refusal(message=message):
-            yield Finding("trust", Status.BAD, f"{name} is not trusted", where, message, do)
-        case expires:
-            yield judge_expiry("trust", name, where, expires, facts.now, TIMESTAMP_SOON, do)
+    yield judge_trusted(name, where, facts.timestamp, facts.now, TIMESTAMP_SOON, do)
 
 
 def _judge_ports(facts: CentreFacts) -> Iterable[Finding]:

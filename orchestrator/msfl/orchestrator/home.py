@@ -15,12 +15,12 @@ aggregators/<run>/       the aggregator's box, its models, its log
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.protos.certificates import Identity
+from msfl.protos.durable_files import write_durably
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import TrustPapers
 
@@ -107,13 +107,7 @@ class CentreHome:
         folder = self.server_file.parent
         folder.mkdir(mode=0o700, exist_ok=True)
         for file, data in ((folder / "ca.pem", ca_pem), (self.server_file, server.to_pem())):
-            temporary = file.with_name(f".{file.name}.new")
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as target:
-                target.write(data)
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(temporary, file)
+            write_durably(file, data)
 
 
 def _read(file: Path) -> bytes:

@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from msfl.policies.refusals import Refusal
 from msfl.protos.certificates import CertificateFacts
 from msfl.protos.messages import PROTOCOL, SOFTWARE
 
@@ -115,6 +116,19 @@ def judge_expiry(
     if left < soon:
         return Finding(check, Status.WARN, f"{what} expires in {span(left)}", where, "", do)
     return Finding(check, Status.OK, f"{what} is in force for {span(left)}", where)
+
+
+def judge_trusted(
+    what: str, where: str, found: datetime | Refusal | Unmeasured, now: datetime, soon: timedelta, do: str
+) -> Finding:
+    """A document that others rely on; `found` is until when it is in force, or why it is not trusted."""
+    match found:
+        case Unmeasured():
+            return unmeasured("trust", f"{what} cannot be read", where, found, do)
+        case Refusal(message=message):
+            return Finding("trust", Status.BAD, f"{what} is not trusted", where, message, do)
+        case _:
+            return judge_expiry("trust", what, where, found, now, soon, do)
 
 
 # -------------------------------------------------------------------------------------------------------------- disk

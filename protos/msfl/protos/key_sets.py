@@ -9,7 +9,6 @@ The file of an issuer is named after the hash of its `iss`. A version that was s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from msfl.policies.encoding import sha256_of
 from msfl.policies.issuers import TrustedKeySet, newer, trust_key_set
 from msfl.policies.refusals import Refusal
 from msfl.policies.trust import TrustedFederationRoot
+from msfl.protos.durable_files import write_durably
 
 
 class KeySets:
@@ -42,20 +42,7 @@ class KeySets:
             issuer = offered.document.issuer
             known = next((k for k in self.trusted(root) if k.document.issuer == issuer), None)
             if newer(known, offered):
-                self._keep(sha256_of(issuer.encode()).removeprefix("sha256:"), envelope)
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                name = sha256_of(issuer.encode()).removeprefix("sha256:")
+                write_durably(self._folder / f"{name}.dsse", envelope, mode=0o666)
         return tuple(refused)
-
-    def _keep(self, name: str, envelope: bytes) -> None:
-        """Whole or not at all, and durable."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary = self._folder / f".{name}.new"
-        with open(temporary, "wb") as target:
-            target.write(envelope)
-            target.flush()
-            os.fsync(target.fileno())
-        os.replace(temporary, self._folder / f"{name}.dsse")
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

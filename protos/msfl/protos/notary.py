@@ -29,6 +29,7 @@ from msfl.policies.envelope import AUDIT_CHECKPOINT, Signed
 from msfl.policies.keys import BadKey, KeyPair, encode_public
 from msfl.policies.refusals import CannotProceed
 from msfl.protos.audit_log import LOG_NAME, AuditBroken, AuditLog, read_lines
+from msfl.protos.durable_files import write_durably
 
 CHECKPOINTS, KEY, KNOWN_KEYS = "checkpoints.jsonl", "key.pem", "known-keys.json"
 
@@ -119,12 +120,12 @@ class Notary:
         public = encode_public(key.public)
         self._log.write(self._clock(), "audit key made", self._name, {"public_key": public})
         self._pin(self._name, public)
-        _write(file, key.to_pem())
+        write_durably(file, key.to_pem())
         return key
 
     def _pin(self, log: str, public_key: str) -> None:
         known = {**self._known, log: public_key}
-        _write(self._folder / KNOWN_KEYS, json.dumps(known, indent=1, sort_keys=True).encode())
+        write_durably(self._folder / KNOWN_KEYS, json.dumps(known, indent=1, sort_keys=True).encode())
         self._known = known
 
 
@@ -185,14 +186,3 @@ def _key(file: Path) -> KeyPair:
         return KeyPair.from_pem(file.read_bytes())
     except BadKey as error:
         raise NoAudit(f"{file}: {error}: put it back from a copy") from error
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole, durable, and for this user only."""
-    temporary = file.with_name(f".{file.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as target:
-        target.write(data)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(temporary, file)

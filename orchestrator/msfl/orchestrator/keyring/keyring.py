@@ -30,7 +30,6 @@ import hashlib
 import hmac
 import ipaddress
 import json
-import os
 import re
 import secrets
 import threading
@@ -47,6 +46,7 @@ from pydantic import TypeAdapter
 from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, renewing_site, sign_site
 from msfl.policies.documents import Slug
 from msfl.protos.channel import inside, key_sha256
+from msfl.protos.durable_files import sync_folder, write_durably
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
@@ -112,9 +112,9 @@ class Keyring:
         if (folder / "ca.key").exists():
             raise FileExistsError(f"{folder} holds a keyring already")
         key, certificate = create_ca(federation, now)
-        _write(folder / "ca.pem", certificate)
-        _write(folder / "centre.key", X25519PrivateKey.generate().private_bytes_raw())
-        _write(folder / "ca.key", key)
+        write_durably(folder / "ca.pem", certificate)
+        write_durably(folder / "centre.key", X25519PrivateKey.generate().private_bytes_raw())
+        write_durably(folder / "ca.key", key)
         return cls(folder)
 
     @property
@@ -352,7 +352,7 @@ class Keyring:
 
     def _put(self, kind: str, name: str, value: dict[str, Any]) -> None:
         self._known = None
-        _write(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
+        write_durably(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
 
 
 def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list[bytes]) -> bytes:
@@ -383,24 +383,4 @@ def _text(data: bytes) -> str:
 def _remove(file: Path) -> None:
     """Durably."""
     file.unlink()
-    _sync(file.parent)
-
-
-def _write(file: Path, data: bytes) -> None:
-    """Whole, durable, and for this user only."""
-    temporary = file.with_name(f".{file.name}.new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as target:
-        target.write(data)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(temporary, file)
-    _sync(file.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(file.parent)
