@@ -27,6 +27,7 @@ from msfl.protos.tasklink import Hello, TaskLink
 def serve(model: FederatedModel, argv: Sequence[str] | None = None) -> int:
     """Serve tasks until the host says stop. Raises OSError when nobody listens, and whatever a bug raises."""
     arguments = _parser().parse_args(argv)
+    keep_memory()
     folder: Path = arguments.folder.resolve()
     link = TaskLink.dial(folder / "link.sock")
     try:
@@ -35,7 +36,6 @@ def serve(model: FederatedModel, argv: Sequence[str] | None = None) -> int:
             worker = Worker(model, place, arguments.site, arguments.data.resolve(), clock=time.monotonic)
             run_tasks(link, Hello(arguments.release), worker.verbs, role="worker", clock=time.monotonic)
         else:
-            keep_memory()
             aggregator = Aggregator(model, place, entropy=os.urandom)
             hello = Hello(arguments.release, aggregator.public_key)
             run_tasks(link, hello, aggregator.verbs, role="aggregator", clock=time.monotonic)

@@ -1,11 +1,13 @@
-"""glibc's allocator, set for processes that move megabytes all day: orchestrators, gateways and aggregators.
+"""glibc's allocator, set for processes that move megabytes all day: orchestrators, gateways, aggregators and workers.
 
 As it comes, glibc maps every buffer of a stream anew from the kernel, has each page cleared, and gives it back a moment
 later; and it keeps an arena per thread, none of which shrinks. Kept memory is reused instead, and there is one arena:
 a third less processor time per round, and memory that does not grow with the number of rounds (`benchmarks/round.py`,
 whose arm `floor+M` shows the same for bare gRPC).
 
-Not for workers: a model's own library knows better what its memory is for.
+A worker that trains on CPU needs it, too: with glibc's moving threshold it depends on what was freed first whether each
+activation is mapped anew. nnU-Net took 25 000 page faults a second so, and a tenth more processor time per batch
+(`benchmarks/whole_run.py`).
 """
 
 from __future__ import annotations

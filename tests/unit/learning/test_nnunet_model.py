@@ -184,7 +184,7 @@ def test_no_transform_chooses_its_arithmetic_by_the_clock(data: Path, tmp_path: 
 
 
 def test_weights_are_the_named_parameters_each_once(data: Path, tmp_path: Path) -> None:
-    from msfl.learning.nnunet.inference import build_network
+    from msfl.learning.nnunet.network import build_network
 
     plan, initial = planned(data, tmp_path, config())
     network = build_network(plan, deep_supervision=True)
@@ -195,8 +195,7 @@ def test_weights_are_the_named_parameters_each_once(data: Path, tmp_path: Path) 
 
 
 def test_weights_of_another_network_are_refused_before_they_are_used(data: Path, tmp_path: Path) -> None:
-    from msfl.learning.nnunet.inference import build_network
-    from msfl.learning.nnunet.trainer import read_weights, write_weights
+    from msfl.learning.nnunet.network import build_network, read_weights, write_weights
 
     plan, initial = planned(data, tmp_path, config())
     network = build_network(plan, deep_supervision=True)

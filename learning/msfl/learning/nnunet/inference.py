@@ -27,28 +27,13 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from msfl.learning.contract import JsonObject, Weights
 from msfl.learning.nnunet.files import CONFIGURATION
+from msfl.learning.nnunet.network import build_network, torch_device, write_weights
 from msfl.learning.nnunet.settings import Settings
-from msfl.learning.nnunet.trainer import torch_device, write_weights
-
-
-def build_network(plan: JsonObject, deep_supervision: bool) -> torch.nn.Module:
-    """The planned network. The plan must have passed the allow-list."""
-    plans = PlansManager(plan["nnunet"])
-    network = nnUNetTrainer.build_network_architecture(
-        plans,
-        plans.get_configuration(CONFIGURATION),
-        len(plan["dataset"]["channel_names"]),
-        len(plan["dataset"]["labels"]),
-        enable_deep_supervision=deep_supervision,
-    )
-    assert isinstance(network, torch.nn.Module)
-    return network
 
 
 def tile_size(plan: JsonObject, settings: Settings) -> list[int]:

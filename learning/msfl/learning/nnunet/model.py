@@ -9,8 +9,9 @@
     evaluate      its network, its window positions             one network for all candidates
     export        –                                             (a stock model folder is written)
 
-Everything runs in this one process: nnU-Net's pools would import torch again for every step. A worker that was killed
-prepares again, which finds the preprocessed cases, and trains on with the momentum that it left behind.
+nnU-Net's parts are imported where they are first used: what a process needs depends on its verbs, and all of them take
+six seconds. Everything runs in this one process: nnU-Net's pools would import torch again for every step. A worker that
+was killed prepares again, which finds the preprocessed cases, and trains on with the momentum that it left behind.
 """
 
 from __future__ import annotations
@@ -23,20 +24,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nibabel
 import numpy as np
 import torch
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
-from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from numpy.typing import NDArray
 
 from msfl.evaluation.metrics import CaseMetrics, case_metrics, summarise, summarise_cases
-from msfl.evaluation.overlay import overlay
 from msfl.learning.contract import (
     Candidate,
     Evaluated,
@@ -51,7 +47,7 @@ from msfl.learning.contract import (
     Weights,
 )
 from msfl.learning.files import json_hash, write_whole
-from msfl.learning.nnunet import allowlist, fingerprint, planning
+from msfl.learning.nnunet import allowlist, fingerprint
 from msfl.learning.nnunet.files import (
     CONFIGURATION,
     DATASET_NAME,
@@ -60,9 +56,12 @@ from msfl.learning.nnunet.files import (
     label_file,
     use_roots,
 )
-from msfl.learning.nnunet.inference import WholeCasePredictor, build_network
+from msfl.learning.nnunet.network import build_network, read_weights, seed_everything, write_weights
 from msfl.learning.nnunet.settings import Settings
-from msfl.learning.nnunet.trainer import RoundTrainer, read_weights, seed_everything, write_weights
+
+if TYPE_CHECKING:
+    from msfl.learning.nnunet.inference import WholeCasePredictor
+    from msfl.learning.nnunet.trainer import RoundTrainer
 
 
 @dataclass
@@ -86,6 +85,8 @@ class NnUNet:
     # At the centre --------------------------------------------------------------------------------------------------
 
     def plan(self, fingerprints: Mapping[str, JsonObject], config: JsonObject) -> JsonObject:
+        from msfl.learning.nnunet import planning
+
         settings = Settings.from_config(config)
         merged = fingerprint.merge(
             {site: fingerprint.Fingerprint.from_json(document) for site, document in fingerprints.items()}
@@ -132,6 +133,9 @@ class NnUNet:
 
     def prepare(self, site: Site, plan: JsonObject, config: JsonObject, progress: ReportProgress) -> Prepared:
         """Training and validation cases into plan space, into the scratch folder; test cases stay untouched."""
+        from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
         settings = Settings.from_config(config)
         allowlist.check_for_site(plan, site)
         torch.set_num_threads(settings.threads)
@@ -164,6 +168,8 @@ class NnUNet:
         config: JsonObject,
         progress: ReportProgress,
     ) -> Trained:
+        from msfl.learning.nnunet.trainer import RoundTrainer
+
         settings = Settings.from_config(config)
         bench = self._ready(site, settings)
         if not site.train_cases:
@@ -197,6 +203,8 @@ class NnUNet:
         config: JsonObject,
         progress: ReportProgress,
     ) -> Evaluated:
+        from msfl.learning.nnunet.inference import WholeCasePredictor
+
         settings = Settings.from_config(config)
         bench = self._ready(site, settings)
         weights = {candidate.name: _weights_of(bench, candidate) for candidate in candidates}
@@ -220,6 +228,8 @@ class NnUNet:
         progress: ReportProgress,
     ) -> dict[str, JsonObject]:
         """Whole cases in plan space: mean loss and Dice of each candidate."""
+        from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
         dataset = nnUNetDatasetBlosc2(str(bench.preprocessed), sorted(site.val_cases))
         summaries: dict[str, JsonObject] = {}
         for number, (name, candidate) in enumerate(weights.items()):
@@ -305,6 +315,8 @@ def _weights_of(bench: _Bench, candidate: Candidate) -> Weights:
 
 def _geometries(site: Site) -> Iterator[fingerprint.Geometry]:
     """Every training case (not the validation and test cases), read and cropped as the preprocessor will crop it."""
+    from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
+
     reader = SimpleITKIO()
     for case in site.train_cases:
         images, properties = reader.read_images(image_files(site, case, "train"))
@@ -329,6 +341,8 @@ def _draw(
     properties: JsonObject,
 ) -> None:
     """`site.figures/overlay.png`. The title names the site, never the case."""
+    from msfl.evaluation.overlay import overlay
+
     # SimpleITK's directions are LPS, the picture's arrays are (x, y, z) in RAS.
     direction = np.array(properties["sitk_stuff"]["direction"]).reshape(3, 3)
     spacing = np.array(properties["sitk_stuff"]["spacing"])

@@ -8,9 +8,6 @@ What stays stock: augmentation, patch sampling, loss, deep supervision, gradient
 mixed precision and multi-process loading on CUDA. What is left out: validation patches, plots, checkpoints, debug files
 and logs of every epoch; the platform validates whole cases and keeps the weights itself.
 
-Weights are `named_parameters()`, sorted by name, never the state dict, in which nnU-Net's encoder appears up to four
-times under different names. They are written back in place, because the optimiser holds references to the parameters.
-
 One stock transform (Gaussian blur) times two implementations and takes the faster, so that two runs may differ in the
 last bits; here it always takes the direct one, and a run on CPU is reproducible bit for bit.
 """
@@ -18,13 +15,11 @@ last bits; here it always takes the direct one, and a run on CPU is reproducible
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 import torch
 from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
@@ -38,58 +33,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from msfl.learning.contract import JsonObject, ModelRefusal, Weights
 from msfl.learning.files import write_whole
 from msfl.learning.nnunet.files import CONFIGURATION
+from msfl.learning.nnunet.network import plain, read_weights, seed_everything, torch_device, write_weights
 from msfl.learning.nnunet.settings import Settings
-from msfl.protos.tensors import all_finite
-
-
-def torch_device(settings: Settings) -> torch.device:
-    """Raises ModelRefusal `no_cuda` when CUDA is asked for and this host shows none."""
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise ModelRefusal(
-            "no_cuda", "config key 'device' is cuda, but this host shows no CUDA device; use auto or cpu"
-        )
-    return torch.device("cuda" if available and settings.device != "cpu" else "cpu")
-
-
-def read_weights(network: torch.nn.Module) -> Weights:
-    """Each parameter once, by name, as a float32 array of its own, in sorted order."""
-    named = dict(_plain(network).named_parameters())
-    # A copy, not a view: the network goes on training while these are on their way.
-    return {name: named[name].detach().to("cpu", torch.float32, copy=True).numpy() for name in sorted(named)}
-
-
-def write_weights(network: torch.nn.Module, weights: Weights) -> None:
-    """In place. Raises ModelRefusal `weights_not_of_this_plan` for other names, shapes, or values not finite."""
-    named = dict(_plain(network).named_parameters())
-    if set(named) != set(weights):
-        raise ModelRefusal(
-            "weights_not_of_this_plan",
-            f"expected {len(named)} tensors of the planned network, got {len(weights)} with other names",
-        )
-    for name, parameter in named.items():
-        value = weights[name]
-        if value.dtype != np.float32 or tuple(value.shape) != tuple(parameter.shape) or not all_finite(value):
-            raise ModelRefusal(
-                "weights_not_of_this_plan", f"{name} must be finite float32 of shape {tuple(parameter.shape)}"
-            )
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(torch.from_numpy(np.ascontiguousarray(weights[name])))
-
-
-def _plain(network: torch.nn.Module) -> torch.nn.Module:
-    """The network itself: torch.compile wraps it and prefixes every name."""
-    inner = getattr(network, "_orig_mod", network)
-    assert isinstance(inner, torch.nn.Module)
-    return inner
-
-
-def seed_everything(seed: int) -> None:
-    # nnU-Net and its augmentation draw from all three global generators.
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
 
 
 class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no types
@@ -220,7 +165,7 @@ class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no t
     def _save_momentum(self) -> None:
         buffers = {
             name: self.optimizer.state[parameter]["momentum_buffer"].detach().to("cpu", torch.float32).numpy()
-            for name, parameter in sorted(_plain(self.network).named_parameters())
+            for name, parameter in sorted(plain(self.network).named_parameters())
             # A parameter without gradient (an unused deep supervision head) has none.
             if self.optimizer.state.get(parameter, {}).get("momentum_buffer") is not None
         }
@@ -233,7 +178,7 @@ class RoundTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net carries no t
         """The momentum as it stood after `round_number`; none when that is not on disk (a site that joins late)."""
         file = self._momentum_file(round_number)
         buffers = safetensors.numpy.load(file.read_bytes()) if file.is_file() else {}
-        for name, parameter in _plain(self.network).named_parameters():
+        for name, parameter in plain(self.network).named_parameters():
             if name in buffers:
                 buffer = torch.from_numpy(buffers[name].copy()).to(parameter.device, parameter.dtype)
                 self.optimizer.state[parameter]["momentum_buffer"] = buffer

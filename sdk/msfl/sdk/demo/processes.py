@@ -134,7 +134,7 @@ class Processes:
         return found
 
     def _measure(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(1.0):
             total = psutil.Process().memory_info().rss
             now: dict[str, float] = {"demo": total / 2**20}
             named = {child.pid: name for name, child in list(self._children.items())}
