@@ -114,7 +114,7 @@ def example_report(rounds: int = 12) -> dict[str, Any]:
             for r in range(1, rounds + 1)
         ],
         "best_round": max(1, rounds - 1),
-        "final_weights_sha256": sha256("d"),
+        "final_weights_sha256": sha256("d"), "final_weights_blake3": "blake3:" + "d" * 64,
         "evaluated_round": max(1, rounds - 1),
         "evaluation": evaluation,
         "refusals": [],
@@ -137,7 +137,8 @@ def refused_report() -> dict[str, Any]:
     report = example_report(rounds=1)
     report |= {
         "status": "refused", "plan_hash": None, "plan": None, "rounds": [], "best_round": None,
-        "final_weights_sha256": None, "evaluated_round": None, "evaluation": {}, "isolation": {},
+        "final_weights_sha256": None, "final_weights_blake3": None, "evaluated_round": None,
+        "evaluation": {}, "isolation": {},
         "overhead_share": None, "timings": {}, "peak_rss_mib": {},
         "refusals": [
             {"site": "site-b", "code": "policy_expired",

@@ -137,7 +137,7 @@ class Walk:
                     }
                     for s in good
                 }
-                said = {"sites": sites, "refused": refused, "weights_sha256": f"sha256:{step.round}"}
+                said = {"sites": sites, "refused": refused, "weights_blake3": f"blake3:{step.round}"}
                 return {**said, "peak_rss_mib": 80.0 + step.round}, self._files(("weights",), recipients)
             case "collect":
                 last = len(self.state.rounds)

@@ -44,7 +44,7 @@ def finished(run: Run) -> dict[str, Any]:
 
 
 def hashes(report: dict[str, Any]) -> list[str]:
-    return [*(r["weights_sha256"] for r in report["rounds"]), report["final_weights_sha256"]]
+    return [*(r["weights_blake3"] for r in report["rounds"]), report["final_weights_sha256"]]
 
 
 @pytest.fixture(scope="module")

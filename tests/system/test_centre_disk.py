@@ -46,5 +46,5 @@ def test_a_run_waits_for_the_disk(
     assert state["phase"] == "finished", state
     report = report_document(state)
     assert all(set(r["sites"]) == set(SITES) for r in report["rounds"])
-    assert [r["weights_sha256"] for r in report["rounds"]] == [r["weights_sha256"] for r in undisturbed["rounds"]]
+    assert [r["weights_blake3"] for r in report["rounds"]] == [r["weights_blake3"] for r in undisturbed["rounds"]]
     assert report["final_weights_sha256"] == undisturbed["final_weights_sha256"]

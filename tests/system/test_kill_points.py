@@ -59,7 +59,7 @@ def steps_of(spec: JobSpec) -> dict[str, bool]:
     steps: dict[str, bool] = {}
     while (step := state.step) is not None:
         steps[step.task_id] = step.central
-        document = {"sites": {site: {"summaries": {}} for site in sites}, "weights_sha256": "0"}
+        document = {"sites": {site: {"summaries": {}} for site in sites}, "weights_blake3": "0"}
         if step.central:
             # Of what the centre makes, the order of the steps asks only for the models that every site is to test.
             made = tuple(output_key(step.task_id, site, "federated") for site in sites)
@@ -134,7 +134,7 @@ def ended(run: Run) -> dict[str, Any]:
 
 def hashes(state: dict[str, Any]) -> list[str]:
     report = report_document(state)
-    return [*(r["weights_sha256"] for r in report["rounds"]), report["final_weights_sha256"]]
+    return [*(r["weights_blake3"] for r in report["rounds"]), report["final_weights_sha256"]]
 
 
 def step_now(run: Run) -> str:

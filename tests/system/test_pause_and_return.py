@@ -56,7 +56,7 @@ def closed(run: Run) -> int:
 
 
 def same_weights(report: dict[str, Any], other: dict[str, Any]) -> bool:
-    of_rounds = [[r["weights_sha256"] for r in told["rounds"]] for told in (report, other)]
+    of_rounds = [[r["weights_blake3"] for r in told["rounds"]] for told in (report, other)]
     return of_rounds[0] == of_rounds[1] and report["final_weights_sha256"] == other["final_weights_sha256"]
 
 
@@ -115,8 +115,8 @@ def test_an_aborted_run_is_taken_up_again_and_ends_with_the_same_weights(
     until(lambda: not any(live.workers(site) for site in SITES), "the workers to end")
     assert run.resume()["generation"] == 2
     report = finished(run)
-    kept = [r["weights_sha256"] for r in before["rounds"]]
-    assert [r["weights_sha256"] for r in report["rounds"]][: len(kept)] == kept
+    kept = [r["weights_blake3"] for r in before["rounds"]]
+    assert [r["weights_blake3"] for r in report["rounds"]][: len(kept)] == kept
     assert same_weights(report, undisturbed)
     assert report["generation"] == 2
     assert report["evaluation"] == undisturbed["evaluation"]

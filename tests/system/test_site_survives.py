@@ -161,7 +161,7 @@ def test_the_run_finishes_with_the_same_weights(
     assert state["phase"] == "finished", state
     report = report_document(state)
     assert all(set(r["sites"]) == set(SITES) for r in report["rounds"])
-    assert [r["weights_sha256"] for r in report["rounds"]] == [r["weights_sha256"] for r in undisturbed["rounds"]]
+    assert [r["weights_blake3"] for r in report["rounds"]] == [r["weights_blake3"] for r in undisturbed["rounds"]]
     assert report["final_weights_sha256"] == undisturbed["final_weights_sha256"]
     assert report["evaluation"] == undisturbed["evaluation"]
 

@@ -75,7 +75,9 @@ def test_the_same_job_on_the_same_data_gives_the_same_bits(
     second = report_document(again.state())
     assert again.run_id != finished.run_id
     assert second["final_weights_sha256"] == report["final_weights_sha256"]
-    assert [r["weights_sha256"] for r in second["rounds"]] == [r["weights_sha256"] for r in report["rounds"]]
+    evaluated = report["rounds"][report["evaluated_round"] - 1]
+    assert report["final_weights_blake3"] == evaluated["weights_blake3"]
+    assert [r["weights_blake3"] for r in second["rounds"]] == [r["weights_blake3"] for r in report["rounds"]]
     assert second["evaluation"] == report["evaluation"]
     other = live.client.submit(spec(live, seed=8, baseline=None))
     other.wait()
@@ -207,7 +209,7 @@ def test_an_extended_run_begins_where_the_earlier_one_was_best(live: LiveFederat
     assert state["phase"] == "finished"
     plan, first = state["documents"]["plan"], before["documents"]["plan"]
     assert plan["plan_hash"] == first["plan_hash"]
-    assert plan["weights_sha256"] == before["rounds"][before["best_round"] - 1]["weights_sha256"]
+    assert plan["weights_blake3"] == before["rounds"][before["best_round"] - 1]["weights_blake3"]
     assert len(state["rounds"]) == 1
     assert "fingerprint" not in state["step_seconds"]
     with pytest.raises(BadJob, match="no model of round 17"):

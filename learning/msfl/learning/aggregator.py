@@ -2,16 +2,16 @@
 
     verb        in                                            out
     open        run_id, sealed_keys                           –
-    plan        {site: sealed fingerprint}, recipients        plan_hash, plan_summary, n_parameters, weights_sha256;
+    plan        {site: sealed fingerprint}, recipients        plan_hash, plan_summary, n_parameters, weights_blake3;
                 or plan and model of an earlier run           plan/ALL, weights/ALL, plan/<site>, weights/<site>
-    aggregate   round r, model r − 1, {site: sealed update},  sites (with update_norm), refused, weights_sha256;
+    aggregate   round r, model r − 1, {site: sealed update},  sites (with update_norm), refused, weights_blake3;
                 recipients, min_sites, left-over r − 1        weights/ALL (the model of round r), weights/<site>;
                                                               with a 16-bit wire also difference/ALL, left-over/ALL
     issue       plan, model r, recipients                     plan/<site>, weights/<site> for sites that came later
     candidates  model b, {site: sealed local model},          refused; local:<site>/ALL, federated/<site>,
                 recipients                                    local:<other>/<site>
     collect     task_id, {site: sealed summaries}             sites, refused
-    export      plan, model b                                 weights_sha256; model (zip), weights
+    export      plan, model b                                 weights_blake3, weights_sha256; model (zip), weights
 
 Every stream that comes from a site is `up`, artifact `result`, of the attempt that `attempts` names (1 where it names
 none); every stream that goes out is `down`. A model is sealed once, for `ALL`, and what a site gets is a note that
@@ -46,9 +46,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import FederatedModel, JsonObject, Weights
 from msfl.learning.examination import OPTIONAL_FIELDS, UpdateRefused, summaries_document, training_document
-from msfl.learning.files import canonical_json, json_hash
+from msfl.learning.files import blake3_of_file, canonical_json, json_hash
 from msfl.learning.mixing import finite_blocks, mix, must_be_like, refusing, survey
-from msfl.learning.sealed_tensors import Block, Hashes, SealedTensors, SealedWriter, read_weights
+from msfl.learning.sealed_tensors import Block, SealedTensors, SealedWriter, read_weights
 from msfl.learning.strategies import STRATEGIES, WEIGHTINGS
 from msfl.learning.tasks import OpenProgress, Outcome, TaskRefusal, Verb, Workplace, parameter
 from msfl.learning.weights import as_bytes
@@ -163,15 +163,15 @@ class Aggregator:
         """The plan and the model that round 1 starts from, sealed for everybody."""
         for_all = broadcast_header(self._the_run.run_id, "plan", 0, "plan")
         files = {f"plan/{EVERYBODY}": self._seal_document(for_all, kept)}
-        written, hashes = self._seal_weights("plan", 0, initial)
+        written, hashed = self._seal_weights("plan", 0, initial)
         files[f"weights/{EVERYBODY}"] = written
         files |= self._plans("plan", 0, recipients, kept)
-        files |= self._notes("plan", 0, "weights", recipients, Note("plan", 0, "weights", b"", hashes.blake3))
+        files |= self._notes("plan", 0, "weights", recipients, Note("plan", 0, "weights", b"", hashed))
         document = {
             "plan_hash": kept["plan_hash"],
             "plan_summary": kept["plan"].get("summary", {}),
             "n_parameters": sum(values.size for values in initial.values()),
-            "weights_sha256": hashes.sha256,
+            "weights_blake3": hashed,
         }
         return Outcome(document, files)
 
@@ -195,7 +195,7 @@ class Aggregator:
                 continue
             files = mixed.files | self._notes(mixed.note.task_id, task.round, "weights", recipients, mixed.note)
             progress(1, 1)
-            said = {"sites": mixed.sites, "refused": refused, "weights_sha256": mixed.weights_sha256}
+            said = {"sites": mixed.sites, "refused": refused, "weights_blake3": mixed.note.blake3}
             return Outcome(said, files)
         return Outcome({"sites": {}, "refused": refused})
 
@@ -290,7 +290,7 @@ class Aggregator:
             with self._writing(header, local.head) as writer:
                 for block in finite_blocks(site, local):
                     writer.write(bytes(as_bytes(block)))
-                return writer.name, writer.close().blake3
+                return writer.name, writer.close()
 
     def _collect(self, task: Task, open_progress: OpenProgress) -> Outcome:
         sites: dict[str, JsonObject] = {}
@@ -316,8 +316,9 @@ class Aggregator:
             self._model.export(kept["plan"], weights, labels, folder)
             zip_folder(folder, archive)
         plain = self._place.output("safetensors")
-        weights_sha256 = weight_files.save(plain, weights)
-        return Outcome({"weights_sha256": weights_sha256}, {"model": archive.name, "weights": plain.name})
+        # SHA-256 for whoever is handed the file, BLAKE3 to find it among the rounds.
+        said = {"weights_sha256": weight_files.save(plain, weights), "weights_blake3": blake3_of_file(plain)}
+        return Outcome(said, {"model": archive.name, "weights": plain.name})
 
     # ------------------------------------------------------------- what is read
 
@@ -409,8 +410,8 @@ class Aggregator:
         finally:
             writer.discard()
 
-    def _seal_weights(self, task_id: str, round: int, weights: Weights) -> tuple[str, Hashes]:
-        """Sealed for all; the bare name in the outbox and the hashes."""
+    def _seal_weights(self, task_id: str, round: int, weights: Weights) -> tuple[str, str]:
+        """Sealed for all; the bare name in the outbox and the BLAKE3 hash."""
         parts = weight_files.encoded(weights)
         header = broadcast_header(self._the_run.run_id, task_id, round, "weights")
         with self._writing(header, bytes(next(parts))) as writer:
@@ -454,12 +455,11 @@ class Aggregator:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """A closed round: what the sites said, the sealed files by name, a note about the model, its SHA-256."""
+    """A closed round: what the sites said, the sealed files by name, a note about the model, with its hash."""
 
     sites: JsonObject
     files: dict[str, str]
     note: Note
-    weights_sha256: str
 
 
 class _NextModel:
@@ -473,9 +473,8 @@ class _NextModel:
         self._weights.write(as_bytes(mixed))
 
     def close(self, sites: JsonObject) -> _Mixed:
-        hashes = self._weights.close()
-        note = Note(f"aggregate/{self._round}", self._round, "weights", b"", hashes.blake3)
-        return _Mixed(sites, {f"weights/{EVERYBODY}": self._weights.name}, note, hashes.sha256)
+        note = Note(f"aggregate/{self._round}", self._round, "weights", b"", self._weights.close())
+        return _Mixed(sites, {f"weights/{EVERYBODY}": self._weights.name}, note)
 
 
 class _NextModelByDifference(_NextModel):

@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
+
 
 def write_whole(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = False) -> None:
     """Write `chunks` to `path` (mode 0600) in one step. Raises OSError."""
@@ -35,6 +37,11 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bo
 def sha256_of_file(path: Path) -> str:
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def blake3_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"blake3:{hashlib.file_digest(file, blake3).hexdigest()}"  # Not mapped: that would count as memory.
 
 
 def canonical_json(value: object) -> bytes:

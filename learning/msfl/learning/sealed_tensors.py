@@ -10,12 +10,10 @@ blocks throws the result away when a stream turns out to be broken later.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -32,7 +30,7 @@ from msfl.protos.writeback import start_writing
 
 Block: TypeAlias = NDArray[np.float32]
 _LENGTH = struct.Struct("<Q")
-_AHEAD = 4  # blocks that may wait for their hash
+_AHEAD = 4  # blocks that may wait to be written
 
 
 class SealedTensors:
@@ -114,18 +112,10 @@ def read_weights(source: SealedTensors) -> Weights:
     return named(table, flat)
 
 
-@dataclass(frozen=True)
-class Hashes:
-    """Of one tensors file: SHA-256 for people, who can check it with what they have, BLAKE3 for sites, who must."""
-
-    sha256: str
-    blake3: str
-
-
 class SealedWriter:
     """A sealed parcel of tensors without a document, in the making; `head` is the tensors file up to its data.
 
-    The hash is taken in a thread of its own, beside the sealing: it is the slower of the two.
+    A thread of its own hashes, seals and writes, while the next block is made; what it raises, a later call raises.
     """
 
     def __init__(self, key: bytes, header: StreamHeader, head: bytes, path: Path, *, salt: bytes) -> None:
@@ -133,8 +123,8 @@ class SealedWriter:
         self._partial = path.with_name(f".{path.name}.part")
         self._file = self._partial.open("wb", buffering=0)
         self._sealing = Sealing(key, header, self._file, salt=salt)
-        self._sha256, self._blake3 = hashlib.sha256(), blake3()
-        self._hashing = ThreadPoolExecutor(1, "hash")
+        self._blake3 = blake3()
+        self._writing = ThreadPoolExecutor(1, "seal")
         self._ahead: list[Future[None]] = []
         self._sealing.write(beginning({}, tensors=True))
         self.write(head)
@@ -144,30 +134,29 @@ class SealedWriter:
         return self._path.name
 
     def write(self, block: bytes | memoryview) -> None:
-        """`block` must not change afterwards: it is hashed while the next one is made."""
-        self._ahead.append(self._hashing.submit(self._hash, block))
-        before = self._file.tell()
-        self._sealing.write(block)
-        start_writing(self._file.fileno(), before, self._file.tell())
+        """`block` must not change afterwards. Raises OSError, perhaps of an earlier block."""
+        self._ahead.append(self._writing.submit(self._write, block))
         if len(self._ahead) > _AHEAD:
             self._ahead.pop(0).result()
 
-    def _hash(self, block: bytes | memoryview) -> None:
-        self._sha256.update(block)
+    def _write(self, block: bytes | memoryview) -> None:
         self._blake3.update(block)
+        before = self._file.tell()
+        self._sealing.write(block)
+        start_writing(self._file.fileno(), before, self._file.tell())
 
-    def close(self) -> Hashes:
-        """Of the tensors file inside; the sealed file is there, whole, under its name."""
-        self._sealing.close()
-        self._hashing.shutdown(wait=True)
+    def close(self) -> str:
+        """The BLAKE3 hash of the tensors file inside; the sealed file is there under its name. Raises OSError."""
+        self._writing.shutdown(wait=True)
         for future in self._ahead:
             future.result()
+        self._sealing.close()
         self._file.close()
         self._partial.rename(self._path)
-        return Hashes(f"sha256:{self._sha256.hexdigest()}", f"blake3:{self._blake3.hexdigest()}")
+        return f"blake3:{self._blake3.hexdigest()}"
 
     def discard(self) -> None:
         """Throw away what was not closed; after `close` nothing happens."""
-        self._hashing.shutdown(wait=True)
+        self._writing.shutdown(wait=True, cancel_futures=True)
         self._file.close()
         self._partial.unlink(missing_ok=True)

@@ -58,7 +58,7 @@ def report_document(
     release |= {k: opened[k] for k in ("publisher", "reviewers") if k in opened}
     interruptions, held = course(state, events)
     seconds = _timings(state) | ({"held": held} if held else {}) | dict(timings or {})
-    exported = documents.get("export", {}).get("weights_sha256")
+    exported = documents.get("export", {})
     document: JsonObject = {
         "schema_version": 1,
         "run_id": state["run_id"],
@@ -89,7 +89,8 @@ def report_document(
         "course": interruptions,
         "best_round": state["best_round"],
         "evaluated_round": state["best_round"] if "collect/test" in documents else None,
-        "final_weights_sha256": _sha256(exported),
+        "final_weights_sha256": exported.get("weights_sha256"),
+        "final_weights_blake3": exported.get("weights_blake3"),
         "evaluation": _evaluation(documents.get("collect/test", {})),
         "refusals": [
             {
@@ -196,7 +197,7 @@ def _round(record: JsonObject, kept_rounds: list[int]) -> JsonObject:
         "refused": _remarks(sorted(record["refused"].items())),
         "flags": _remarks((site, flag) for site, flags in sorted(record["flags"].items()) for flag in flags),
         "kept": record["round"] in kept_rounds,
-        "weights_sha256": _sha256(record["weights_sha256"]),
+        "weights_blake3": record["weights_blake3"],
     }
 
 
@@ -209,12 +210,6 @@ def _evaluation(collected: JsonObject) -> dict[str, JsonObject]:
                 summary = {"n": None, "withheld": summary.get("withheld", "metric_not_allowed")}
             models.setdefault(model, {})[site] = summary
     return models
-
-
-def _sha256(value: str | None) -> str | None:
-    if value is None:
-        return None
-    return value if value.startswith("sha256:") else f"sha256:{value}"
 
 
 def _instant(seconds: float) -> str:

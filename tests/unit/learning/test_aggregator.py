@@ -14,7 +14,7 @@ from fakes.sites import RUN, SealedSites
 from msfl.learning import weights as weight_files
 from msfl.learning.aggregator import zip_folder
 from msfl.learning.contract import Weights
-from msfl.learning.files import json_hash, sha256_of_file
+from msfl.learning.files import blake3_of_file, json_hash, sha256_of_file
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.tasklink import Failed, Result
 
@@ -78,7 +78,7 @@ def test_a_plan_and_the_first_model_for_everybody(host: Host, sites: SealedSites
         "plan_hash": json_hash(whole),
         "plan_summary": {"width": 3},
         "n_parameters": 7,
-        "weights_sha256": sha256_of_file(sites.model(host, answer, "site-a", "plan", 0, "weights")),
+        "weights_blake3": blake3_of_file(sites.model(host, answer, "site-a", "plan", 0, "weights")),
     }
     assert isinstance(answer, Result)
     everybody = [*sites.names, EVERYBODY]
@@ -101,7 +101,7 @@ def test_a_round_is_the_weighted_mean_and_goes_to_everybody(host: Host, sites: S
             "site-b": {"n_train": 1, **facts, "update_norm": pytest.approx(3 * 7**0.5)},
         },
         "refused": {},
-        "weights_sha256": sha256_of_file(sites.model(host, answer, "site-c", "aggregate/1", 1, "weights")),
+        "weights_blake3": blake3_of_file(sites.model(host, answer, "site-c", "aggregate/1", 1, "weights")),
     }
     for site in sites.names:
         assert np.array_equal(model(host, sites, answer, site)["drift"], np.full(3, 1.5))
@@ -125,7 +125,7 @@ def test_the_sum_does_not_depend_on_who_came_first(host: Host, sites: SealedSite
     hashes = set()
     for order in (sites.names, sites.names[::-1]):
         sites.kept = dict(first)
-        hashes.add(document(aggregate(host, sites, {s: updates[s] for s in order}))["weights_sha256"])
+        hashes.add(document(aggregate(host, sites, {s: updates[s] for s in order}))["weights_blake3"])
     assert len(hashes) == 1
 
 
@@ -153,7 +153,8 @@ def test_candidates_and_export(host: Host, sites: SealedSites, tmp_path: Path) -
 
     exported = host.do("export", {"federated_round": 1}, dict(sites.kept), round=1)
     assert host.output(exported, "weights").read_bytes() == best
-    assert document(exported) == {"weights_sha256": sha256_of_file(host.output(exported, "weights"))}
+    weights = host.output(exported, "weights")
+    assert document(exported) == {"weights_sha256": sha256_of_file(weights), "weights_blake3": blake3_of_file(weights)}
     with zipfile.ZipFile(host.output(exported, "model")) as archive:
         assert archive.namelist() == ["about.txt", "inner/weights.txt"]
         assert archive.read("inner/weights.txt") == b"1 1 1"

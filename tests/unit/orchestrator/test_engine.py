@@ -85,7 +85,7 @@ class FakeAggregator:
             case "aggregate":
                 files = {f"weights/{s}": self._file(task, "weights", s) for s in (*recipients, EVERYBODY)}
                 sites = {s: {"n_train": 4, "train_loss": 1.0, "incoming": None} for s in task.files if s in ALL}
-                document = {"sites": sites, "refused": {}, "weights_sha256": f"sha256:{task.round}"}
+                document = {"sites": sites, "refused": {}, "weights_blake3": f"blake3:{task.round}"}
             case "candidates":
                 files = {f"federated/{s}": self._file(task, "federated", s) for s in recipients}
             case "collect":

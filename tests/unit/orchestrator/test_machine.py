@@ -86,7 +86,7 @@ def test_the_best_round_is_weighted_by_validation_cases() -> None:
         s: {"n_train": 4, "train_loss": 1.0, "incoming": {"n_val": cases[s], "val_loss": 1, "val_dice": after_1[s]}}
         for s in ALL
     }
-    walk.centre({"sites": sites, "weights_sha256": "sha256:2"})
+    walk.centre({"sites": sites, "weights_blake3": "blake3:2"})
     walk.do_step()
     walk.centre({"sites": {s: {"summaries": {"federated": {"n": cases[s], "dice": {"mean": 0.3}}}} for s in ALL}})
     assert walk.state.rounds[0].validation_dice() == pytest.approx(0.26)
@@ -416,7 +416,7 @@ def test_late_repeated_and_foreign_messages_change_nothing() -> None:
         SiteSilent(9.0, "a", "train/2"),
         SiteSilent(9.0, "b", "train/1"),
         SiteFailed(9.0, "z", "train/2", "worker_error"),
-        CentralDone(9.0, "aggregate/1", {"sites": {}, "weights_sha256": ""}),
+        CentralDone(9.0, "aggregate/1", {"sites": {}, "weights_blake3": ""}),
         CentralDone(9.0, "train/2", {}),
         DeadlinePassed(9.0, "train/1"),
         DeadlinePassed(9.0, "offer"),

@@ -279,7 +279,7 @@ def test_the_aggregate_of_a_round_says_who_was_refused_and_what_was_conspicuous(
         if step.verb == "aggregate":
             loss += 0.5
             sites = {s: {"n_train": 3, "train_loss": loss if s == "b" else 1.0, "incoming": None} for s in ("a", "b")}
-            document = {"sites": sites, "refused": {"c": "update_not_finite"}, "weights_sha256": "x"}
+            document = {"sites": sites, "refused": {"c": "update_not_finite"}, "weights_blake3": "x"}
             if step.round > 1:
                 document["refused"] = {}
                 document["sites"]["c"] = {"n_train": 3, "train_loss": 1.0, "incoming": None}

@@ -35,7 +35,7 @@ def state(**changes: Any) -> dict[str, Any]:
         "rounds": [
             {
                 "round": r, "seconds": 10.0, "bytes_up": 1, "bytes_down": 1, "late": [], "refused": {}, "flags": {},
-                "weights_sha256": "b" * 64, "validation_dice": None,
+                "weights_blake3": "blake3:" + "b" * 64, "validation_dice": None,
                 "sites": {
                     site: {"n_train": 4, "train_loss": 0.5, "val_loss": None, "val_dice": None, "n_val": None,
                            "seconds": 8.0}

@@ -345,7 +345,7 @@ def _central_done(state: RunState, event: CentralDone) -> RunState:
         peaks["aggregator"] = max(float(mib), peaks.get("aggregator", 0.0))
     state = replace(state, peak_rss_mib=peaks)
     refused: Mapping[str, str] = event.document.get("refused", {}) if step.verb == "aggregate" else {}
-    if step.verb == "aggregate" and "weights_sha256" not in event.document:
+    if step.verb == "aggregate" and "weights_blake3" not in event.document:
         bad = [replace(state.members[site], code=code) for site, code in refused.items()]
         return quorum_lost(with_members(state, bad), event.at)
     state = replace(

@@ -48,7 +48,7 @@ def close_round(state: RunState, step: Step, event: CentralDone) -> RunState:
         seconds=at_least_zero(event.at - step.opened_at) + state.step_seconds[f"train/{step.round}"],
         bytes_up=state.round_bytes[0],
         bytes_down=state.round_bytes[1],
-        weights_sha256=str(event.document["weights_sha256"]),
+        weights_blake3=str(event.document["weights_blake3"]),
         refused=refused,
     )
     flags = _flags([*rounds, record], event.document["sites"], state.spec.on_divergence.rounds)

@@ -101,7 +101,7 @@ class RoundRecord:
     seconds: float
     bytes_up: int
     bytes_down: int
-    weights_sha256: str
+    weights_blake3: str
     refused: Mapping[str, str] = field(default_factory=dict)
     flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 

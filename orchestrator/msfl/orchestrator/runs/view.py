@@ -62,7 +62,7 @@ def public_round(record: RoundRecord) -> JsonObject:
         "seconds": record.seconds,
         "bytes_up": record.bytes_up,
         "bytes_down": record.bytes_down,
-        "weights_sha256": record.weights_sha256,
+        "weights_blake3": record.weights_blake3,
         "validation_dice": record.validation_dice(),
     }
 
