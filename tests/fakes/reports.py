@@ -115,6 +115,7 @@ def example_report(rounds: int = 12) -> dict[str, Any]:
         ],
         "best_round": max(1, rounds - 1),
         "final_weights_sha256": sha256("d"), "final_weights_blake3": "blake3:" + "d" * 64,
+        "wire": {"format": "float32", "unrounded": {}},
         "evaluated_round": max(1, rounds - 1),
         "evaluation": evaluation,
         "refusals": [],

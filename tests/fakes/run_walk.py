@@ -10,6 +10,7 @@ from msfl.orchestrator.runs.machine import Phase, RunState, Standing, advance, c
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode
 from msfl.protos.messages import TaskOrder, output_key, result_key
+from msfl.protos.notes import DIFFERENCE, LEFT_OVER
 from msfl.protos.sealing import EVERYBODY
 
 ALL = ("a", "b", "c")
@@ -48,6 +49,7 @@ class Walk:
         self.loss: Callable[[int, str], float | None] = lambda round, site: 1.0
         self.norm: Callable[[int, str], float] = lambda round, site: 1.0
         self.bad: dict[str, str] = {}
+        self.by_difference = False  # whether models travel as 16-bit differences
 
     def tell(self, event: Event) -> RunState:
         self.events.append(event)
@@ -138,7 +140,10 @@ class Walk:
                     for s in good
                 }
                 said = {"sites": sites, "refused": refused, "weights_blake3": f"blake3:{step.round}"}
-                return {**said, "peak_rss_mib": 80.0 + step.round}, self._files(("weights",), recipients)
+                return {**said, "peak_rss_mib": 80.0 + step.round}, (
+                    *self._files(("weights",), recipients),
+                    *(self._files((DIFFERENCE, LEFT_OVER), [EVERYBODY]) if self.by_difference else ()),
+                )
             case "collect":
                 last = len(self.state.rounds)
                 measured = {s: {"n": 2, "loss": 0.6, "dice": {"mean": dice(last, s)}} for s in senders}

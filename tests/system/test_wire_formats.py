@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from fakes.federations import LiveFederation
+from msfl.evaluation.findings import wire_cost
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import Weights
+from msfl.sdk.reporting import report_document
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -28,7 +30,13 @@ def test_half_the_bits_and_the_same_model(live: LiveFederation, tmp_path: Path, 
 
     whole, _ = run("float32")
     halves, state = run(wire)
-    assert state["documents"]["open"]["config"]["wire"] == wire  # the report shows it
+    report = report_document(state)
+    assert report["wire"]["format"] == wire
+    assert set(report["evaluation"]) == {"federated"}
+    cost = wire_cost(report)
+    assert cost is not None
+    assert set(cost.differences) == {"site-a", "site-b", "site-c"}
+    assert abs(cost.held - cost.unrounded) < 0.01
     for name, values in whole.items():
         assert not np.array_equal(values, halves[name])
         assert np.abs(values - halves[name]).max() <= 1e-2 * np.abs(values).max()

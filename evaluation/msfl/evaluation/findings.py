@@ -114,6 +114,35 @@ def pooled(report: Report, pairs: Iterable[tuple[str, str]]) -> Pooled | None:
     return Pooled(n=n, mean=math.fsum(dice.n * dice.mean for _, dice in found) / n, sites=sites)
 
 
+@dataclass(frozen=True)
+class WireCost:
+    """Mean Dice of the model that the sites hold and of the same before it was rounded for the wire, on the same `n`
+    test cases. It is the cost of the last rounding; what earlier ones lost was sent later (error feedback)."""
+
+    n: int
+    held: float
+    unrounded: float
+    differences: Mapping[str, float]  # site -> held - unrounded
+
+
+def wire_cost(report: Report) -> WireCost | None:
+    """None where weights travelled as they are, or no site shows both figures."""
+    pairs = {}
+    for site, entry in report["wire"]["unrounded"].items():
+        held = measured(report, FEDERATED, site)
+        if held is not None and entry["n"] == held.n:
+            pairs[site] = (held, Summary.from_json(entry["dice"]))
+    n = sum(held.n for held, _ in pairs.values())
+    if not n:
+        return None
+    return WireCost(
+        n,
+        math.fsum(held.n * held.mean for held, _ in pairs.values()) / n,
+        math.fsum(before.n * before.mean for _, before in pairs.values()) / n,
+        {site: held.mean - before.mean for site, (held, before) in pairs.items()},
+    )
+
+
 def compare(report: Report, sites: Iterable[str]) -> Comparison | None:
     """Federated against each site's own model on that site's cases, over all of `sites` where both were measured."""
     pairs = [(measured(report, FEDERATED, site), measured(report, local_model(site), site)) for site in sites]

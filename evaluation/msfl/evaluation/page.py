@@ -52,6 +52,7 @@ def html(report: Report, drawn: Mapping[str, bytes], overlays: Mapping[str, byte
         amiss=any(findings.amiss(record, remark) for record in report["rounds"] for remark in _AMISS),
         rounds=_round_rows(report),
         survival=_survival(report),
+        wire=_wire(report),
     )
 
 
@@ -289,6 +290,22 @@ def _survival(report: Report) -> list[tuple[str, str]]:
             + ("the run pauses" if diverging["action"] == "pause" else "it is flagged"),
         ),
     ]
+
+
+def _wire(report: Report) -> str:
+    """In which form weights travelled, and what that cost in Dice."""
+    form = report["wire"]["format"]
+    if form == "float32":
+        return "as they are, in 32 bits; nothing is lost"
+    said = f"as {form} differences to the last model, in 16 bits"
+    cost = findings.wire_cost(report)
+    if cost is None:
+        return f"{said}; what that cost in Dice is not known, because no site shows both figures"
+    each = ", ".join(f"{site} {difference:+.4f}" for site, difference in cost.differences.items())
+    return (
+        f"{said}; that cost {cost.unrounded - cost.held:.4f} of mean Dice: {cost.held:.4f} as the sites hold the "
+        f"model, {cost.unrounded:.4f} before it was rounded, on the same {_count(cost.n, 'test case')} ({each})"
+    )
 
 
 def _tiles(report: Report) -> list[dict[str, str]]:

@@ -9,7 +9,7 @@
                                                               with a 16-bit wire also difference/ALL, left-over/ALL
     issue       plan, model r, recipients                     plan/<site>, weights/<site> for sites that came later
     candidates  model b, {site: sealed local model},          refused; local:<site>/ALL, federated/<site>,
-                recipients                                    local:<other>/<site>
+                recipients; left-over b                       local:<other>/<site>; unrounded/ALL, unrounded/<site>
     collect     task_id, {site: sealed summaries}             sites, refused
     export      plan, model b                                 weights_blake3, weights_sha256; model (zip), weights
 
@@ -45,7 +45,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import FederatedModel, JsonObject, Weights
-from msfl.learning.examination import OPTIONAL_FIELDS, UpdateRefused, summaries_document, training_document
+from msfl.learning.examination import OPTIONAL_FIELDS, UNROUNDED, UpdateRefused, summaries_document, training_document
 from msfl.learning.files import blake3_of_file, canonical_json, json_hash
 from msfl.learning.mixing import finite_blocks, mix, must_be_like, refusing, survey
 from msfl.learning.sealed_tensors import Block, SealedTensors, SealedWriter, read_weights
@@ -274,7 +274,24 @@ class Aggregator:
                 files |= self._notes(
                     "candidates", best, artifact, others, Note("candidates", best, artifact, b"", hashed)
                 )
+        if BEFORE in task.files:
+            written, hashed = self._unrounded(task, best)
+            files[f"{UNROUNDED}/{EVERYBODY}"] = written
+            note = Note("candidates", best, UNROUNDED, b"", hashed)
+            files |= self._notes("candidates", best, UNROUNDED, recipients, note)
         return Outcome({"refused": refused}, files)
+
+    def _unrounded(self, task: Task, best: int) -> tuple[str, str]:
+        """The model before it was rounded for the wire, to be tested beside what the sites hold: the difference in Dice
+        is what the wire format cost. Bare name in the outbox and hash."""
+        with ExitStack() as files:
+            held = self._model_of(task, best, files)
+            lost = self._broadcast(task, BEFORE, f"aggregate/{best}", best, LEFT_OVER, files)
+            header = broadcast_header(self._the_run.run_id, "candidates", best, UNROUNDED)
+            with self._writing(header, held.head) as writer:
+                for block, rest in zip(held.blocks(), lost.blocks(), strict=True):
+                    writer.write(as_bytes(block + rest))
+                return writer.name, writer.close()
 
     def _local_model(self, task: Task, site: str, best: int, artifact: str) -> tuple[str | None, str]:
         """A site's own model, sealed again for all others; nothing where its policy keeps it. Raises UpdateRefused."""

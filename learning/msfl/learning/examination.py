@@ -15,7 +15,9 @@ OPTIONAL_FIELDS = {"peak_rss_mib"}
 _TRAIN_FIELDS = {"n_train", "train_loss", "seconds"}
 _INCOMING_FIELDS = {"n_val", "val_loss", "val_dice"}
 _SUMMARY_FIELDS = {"mean", "sd", "median", "histogram"}
-_MODEL_NAME = re.compile(r"federated|local:[a-z0-9][a-z0-9._-]{0,63}")
+UNROUNDED = "unrounded"
+"""What a federated model is called that a 16-bit wire format has not rounded; it is only ever tested."""
+_MODEL_NAME = re.compile(rf"federated|{UNROUNDED}|local:[a-z0-9][a-z0-9._-]{{0,63}}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 

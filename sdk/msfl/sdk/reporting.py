@@ -58,7 +58,7 @@ def report_document(
     release |= {k: opened[k] for k in ("publisher", "reviewers") if k in opened}
     interruptions, held = course(state, events)
     seconds = _timings(state) | ({"held": held} if held else {}) | dict(timings or {})
-    exported = documents.get("export", {})
+    exported, tested = documents.get("export", {}), _evaluation(documents.get("collect/test", {}))
     document: JsonObject = {
         "schema_version": 1,
         "run_id": state["run_id"],
@@ -91,7 +91,8 @@ def report_document(
         "evaluated_round": state["best_round"] if "collect/test" in documents else None,
         "final_weights_sha256": exported.get("weights_sha256"),
         "final_weights_blake3": exported.get("weights_blake3"),
-        "evaluation": _evaluation(documents.get("collect/test", {})),
+        "wire": {"format": opened.get("config", {}).get("wire", "float32"), "unrounded": tested.pop("unrounded", {})},
+        "evaluation": tested,
         "refusals": [
             {
                 "site": site,

@@ -16,6 +16,7 @@ from msfl.evaluation.findings import (
     models,
     pooled,
     validation_dice,
+    wire_cost,
     withheld,
 )
 from msfl.evaluation.metrics import CaseMetrics, summarise_cases
@@ -63,6 +64,26 @@ def test_a_mean_over_sites_weighs_every_case_alike() -> None:
     assert found is not None
     assert found.mean == pytest.approx(0.7)
     assert (found.n, found.sites) == (4, ("site-a", "site-b"))
+
+
+def test_what_the_wire_cost_is_measured_on_the_same_cases() -> None:
+    report = two_sites((0.70, 0.72), (0.5, 0.5))
+    report["evaluation"][FEDERATED]["site-b"] = told(0.6)
+    report["wire"] = {"format": "bf16", "unrounded": {"site-a": told(0.71, 0.73), "site-b": told(0.66)}}
+    cost = wire_cost(report)
+    assert cost is not None
+    assert cost.n == 3
+    assert cost.held == pytest.approx((0.70 + 0.72 + 0.6) / 3)
+    assert cost.unrounded == pytest.approx((0.71 + 0.73 + 0.66) / 3)
+    assert cost.differences == pytest.approx({"site-a": -0.01, "site-b": -0.06})
+
+
+def test_what_the_wire_cost_is_not_known_where_a_site_withholds_or_another_number_of_cases_is_shown() -> None:
+    report = two_sites((0.70, 0.72), (0.5, 0.5))
+    assert wire_cost(report) is None
+    for entry in ({"n": None, "withheld": "too_few_cases"}, told(0.7)):
+        report["wire"] = {"format": "bf16", "unrounded": {"site-a": entry}}
+        assert wire_cost(report) is None
 
 
 def test_what_a_policy_withholds_is_no_figure() -> None:

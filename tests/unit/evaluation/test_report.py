@@ -64,6 +64,25 @@ def shown(report: dict[str, Any]) -> str:
 # ------------------------------------------------------------------- check
 
 
+@pytest.mark.parametrize(
+    ("wire", "said"),
+    [
+        ({"format": "float32", "unrounded": {}}, "as they are, in 32 bits; nothing is lost"),
+        ({"format": "bf16", "unrounded": {}}, "what that cost in Dice is not known"),
+        ({"format": "bf16", "unrounded": {"site-b": None}}, "that cost 0.0100 of mean Dice"),
+    ],
+)
+def test_the_page_says_how_weights_travelled_and_what_that_cost(wire: dict[str, Any], said: str) -> None:
+    report = example_report()
+    for site in wire["unrounded"]:
+        report["evaluation"]["federated"][site] = summarise_cases(
+            [CaseMetrics(0.60, 0.5, 0.5), CaseMetrics(0.70, 0.5, 0.5)]
+        )
+        wire["unrounded"][site] = summarise_cases([CaseMetrics(0.61, 0.5, 0.5), CaseMetrics(0.71, 0.5, 0.5)])
+    report["wire"] = wire
+    assert said in shown(report)
+
+
 def test_the_schema_is_a_schema_and_the_example_follows_it() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     check_report(example_report())

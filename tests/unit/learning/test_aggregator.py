@@ -15,6 +15,7 @@ from msfl.learning import weights as weight_files
 from msfl.learning.aggregator import zip_folder
 from msfl.learning.contract import Weights
 from msfl.learning.files import blake3_of_file, json_hash, sha256_of_file
+from msfl.protos.notes import LEFT_OVER
 from msfl.protos.sealing import EVERYBODY
 from msfl.protos.tasklink import Failed, Result
 
@@ -251,7 +252,7 @@ def test_a_zip_of_the_same_files_is_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wire", ["bf16", "fp16"])
 def test_rounds_by_difference_give_every_site_the_same_model(host: Host, sites: SealedSites, wire: str) -> None:
     """Both ways in 16 bits, with a value that no 16 bits hold: after ten rounds it is where float32 would be."""
-    plan(host, sites)
+    answer = plan(host, sites)
     config = {"wire": wire}
     held = {name: values.copy() for name, values in zeros().items()}
     left = {s: {name: np.zeros_like(v) for name, v in held.items()} for s in ("site-a", "site-b")}
@@ -268,6 +269,13 @@ def test_rounds_by_difference_give_every_site_the_same_model(host: Host, sites: 
         assert {n: v.tobytes() for n, v in patched.items()} == {n: v.tobytes() for n, v in now.items()}
         held = now
     assert np.abs(held["drift"] - exact).max() < 1e-3
+
+    # The last model as it was before it was rounded: what the sites hold, and what rounding left over.
+    kept = {**sites.kept, f"{EVERYBODY}/{LEFT_OVER}": host.output(answer, f"{LEFT_OVER}/{EVERYBODY}")}
+    answer = host.do("candidates", {"recipients": ["site-a"], "federated_round": 10}, kept, round=10)
+    before = weight_files.load(sites.model(host, answer, "site-a", "candidates", 10, "unrounded"))
+    assert not np.array_equal(before["drift"], held["drift"])
+    assert np.abs(before["drift"] - exact).max() < np.abs(held["drift"] - exact).max()
     whole = {"site-a": sites.update("site-a", 11, plus(1))}
     assert code(aggregate(host, sites, whole, round=11, config={"wire": "x"})) == "unknown_wire"
     # Whole weights where differences were agreed on, and a difference to more tensors than there are.

@@ -61,6 +61,7 @@ class Observed(Walk):
     def __init__(self, spec: JobSpec | None = None) -> None:
         self.removed: set[str] = set()
         super().__init__(spec)
+        self.by_difference = True
 
     def tell(self, event: Event) -> RunState:
         before, step = self.state, self.state.step

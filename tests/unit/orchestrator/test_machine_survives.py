@@ -36,6 +36,7 @@ from msfl.orchestrator.runs.machine import (
 )
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.protos.messages import Input, Offer, StopOrder, TaskOrder, output_key, result_key
+from msfl.protos.notes import LEFT_OVER
 from msfl.protos.sealing import EVERYBODY
 
 
@@ -511,6 +512,16 @@ def test_a_model_stays_until_its_validation_is_known() -> None:
         walk.go_to(task, lambda r, s: dice[r])
         seen.append(kept_models(walk))
     assert seen == [{1}, {1, 2}, {2, 3}, {2, 4}]
+
+
+def test_what_rounding_took_from_the_best_model_stays_until_it_is_measured() -> None:
+    walk = started(job(rounds=6, baseline=None))
+    walk.by_difference = True
+    walk.go_to("candidates", lambda r, s: 0.9 if r == 3 else 0.1)
+    left_over = output_key("aggregate/3", EVERYBODY, LEFT_OVER)
+    assert central_broadcasts(walk.state)[f"{EVERYBODY}/{LEFT_OVER}"] == left_over
+    assert left_over not in disposable_keys(walk.state)
+    assert output_key("aggregate/2", EVERYBODY, LEFT_OVER) in disposable_keys(walk.state)
 
 
 def test_the_initial_model_stays_for_the_baseline() -> None:

@@ -112,12 +112,9 @@ def central_broadcasts(state: RunState) -> dict[str, str]:
     plan = {f"{EVERYBODY}/plan": output_key("plan", EVERYBODY, "plan")}
     match step.verb:
         case "aggregate":
-            # Where models travel as differences: what rounding lost in the round before.
-            left_over = output_key(f"aggregate/{step.round - 1}", EVERYBODY, LEFT_OVER)
-            known = left_over in state.outputs.get(f"aggregate/{step.round - 1}", ())
-            return {**_broadcast_model(step.round - 1), **({f"{EVERYBODY}/{LEFT_OVER}": left_over} if known else {})}
+            return _broadcast_model(step.round - 1) | _left_over(state, step.round - 1)
         case "candidates":
-            return _broadcast_model(step.round)
+            return _broadcast_model(step.round) | _left_over(state, step.round)
         case "export" | "issue":
             return {**plan, **_broadcast_model(step.round)}
         case _:
@@ -138,6 +135,12 @@ def _broadcast_model(round: int) -> dict[str, str]:
     """The global model after a round; round 0 is the initial one."""
     task_id = "plan" if round == 0 else f"aggregate/{round}"
     return {f"{EVERYBODY}/weights": output_key(task_id, EVERYBODY, "weights")}
+
+
+def _left_over(state: RunState, round: int) -> dict[str, str]:
+    """Where models travel as differences: what rounding took from the model of a round."""
+    key = output_key(f"aggregate/{round}", EVERYBODY, LEFT_OVER)
+    return {f"{EVERYBODY}/{LEFT_OVER}": key} if key in state.outputs.get(f"aggregate/{round}", ()) else {}
 
 
 def _source(state: RunState) -> str:

@@ -140,8 +140,12 @@ def _needed(state: RunState) -> Iterator[str]:
     yield from state.outputs.get("export", ())
     for round in retained_rounds(state):
         yield output_key(f"aggregate/{round}" if round else "plan", EVERYBODY, "weights")
-    for artifact in (DIFFERENCE, LEFT_OVER):  # only the newest: the next round is made from them
-        yield output_key(f"aggregate/{len(state.rounds)}", EVERYBODY, artifact)
+    last = len(state.rounds)
+    yield output_key(f"aggregate/{last}", EVERYBODY, DIFFERENCE)
+    # The next round is made from the newest. What rounding cost the best model is measured at the end; a round is found
+    # to be the best when the round after it is closed.
+    for round in {last, last - 1, state.best_round()}:
+        yield output_key(f"aggregate/{round}", EVERYBODY, LEFT_OVER)
     if "collect/test" not in state.documents:
         yield from state.outputs.get("candidates", ())
     if state.phase is Phase.RUNNING:
