@@ -1,32 +1,67 @@
-"""What every registry does, run against the embedded one and the fake."""
+"""What every registry does, run against the embedded one, the fake, and a real one that speaks OCI distribution."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fakes.registries import MemoryRegistry
-from msfl.registry.interface import INDEX, MANIFEST, BadUpload, Descriptor, NotInRegistry, Registry
+from fakes.registry_server import INSTALLED, MISSING, registry_server
+from msfl.registry.distribution import Address, DistributionRegistry
+from msfl.registry.interface import EMPTY, INDEX, MANIFEST, BadUpload, Descriptor, NotInRegistry, Registry
 from msfl.registry.oci_layout import LayoutRegistry
 
 NOWHERE = "sha256:" + "0" * 64
 
 
-@pytest.fixture(params=["layout", "memory"])
-def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Registry:
-    return LayoutRegistry.create(tmp_path / "registry") if request.param == "layout" else MemoryRegistry()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with registry_server(tmp_path_factory.mktemp("registry")) as base:
+        yield base
+
+
+@pytest.fixture(
+    params=[
+        "layout",
+        "memory",
+        pytest.param("distribution", marks=[pytest.mark.system, pytest.mark.skipif(not INSTALLED, reason=MISSING)]),
+    ]
+)
+def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registry]:
+    match request.param:
+        case "layout":
+            yield _with_config(LayoutRegistry.create(tmp_path / "registry"))
+        case "memory":
+            yield _with_config(MemoryRegistry())
+        case _:
+            # A repository of its own for each test.
+            repository = f"tests/{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}"
+            real = DistributionRegistry(Address.parse(f"{request.getfixturevalue('server')}/{repository}"))
+            yield _with_config(real)
+            real.close()
+
+
+def _with_config(registry: Registry) -> Registry:
+    registry.put_blob(digest_of(CONFIG), [CONFIG])
+    return registry
 
 
 def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+CONFIG = b"{}"
+
+
 def manifest(**extra: Any) -> bytes:
-    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [], **extra}).encode()
+    """Its config must be there before it is put: real registries look."""
+    config = Descriptor(EMPTY, digest_of(CONFIG), len(CONFIG)).to_json()
+    return json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [], **extra}).encode()
 
 
 class TestRegistry:

@@ -13,6 +13,7 @@ uploads; it promises nothing to the one who reads.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -34,6 +35,10 @@ _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 
 class NotInRegistry(LookupError):
     """The registry holds no such blob, manifest or tag."""
+
+
+class RegistryFails(ConnectionError):
+    """The registry cannot be reached, does not let us in, or does not do what the protocol says."""
 
 
 class BadUpload(ValueError):
@@ -121,3 +126,19 @@ def checked_tag(tag: str) -> str:
 def referrers_tag(digest: str) -> str:
     """The tag under which registries without a referrers API keep the index of referrers: `sha256-<hex>`."""
     return checked_digest(digest).replace(":", "-")
+
+
+def checked_manifest(body: bytes) -> JsonObject:
+    """What a manifest says that is about to be put. Raises BadUpload."""
+    if len(body) > MAX_MANIFEST_BYTES:
+        raise BadUpload(f"a manifest of {len(body)} bytes; registries take at most {MAX_MANIFEST_BYTES}")
+    try:
+        manifest = json.loads(body)
+        if "subject" in manifest:
+            Descriptor.from_json(manifest["subject"])
+        media_type = manifest["mediaType"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadUpload(f"not a manifest: {error}") from error
+    if media_type not in (MANIFEST, INDEX):
+        raise BadUpload(f"a manifest of media type {media_type!r}")
+    return dict(manifest)

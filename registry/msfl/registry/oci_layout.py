@@ -24,13 +24,13 @@ from typing import BinaryIO, Final
 
 from msfl.registry.interface import (
     INDEX,
-    MANIFEST,
     MAX_MANIFEST_BYTES,
     BadUpload,
     Descriptor,
     JsonObject,
     NotInRegistry,
     checked_digest,
+    checked_manifest,
     checked_tag,
     referrers_tag,
 )
@@ -77,7 +77,7 @@ class LayoutRegistry:
             yield file
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:
-        manifest = _checked_manifest(body)
+        manifest = checked_manifest(body)
         digest = "sha256:" + hashlib.sha256(body).hexdigest()
         self.put_blob(digest, [body])
         descriptor = Descriptor(manifest["mediaType"], digest, len(body), str(manifest.get("artifactType", "")))
@@ -146,21 +146,6 @@ class LayoutRegistry:
             yield
         finally:
             os.close(descriptor)
-
-
-def _checked_manifest(body: bytes) -> JsonObject:
-    if len(body) > MAX_MANIFEST_BYTES:
-        raise BadUpload(f"a manifest of {len(body)} bytes; registries take at most {MAX_MANIFEST_BYTES}")
-    try:
-        manifest = json.loads(body)
-        if "subject" in manifest:
-            Descriptor.from_json(manifest["subject"])
-        media_type = manifest["mediaType"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadUpload(f"not a manifest: {error}") from error
-    if media_type not in (MANIFEST, INDEX):
-        raise BadUpload(f"a manifest of media type {media_type!r}")
-    return dict(manifest)
 
 
 def _to_bytes(document: JsonObject) -> bytes:
