@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fakes.registries import MemoryRegistry
-from fakes.registry_server import INSTALLED, MISSING, registry_server
+from fakes.registry_server import INSTALLED, MISSING, Server, registry_server
 from msfl.registry.distribution import Address, DistributionRegistry
 from msfl.registry.interface import EMPTY, INDEX, MANIFEST, BadUpload, Descriptor, NotInRegistry, Registry
 from msfl.registry.oci_layout import LayoutRegistry
@@ -20,9 +20,9 @@ NOWHERE = "sha256:" + "0" * 64
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry_server(tmp_path_factory.mktemp("registry")) as base:
-        yield base
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with registry_server(tmp_path_factory.mktemp("registry")) as server:
+        yield server
 
 
 @pytest.fixture(
@@ -41,9 +41,8 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
         case _:
             # A repository of its own for each test.
             repository = f"tests/{hashlib.sha256(request.node.name.encode()).hexdigest()[:16]}"
-            real = DistributionRegistry(Address.parse(f"{request.getfixturevalue('server')}/{repository}"))
+            real = DistributionRegistry(Address.parse(f"{request.getfixturevalue('server').base}/{repository}"))
             yield _with_config(real)
-            real.close()
 
 
 def _with_config(registry: Registry) -> Registry:

@@ -76,13 +76,14 @@ class LiveFederation:
         names: tuple[str, ...] = SITES,
         rounds_max: int = 20,
         issuers: tuple[IssuerKeys, ...] = (),
+        registry: str = "",
     ) -> Iterator[LiveFederation]:
         now = datetime.now(UTC).replace(microsecond=0)
         processes = Processes(folder / "logs")
         try:
             sites = tiny_sites(folder / "data", names)
             isolation = ProcessRuntime().protections().isolation
-            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers)
+            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers, registry)
             federation.publish_release(release, now)
             federation.start_centre(now)
             federation.check_data()

@@ -14,28 +14,45 @@ INSTALLED = shutil.which("docker-registry") is not None
 MISSING = "docker-registry is not installed (Debian: apt-get install docker-registry)"
 
 
+class Server:
+    """`docker-registry` on one port of loopback, over one folder; it may be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._config = folder / "config.yml"
+        self._log = folder / "log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self._config.write_text(
+            "version: 0.1\n"
+            "log: {level: error, accesslog: {disabled: true}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: true}}}}\n"
+            f"http: {{addr: '127.0.0.1:{self._port}'}}\n"
+        )
+
+    @property
+    def base(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            command = ["docker-registry", "serve", str(self._config)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        _wait(self._process, self._port)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
 @contextmanager
-def registry_server(folder: Path, more: str = "") -> Iterator[str]:
-    """Its base address. `more`: further YAML for its configuration."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = folder / "config.yml"
-    config.write_text(
-        "version: 0.1\n"
-        "log: {level: error, accesslog: {disabled: true}}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n" + more
-    )
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(["docker-registry", "serve", str(config)], stdout=log, stderr=log)
+def registry_server(folder: Path) -> Iterator[Server]:
+    server = Server(folder)
+    server.start()
     try:
-        _wait(server, port)
-        yield f"http://127.0.0.1:{port}"
+        yield server
     finally:
-        server.terminate()
-        server.wait()
+        server.stop()
 
 
 def _wait(server: subprocess.Popen[bytes], port: int) -> None:

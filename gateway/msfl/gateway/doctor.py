@@ -40,7 +40,8 @@ from msfl.protos.health import (
 )
 from msfl.protos.messages import SOFTWARE
 from msfl.protos.probe import attempt, disk, largest_file, line
-from msfl.registry.oci_layout import LayoutRegistry
+from msfl.registry.interface import RegistryFails
+from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections
 from msfl.runtime.process import ProcessRuntime
 
@@ -115,9 +116,15 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         disk=attempt(lambda: disk(root, largest_file(home.runs))),
         line=attempt(lambda: line(home.settings().link_endpoint, home.ca_pem, home.identity_file)),
         protections=ProcessRuntime().protections(),
-        tags=attempt(lambda: len(LayoutRegistry(Path(home.settings().registry)).tags())),
+        tags=attempt(
+            lambda: len(open_registry(home.settings().registry, home.registry_access).tags()), (RegistryFails,)
+        ),
         pending=attempt(lambda: tuple(home.pending())),
     )
+
+
+def _tags(home: Home) -> int:
+    return len(open_registry(home.settings().registry, home.registry_access).tags())
 
 
 def _exposed(root: Path) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """`registry` is the location of an OCI image layout; `reveal` is what others learn of a refusal here."""
+    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here."""
 
     site: str
     federation: str
@@ -82,6 +82,11 @@ class Home:
     @property
     def runs(self) -> Path:
         return self.root / "runs"
+
+    @property
+    def registry_access(self) -> Path:
+        """What the registry wants to know, where it wants anything; its administrator writes it."""
+        return self.root / "secrets" / "registry.json"
 
     @property
     def audit(self) -> Path:

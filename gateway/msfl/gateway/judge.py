@@ -29,7 +29,7 @@ from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease, separate_roles
 from msfl.protos.messages import Offer
-from msfl.registry.interface import NotInRegistry, Registry
+from msfl.registry.interface import NotInRegistry, Registry, RegistryFails
 from msfl.registry.publish import statements_of, trust_papers
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -232,9 +232,12 @@ class Judge:
             return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
         try:
             return statements_of(self._registry, job.digest)
-        except (NotInRegistry, FileNotFoundError) as error:
+        except (NotInRegistry, FileNotFoundError, RegistryFails) as error:
             if kept is not None:
                 return kept.statement, kept.reviews
+            if isinstance(error, RegistryFails):
+                what = f"The statement of {job.digest} could not be fetched: {error}."
+                return refuse(Code.REGISTRY_UNREACHABLE, what, digest=job.digest)
             what = f"The registry holds no signed statement for {job.digest} ({error})."
             return refuse(Code.WRONG_PUBLISHER, what, digest=job.digest)
 

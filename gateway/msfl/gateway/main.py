@@ -84,14 +84,14 @@ def serve(home: HomeOption) -> None:
     from msfl.protos.audit_log import AuditLog
     from msfl.protos.messages import SOFTWARE
     from msfl.protos.notary import Notary
-    from msfl.registry.oci_layout import LayoutRegistry
+    from msfl.registry.location import open_registry
     from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
     threading.excepthook = _end_of_a_thread
     site = Home(home)
     settings = site.settings()
-    registry = LayoutRegistry(Path(settings.registry))
+    registry = open_registry(settings.registry, site.registry_access)
     runtime = ProcessRuntime()
     ledger = Ledger(home / "ledger.sqlite")
     audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))

@@ -98,13 +98,14 @@ from msfl.protos.messages import (
 )
 from msfl.protos.sealing import wrap_run_secret
 from msfl.protos.tasklink import Progress, Result, Task
-from msfl.registry.interface import Registry
-from msfl.registry.pull import pull
+from msfl.registry.interface import Registry, RegistryFails
+from msfl.registry.pull import VerifiedImage, pull
 from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
 from msfl.runtime.interface import Limits, Runtime, StartOrder
 
 JsonObject: TypeAlias = dict[str, Any]
 DISK_FULL = "disk full at the site"
+REGISTRY_PATIENCE_S = 60.0
 _T = TypeVar("_T")
 log = structlog.get_logger()
 
@@ -538,9 +539,11 @@ class RunAtSite:
             return self._broken(order, Code.DATASET_CHANGED.value, why)
         digest, images = accepted.release.statement.digest, self._home.root / "images"
         try:
-            image = self._with_room(lambda: pull(self._around.registry, digest, images))
+            image = self._pulled(order, digest, images)
         except Refused as refused:
             return self._broken(order, refused.refusal.code.value, refused.refusal.message)
+        except RegistryFails as error:
+            return self._broken(order, Code.REGISTRY_UNREACHABLE.value, str(error))
         self._beat(SiteProgress(self.run_id, order.task_id, "start worker", 1, 3))
         start = StartOrder(
             run_id=self.run_id,
@@ -584,6 +587,20 @@ class RunAtSite:
             raise GivenUp
         self._keep_time(seconds(policy.resources.wall_time))
         return WorkerUp()
+
+    def _pulled(self, order: TaskOrder, digest: str, images: Path) -> VerifiedImage:
+        """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
+        give_up = time.monotonic() + REGISTRY_PATIENCE_S
+        while True:
+            try:
+                return self._with_room(lambda: pull(self._around.registry, digest, images))
+            except RegistryFails as error:
+                log.warning("the registry cannot be asked", run=self.run_id, why=str(error))
+                if time.monotonic() >= give_up:
+                    raise
+            self._beat(SiteProgress(self.run_id, order.task_id, "wait for the registry", 0, 3))
+            if self._pause(2.0):
+                raise GivenUp
 
     def _keep_time(self, wall_time_s: float) -> None:
         """By the clock since the first start of a worker of this run, whatever happened since: the machine then ends

@@ -50,7 +50,8 @@ from msfl.protos.health import (
 )
 from msfl.protos.messages import SOFTWARE
 from msfl.protos.probe import attempt, disk, largest_file, port, total_bytes
-from msfl.registry.oci_layout import LayoutRegistry
+from msfl.registry.interface import RegistryFails
+from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections
 from msfl.runtime.process import ProcessRuntime
 
@@ -130,10 +131,16 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         aggregators_bytes=total_bytes(folder / "aggregators"),
         root=attempt(lambda: _root(home, now)),
         timestamp=attempt(lambda: _timestamp(home, now)),
-        tags=attempt(lambda: len(LayoutRegistry(Path(home.settings().registry)).tags())),
+        tags=attempt(
+            lambda: len(open_registry(home.settings().registry, home.registry_access).tags()), (RegistryFails,)
+        ),
         protections=ProcessRuntime().protections(),
         frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
     )
+
+
+def _tags(home: CentreHome) -> int:
+    return len(open_registry(home.settings().registry, home.registry_access).tags())
 
 
 def _exposed(home: CentreHome) -> tuple[str, ...]:

@@ -10,7 +10,7 @@
     the aggregator dies                 it is started and the step done again, TRIES times in all; then CentreFailed
     it refuses (TaskFailed, Refused)    CentreFailed at once: it would refuse again
     a site's secret does not open       SiteFailed: one site's mistake, or its malice, is that site's alone
-    the keyring is down, the disk full  the run waits, and says for what; tried again every few seconds
+    keyring or registry down, disk full the run waits, and says for what; tried again every few seconds
 
 A step may be done twice, its event is kept once. Files are adopted before the event is kept, so a crash in between
 leaves files that the same step, done again, adopts over.
@@ -44,6 +44,7 @@ from msfl.orchestrator.runs.machine import (
 from msfl.orchestrator.store.interface import DISK_TROUBLE, ArtifactStore, StoreUnavailable
 from msfl.policies.refusals import Refused
 from msfl.protos.messages import output_key
+from msfl.registry.interface import RegistryFails
 from msfl.runtime.hosted import ProcessGone, TaskFailed
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -154,6 +155,8 @@ class Driver:
             self._keep(lambda now: SiteFailed(now, site, "open", "bad_run_secret"))
         except KeyringDown as error:
             self._later("keyring", str(error))
+        except RegistryFails as error:
+            self._later("registry", str(error))
         except StoreUnavailable as error:
             self._later("disk", str(error))
         except OSError as error:

@@ -55,6 +55,11 @@ class CentreHome:
         (self.root / "federation.json").write_text(json.dumps(asdict(settings), indent=1))
 
     @property
+    def registry_access(self) -> Path:
+        """What the registry wants to know, where it wants anything; the operator writes it."""
+        return self.root / "registry.json"
+
+    @property
     def federation_root(self) -> Path:
         return self.root / "trust" / "federation-root.dsse"
 

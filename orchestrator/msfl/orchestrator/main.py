@@ -34,7 +34,9 @@ def init(
     home: HomeOption,
     federation: Annotated[str, typer.Option(help="Short name of the federation.")],
     root: Annotated[Path, typer.Option(help="The signed federation root: publishers, reviewers, issuers.")],
-    registry: Annotated[Path, typer.Option(help="The registry, an OCI image layout folder.")],
+    registry: Annotated[
+        str, typer.Option(help="The registry: a folder in the OCI image layout, or https://host/repository.")
+    ],
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port for people and enrolment.")] = 8443,
     link_port: Annotated[int, typer.Option(help="Port for gateways.")] = 8444,
@@ -67,12 +69,17 @@ def init(
     centre.write_tls(Identity(key, certificate), keyring.ca_pem)
     centre.federation_root.parent.mkdir(exist_ok=True)
     centre.federation_root.write_bytes(envelope)
-    settings = FederationSettings(federation, host, port, link_port, str(registry.resolve()), allowed, proxies)
+    settings = FederationSettings(federation, host, port, link_port, _location(registry), allowed, proxies)
     centre.write_settings(settings)
     first = centre.federation_root.parent / "roots" / f"{trusted.document.version}.dsse"
     first.parent.mkdir(exist_ok=True)
     first.write_bytes(envelope)
     console.print(f"federation {federation} is ready in {home}; root {sha256_of(envelope)}")
+
+
+def _location(registry: str) -> str:
+    """A folder by its whole path: sites and services are started from anywhere."""
+    return registry if "://" in registry else str(Path(registry).resolve())
 
 
 @app.command()

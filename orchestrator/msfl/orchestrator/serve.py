@@ -7,7 +7,6 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
 import grpc
 import structlog
@@ -37,7 +36,7 @@ from msfl.protos.v1.federation_pb2_grpc import (
     add_LinkServicer_to_server,
     add_PeopleServicer_to_server,
 )
-from msfl.registry.oci_layout import LayoutRegistry
+from msfl.registry.location import open_registry
 from msfl.runtime.process import ProcessRuntime
 
 # Every attending gateway and every watcher holds one thread for as long as it stays, asleep nearly always. Threads are
@@ -67,7 +66,7 @@ def serve_orchestrator(home: CentreHome) -> None:
     root = trust_federation_root(envelope, sha256_of(envelope), datetime.now(UTC))
     if isinstance(root, Refusal):
         raise Refused(root)
-    registry = LayoutRegistry(Path(settings.registry))
+    registry = open_registry(settings.registry, home.registry_access)
     keyring = KeyringClient(home.keyring_socket)
     releases = Releases(registry, root, lambda: datetime.now(UTC))
     # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.

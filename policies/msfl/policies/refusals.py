@@ -97,6 +97,7 @@ class Code(StrEnum):
     NOT_CONFIRMED = "not_confirmed"
     CONFIRMATION_DIFFERS = "confirmation_differs"
     IMAGE_BROKEN = "image_broken"
+    REGISTRY_UNREACHABLE = "registry_unreachable"
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
     OUTPUT_BLOCKED = "output_blocked"
@@ -172,6 +173,7 @@ ADVICE: Mapping[Code, str] = {
     Code.CUSTODIAN_STOPPED: "The custodian stopped this run; ask at the site.",
     Code.NOT_CONFIRMED: "The policy asks for the custodian's signature on each run: msfl gateway confirm.",
     Code.CONFIRMATION_DIFFERS: "The custodian signed something else than what would run; confirm this run itself.",
+    Code.REGISTRY_UNREACHABLE: "See that the registry runs and that this machine may reach it, then start again.",
     Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",

@@ -112,7 +112,7 @@ class Address:
 
 class DistributionRegistry:
     """A `Registry` behind HTTP. Every method raises RegistryFails when the registry cannot be reached or does not do
-    what the protocol says. Close it when it is not needed any more."""
+    what the protocol says."""
 
     def __init__(
         self,
@@ -127,10 +127,11 @@ class DistributionRegistry:
         self._credentials = credentials
         self._authorization: dict[str, str] = {}
         verify = ssl.create_default_context(cafile=ca) if ca is not None else ssl.create_default_context()
-        self._http = httpx.Client(verify=verify, transport=transport, timeout=_TIMEOUT, follow_redirects=False)
-
-    def close(self) -> None:
-        self._http.close()
+        # No line is kept open between requests: there are few of them, and there is nothing that must be closed.
+        unkept = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(
+            verify=verify, transport=transport, timeout=_TIMEOUT, limits=unkept, follow_redirects=False
+        )
 
     # ------------------------------------------------------------------ blobs
 

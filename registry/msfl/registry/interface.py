@@ -20,6 +20,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
+from msfl.policies.refusals import CannotProceed
+
 JsonObject: TypeAlias = dict[str, Any]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -37,7 +39,7 @@ class NotInRegistry(LookupError):
     """The registry holds no such blob, manifest or tag."""
 
 
-class RegistryFails(ConnectionError):
+class RegistryFails(CannotProceed):
     """The registry cannot be reached, does not let us in, or does not do what the protocol says."""
 
 

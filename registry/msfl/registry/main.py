@@ -29,14 +29,18 @@ if TYPE_CHECKING:
     from msfl.policies.keys import KeyPair
     from msfl.policies.refusals import Refusal
     from msfl.registry.build import BuiltRelease
-    from msfl.registry.oci_layout import LayoutRegistry
+    from msfl.registry.interface import Registry
 
 app = typer.Typer(name="registry", help="Build, push, review and publish releases.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Release = Annotated[str, typer.Argument(help="A folder with a release.yaml, or the name of a built-in release.")]
 Ref = Annotated[str, typer.Argument(help="name:version, or sha256:…")]
-RegistryFolder = Annotated[Path, typer.Option("--registry", help="The registry's folder.", file_okay=False)]
+RegistryAt = Annotated[str, typer.Option("--registry", help="A folder, or https://host/repository.")]
+AccessFile = Annotated[
+    Path | None,
+    typer.Option("--access", help="A JSON file with user, password, ca and hosts of the registry.", dir_okay=False),
+]
 Key = Annotated[Path, typer.Option(help="The signer's Ed25519 private key, a PEM file.", exists=True, dir_okay=False)]
 Days = Annotated[int, typer.Option("--valid-days", min=1, max=3650, help="Days until the signed word expires.")]
 
@@ -77,10 +81,11 @@ def build(release: Release, as_json: AsJson = False) -> None:
 @app.command()
 def push(
     release: Release,
-    registry: RegistryFolder,
+    registry: RegistryAt,
     key: Key,
     publisher: Annotated[str, typer.Option(help="The publisher's name in the federation root.")],
     valid_days: Days = 365,
+    access: AccessFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Build a release, push its image, and attach the statement signed with the publisher's key."""
@@ -88,7 +93,7 @@ def push(
     from msfl.policies.envelope import RELEASE_STATEMENT, sign
     from msfl.registry.publish import AlreadyPublished, push_release, submit_statement
 
-    pair, opened, built = _key(key), _open(registry), _build(release)
+    pair, opened, built = _key(key), _open(registry, access), _build(release)
     issued = _now()
     statement = built.statement(
         publisher=publisher, commit=_commit(), issued=issued, expires=issued + timedelta(days=valid_days)
@@ -110,12 +115,13 @@ def push(
 @app.command()
 def review(
     ref: Ref,
-    registry: RegistryFolder,
+    registry: RegistryAt,
     key: Key,
     reviewer: Annotated[str, typer.Option(help="The reviewer's name in the federation root.")],
     reject: Annotated[bool, typer.Option("--reject", help="Reject instead of approve.")] = False,
     comment: Annotated[str, typer.Option(help="Why.")] = "",
     valid_days: Days = 365,
+    access: AccessFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Attach a signed approval, or rejection, of exactly the statement that is attached now."""
@@ -125,7 +131,7 @@ def review(
     from msfl.registry.interface import NotInRegistry
     from msfl.registry.publish import add_review, statements_of
 
-    pair, opened = _key(key), _open(registry)
+    pair, opened = _key(key), _open(registry, access)
     digest = _digest(opened, ref)
     try:
         statement, _ = statements_of(opened, digest)
@@ -154,8 +160,9 @@ def review(
 @app.command()
 def publish(
     ref: Ref,
-    registry: RegistryFolder,
+    registry: RegistryAt,
     root: Annotated[Path, typer.Option(help="The signed federation root.", exists=True, dir_okay=False)],
+    access: AccessFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Check that statement and reviews satisfy the federation root: what every site will check again by itself."""
@@ -164,7 +171,7 @@ def publish(
     from msfl.policies.trust import trust_federation_root
     from msfl.registry.publish import publication
 
-    opened = _open(registry)
+    opened = _open(registry, access)
     digest = _digest(opened, ref)
     envelope = root.read_bytes()
     trusted_root = trust_federation_root(envelope, sha256_of(envelope), _now())
@@ -184,11 +191,11 @@ def publish(
 
 
 @app.command("list")
-def list_(registry: RegistryFolder, as_json: AsJson = False) -> None:
+def list_(registry: RegistryAt, access: AccessFile = None, as_json: AsJson = False) -> None:
     """List the releases that the registry holds, with how many papers are attached to each."""
     from msfl.registry.publish import REVIEW_TYPE, STATEMENT_TYPE, list_releases
 
-    opened = _open(registry)
+    opened = _open(registry, access)
     rows = [
         {
             "release": ref,
@@ -217,16 +224,16 @@ def _build(release: str) -> "BuiltRelease":
             _fail(str(error))
 
 
-def _open(folder: Path) -> "LayoutRegistry":
-    from msfl.registry.oci_layout import LayoutRegistry
+def _open(location: str, access: Path | None) -> "Registry":
+    from msfl.registry.location import BadLocation, open_registry
 
     try:
-        return LayoutRegistry(folder)
-    except ValueError as error:
+        return open_registry(location, access)
+    except BadLocation as error:
         _fail(str(error))
 
 
-def _digest(opened: "LayoutRegistry", ref: str) -> str:
+def _digest(opened: "Registry", ref: str) -> str:
     from msfl.registry.interface import NotInRegistry
     from msfl.registry.publish import resolve_release
 

@@ -89,7 +89,8 @@ class VerifiedImage:
 
 
 def pull(registry: Registry, digest: str, cache: Path, limits: PullLimits | None = None) -> VerifiedImage:
-    """Raises Refused (image_broken) when the registry lacks the image or serves anything but its bytes.
+    """Raises Refused (image_broken) when the registry lacks the image or serves anything but its bytes, RegistryFails
+    when it cannot be asked.
 
     `cache` is the caller's own folder; the image is unpacked to `cache/<hex>`, and its blobs are kept beside it.
     """

@@ -32,6 +32,7 @@ _WORDS = {
     "quorum_not_reached": "too few sites are left",
     "no_updates": "no site sent an update",
     # What a run waits for at the centre.
+    "registry": "the registry, which the centre cannot reach; its operator must see to it",
     "keyring": "the centre's keyring, which does not answer; its operator must start it",
     "disk": "room on the centre's disk; its operator must make some",
     # Conspicuous in a round, and no more than that.

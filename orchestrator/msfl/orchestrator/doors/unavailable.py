@@ -1,7 +1,7 @@
 """What every door answers when the centre cannot do its part just now: one clear line, and a status that says whether
 trying again helps.
 
-    StoreUnavailable (disk full or read-only) ▸ RESOURCE_EXHAUSTED      KeyringDown ▸ UNAVAILABLE
+    StoreUnavailable (disk full or read-only) ▸ RESOURCE_EXHAUSTED      KeyringDown, RegistryFails ▸ UNAVAILABLE
 
 Nothing was kept and nothing is acknowledged; gateways try again by themselves.
 """
@@ -15,6 +15,7 @@ import grpc
 
 from msfl.orchestrator.keyring.client import KeyringDown
 from msfl.orchestrator.store.interface import StoreUnavailable
+from msfl.registry.interface import RegistryFails
 
 
 class SayUnavailable(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types for its classes
@@ -36,7 +37,7 @@ class SayUnavailable(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has 
                 return behaviour(request, context)
             except StoreUnavailable as error:
                 context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the centre cannot keep anything now: {error}")
-            except KeyringDown as error:
+            except (KeyringDown, RegistryFails) as error:
                 context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
 
         return make(guarded, handler.request_deserializer, handler.response_serializer)

@@ -50,6 +50,7 @@ from msfl.policies.identity import mint_token
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.templates import policy_template
 from msfl.registry.build import build_release, find_recipe
+from msfl.registry.location import open_registry
 from msfl.registry.oci_layout import LayoutRegistry
 from msfl.registry.publish import add_review, push_release, submit_statement
 from msfl.sdk.credentials import Credentials
@@ -83,6 +84,7 @@ class Federation:
     isolation: Isolation
     rounds_max: int
     issuers: tuple[IssuerKeys, ...] = ()  # identity providers beside the embedded issuer
+    registry: str = ""  # where a real one is; a folder of this federation's own where none is named
     statement: ReleaseStatement | None = None
     port: int = 0
     link_port: int = 0
@@ -95,6 +97,12 @@ class Federation:
             file.parent.mkdir(exist_ok=True, mode=0o700)
             _write_private(file, KeyPair.generate().to_pem())
         return KeyPair.from_pem(file.read_bytes())
+
+    @property
+    def registry_location(self) -> str:
+        if self.registry:
+            return self.registry
+        return str(LayoutRegistry.create((self.folder / "registry").resolve()).root)
 
     def home(self, site: str) -> Path:
         return self.folder / "sites" / site / "gateway"
@@ -135,7 +143,7 @@ class Federation:
 
     def publish_release(self, recipe: str, now: datetime) -> None:
         """Build, push, sign the statement, two reviews by different people."""
-        registry = LayoutRegistry.create(self.folder / "registry")
+        registry = open_registry(self.registry_location)
         built = build_release(find_recipe(recipe), Path(sysconfig.get_paths()["purelib"]))
         digest = push_release(registry, built)
         statement = built.statement(publisher=PUBLISHER, commit="unknown", issued=now, expires=now + YEAR)
@@ -180,12 +188,11 @@ class Federation:
         self._keep("federation-root.dsse", sign(encode(root), FEDERATION_ROOT, [self.key(KEEPER)]))
         centre = self.folder / "centre"
         self.port, self.link_port = _free_ports(2)
-        (self.folder / "registry").mkdir(exist_ok=True)
         self.processes.run(
             "orchestrator-init",
             msfl(
                 "orchestrator", "init", "--home", centre, "--federation", FEDERATION,
-                "--root", self.folder / "documents/federation-root.dsse", "--registry", self.folder / "registry",
+                "--root", self.folder / "documents/federation-root.dsse", "--registry", self.registry_location,
                 "--port", str(self.port), "--link-port", str(self.link_port),
             ),
         )  # fmt: skip
