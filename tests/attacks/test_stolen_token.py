@@ -22,6 +22,7 @@ from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import Submitted
 from msfl.policies.encoding import encode
 from msfl.policies.identity import mint_token, sign_call, sign_job
+from msfl.policies.trust import NOTHING_REVOKED
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL
 from msfl.protos.v1 import federation_pb2 as wire
@@ -73,7 +74,8 @@ class Door:
             datasets.put(ref.split("/")[0], ({"ref": ref},))
         engine, root = cast(Engine, self.engine), World().federation_root
         callers = Callers.of(allowed, proxies)
-        self._door = PeopleDoor(engine, root, datasets, cast(Releases, None), KeySets(Path("none")), callers)
+        releases, key_sets = cast(Releases, None), KeySets(Path("none"))
+        self._door = PeopleDoor(engine, root, datasets, releases, key_sets, callers, lambda: NOTHING_REVOKED)
 
     def list(self, *metadata: tuple[str, str], peer: str = "ipv4:127.0.0.1:40000") -> str:
         """Empty: the runs were listed. Else what was said instead."""

@@ -7,6 +7,7 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,7 +15,7 @@ import structlog
 
 from msfl.orchestrator.doors.admission import Admission
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
-from msfl.orchestrator.doors.link import Datasets, LinkDoor
+from msfl.orchestrator.doors.link import Datasets, LinkDoor, parting_word
 from msfl.orchestrator.doors.people import PeopleDoor
 from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
@@ -68,22 +69,29 @@ def serve_orchestrator(home: CentreHome) -> None:
     if isinstance(root, Refusal):
         raise Refused(root)
     registry = LayoutRegistry(Path(settings.registry))
+    clock = partial(datetime.now, UTC)
+    audit = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}")
+    trust = home.heeded(
+        home.audit / "revoked.json",
+        lambda taken: audit.write(clock(), "document taken", f"revocations {taken.federation}", taken.to_fields()),
+    )
     keyring = KeyringClient(home.keyring_socket)
-    releases = Releases(registry, root, lambda: datetime.now(UTC))
+    releases = Releases(registry, root, clock, trust.revoked)
     # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.
     asked_by_runs = KeyringClient(home.keyring_socket, patience_s=0.5)
     starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
-    audit, clock = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}"), lambda: datetime.now(UTC)
     notary = Notary(audit, home.audit, f"centre:{settings.federation}", clock)
     runs = AuditedRuns(SqliteRunStore(home.runs), audit, clock)
-    engine = Engine(runs, FolderArtifacts(home.root / "artifacts"), starter)
+    artifacts = FolderArtifacts(home.root / "artifacts")
+    engine = Engine(runs, artifacts, starter, revoked_sites=lambda: trust.revoked().sites)
     datasets = Datasets()
 
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
-    admission = Admission(asked_by_runs.standings)
+    admission = Admission(asked_by_runs.standings, trust.revoked, parting_word(home.trust_papers))
     people = _server("people", PEOPLE_THREADS)
-    add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers), people)
+    for_people = PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers, trust.revoked)
+    add_PeopleServicer_to_server(for_people, people)
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)

@@ -30,6 +30,7 @@ from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode, load_json
 from msfl.policies.identity import mint_token, sign_call, sign_job
 from msfl.policies.keys import KeyPair
+from msfl.policies.trust import Revoked
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD
 from msfl.protos.v1 import federation_pb2 as wire
@@ -133,13 +134,17 @@ class FakeEngine:
         return heard
 
 
+REVOKED = Revoked(sites=frozenset({"z"}))
+
+
 def running() -> list[Event]:
     return [Answered(2.0, site, "allow", {}, "s") for site in ALL]
 
 
 def door(engine: FakeEngine) -> PeopleDoor:
     key_sets, callers = KeySets(Path("none")), Callers.of(LOOPBACK)
-    return PeopleDoor(engine, World().federation_root, Datasets(), None, key_sets, callers)  # type: ignore[arg-type]
+    root, revoked = World().federation_root, lambda: REVOKED
+    return PeopleDoor(engine, root, Datasets(), None, key_sets, callers, revoked)  # type: ignore[arg-type]
 
 
 def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:

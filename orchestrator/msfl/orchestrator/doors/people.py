@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -37,7 +37,7 @@ from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, load_json
 from msfl.policies.identity import CALL_LIFE, User, verify_call, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
-from msfl.policies.trust import TrustedFederationRoot
+from msfl.policies.trust import Revoked, TrustedFederationRoot
 from msfl.protos.channel import peer_ip
 from msfl.protos.convert import json_bytes
 from msfl.protos.key_sets import KeySets
@@ -58,6 +58,7 @@ class PeopleDoor(PeopleServicer):
         releases: Releases,
         key_sets: KeySets,
         callers: Callers,
+        revoked: Callable[[], Revoked],
     ) -> None:
         self._engine = engine
         self._root = root
@@ -65,6 +66,7 @@ class PeopleDoor(PeopleServicer):
         self._releases = releases
         self._key_sets = key_sets
         self._callers = callers
+        self._revoked = revoked
         self._calls = CallsSeen()
 
     def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
@@ -82,6 +84,9 @@ class PeopleDoor(PeopleServicer):
         refusal = verify_job(request.spec, request.proof, user, proof_required=False, dry_run=request.dry_run)
         if refusal is not None:
             self._refuse(context, refusal)
+        if gone := sorted(self._revoked().sites.intersection(spec.sites)):
+            what = f"The job names {gone[0]}, which is revoked."
+            self._refuse(context, refuse(Code.SITE_REVOKED, what, site=gone[0]))
         known = self._datasets.all()
         missing = [ref for ref in spec.datasets if not any(d["ref"] == ref for ds in known.values() for d in ds)]
         if missing:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Freeze, SiteStanding
-from msfl.policies.refusals import CannotProceed
+from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.protos import unix_sockets
 
 
@@ -99,6 +99,7 @@ class KeyringClient:
         hours: float,
         cidrs: tuple[str, ...],
     ) -> str:
+        """Raises Refused for a site that is revoked, KeyringDown."""
         answer = self._ask(
             do="token",
             federation=federation,
@@ -124,7 +125,10 @@ class KeyringClient:
                 raise KeyringDown(f"the keyring at {self._socket_file} does not answer ({error})") from error
         if not line:
             raise KeyringDown(f"the keyring would not do {request['do']}; its log says why")
-        return dict(json.loads(line))
+        answer = dict(json.loads(line))
+        if "refusal" in answer:
+            raise Refused(Refusal.from_json(answer["refusal"]))
+        return answer
 
     def _connect(self, connection: socket.socket) -> None:
         give_up = time.monotonic() + self._patience_s

@@ -15,9 +15,11 @@ the secret a second use is refused and recorded, no more; else anybody who reads
     member ── token used a second time, or the operator ──▶ frozen ── the operator ──▶ member
 
 A frozen site's certificates are refused at every call (`doors/admission.py`), it gets no new one by renewal, and no run
-key of it is handed over. An enrolment, the first or `again`, revokes every certificate of the site before it. The
-token's symmetric key takes the place of the one before. Where a member enrols `again`, its home at hand, the old one
-serves for `KEY_OVERLAP` beside it, so that its running runs go on; else it is gone.
+key of it is handed over. The same, and no token either, holds for a site that the federation's list revokes, for good:
+the keyring reads the list by itself (`trust`), it does not take the orchestrator's word. An enrolment, the first or
+`again`, revokes every certificate of the site before it. The token's symmetric key takes the place of the one before.
+Where a member enrols `again`, its home at hand, the old one serves for `KEY_OVERLAP` beside it, so that its running
+runs go on; else it is gone.
 
 Honest limit: whoever owns this process and the orchestrator's store can read single updates. Secure aggregation is
 the answer to that, and a later one.
@@ -33,7 +35,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -45,6 +47,8 @@ from pydantic import TypeAdapter
 
 from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, renewing_site, sign_site
 from msfl.policies.documents import Slug
+from msfl.policies.refusals import Code, Refused, refuse
+from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.channel import inside, key_sha256
 from msfl.protos.durable_files import sync_folder, write_durably
 from msfl.protos.registration import RegistrationToken, proof
@@ -65,7 +69,7 @@ class Enrolled:
 @dataclass(frozen=True)
 class EnrolmentRefusal:
     """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr, not_enrolled,
-    site_frozen, certificate_revoked."""
+    site_frozen, site_revoked, certificate_revoked."""
 
     code: str
     message: str
@@ -99,8 +103,10 @@ class SecretUnusable(Exception):
 
 
 class Keyring:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED) -> None:
+        """`revoked`: by the federation's list, as it is now."""
         self._folder = folder
+        self._revoked = revoked
         self._lock = threading.Lock()
         self._known: dict[str, SiteStanding] | None = None
 
@@ -143,8 +149,11 @@ class Keyring:
         cidrs: tuple[str, ...],
         now: datetime,
     ) -> RegistrationToken:
-        """Raises ValueError for a life over 72 h, or a site name or an address range that is none."""
+        """Raises ValueError for a life over 72 h, or a site name or an address range that is none; Refused for a site
+        that is revoked."""
         _SITE.validate_python(site)
+        if site in self._revoked().sites:
+            raise Refused(refuse(Code.SITE_REVOKED, f"The site {site} is revoked.", site=site))
         if not timedelta(0) < life <= MAX_TOKEN_LIFE:
             raise ValueError(f"a registration token lives at most {MAX_TOKEN_LIFE}")
         for cidr in cidrs:
@@ -211,6 +220,8 @@ class Keyring:
                 return EnrolmentRefusal("token_expired", "the token has expired: ask the operator for a new one")
             if not inside(peer_ip, kept["cidrs"]):
                 return EnrolmentRefusal("address_not_allowed", f"{peer_ip} is outside {', '.join(kept['cidrs'])}")
+            if kept["site"] in self._revoked().sites:
+                return _site_revoked(kept["site"])
             before = self._get("sites", kept["site"])
             member = before if again else None
             if again and member is None:
@@ -251,12 +262,18 @@ class Keyring:
                 member = self._get("sites", site)
                 if member is None:
                     return EnrolmentRefusal("not_enrolled", f"{site} is no member of this federation (any more)")
+                revoked, shown = self._revoked(), key_sha256(certificate_pem)
+                if site in revoked.sites:
+                    return _site_revoked(site)
                 if (frozen := self._get("frozen", site)) is not None:
                     return EnrolmentRefusal("site_frozen", f"{site} is frozen ({frozen['why']}): ask the operator")
-                if key_sha256(certificate_pem) in member["revoked"]:
+                if shown in member["revoked"]:
                     return EnrolmentRefusal(
                         "certificate_revoked", f"{site} has enrolled anew since it got this certificate"
                     )
+                if shown in revoked.keys:
+                    what = f"the key that {site} uses is revoked: msfl gateway enrol --again"
+                    return EnrolmentRefusal("certificate_revoked", what)
                 certificate = sign_site((self._folder / "ca.key").read_bytes(), self.ca_pem, csr_pem, site, now)
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
@@ -317,6 +334,7 @@ class Keyring:
         `earlier`: a run whose model this one starts from; the key of what went to all in that run comes along.
         Raises SecretUnusable for the first site whose secret is.
         """
+        revoked = self._revoked().sites
         with self._lock:
             private = self._centre().private_bytes_raw()
             keys = {EVERYBODY: _text(centre_key(private, run_id))}
@@ -326,6 +344,8 @@ class Keyring:
                 kept = self._get("sites", site)
                 if kept is None:
                     raise SecretUnusable(site, "the site was never enrolled")
+                if site in revoked:
+                    raise SecretUnusable(site, "the site is revoked")
                 if self._get("frozen", site) is not None:
                     raise SecretUnusable(site, "the site is frozen")
                 in_force = (kept["site_key"], *_in_force(kept, "older_keys", int(now.timestamp())))
@@ -353,6 +373,10 @@ class Keyring:
     def _put(self, kind: str, name: str, value: dict[str, Any]) -> None:
         self._known = None
         write_durably(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
+
+
+def _site_revoked(site: str) -> EnrolmentRefusal:
+    return EnrolmentRefusal(Code.SITE_REVOKED.value, f"{site} is revoked by the federation's keepers, for good")
 
 
 def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list[bytes]) -> bytes:

@@ -19,7 +19,8 @@ log = structlog.get_logger()
 
 def serve_keyring(home: CentreHome) -> None:
     """Raises PermissionError when others may enter the keyring's folder, RuntimeError when it is served already."""
-    server = KeyringServer(home.keyring_socket, Keyring(home.keyring))
+    trust = home.heeded(home.keyring / "revoked.json", lambda taken: None)
+    server = KeyringServer(home.keyring_socket, Keyring(home.keyring, trust.revoked))
     for number in (signal.SIGTERM, signal.SIGINT):
         # shutdown() waits for the loop that this very thread runs.
         signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())

@@ -7,7 +7,7 @@
     {"do": "freeze", …} ▸ {"done"}
     {"do": "unfreeze", …} ▸ {"done"}
     {"do": "hand_over", …} ▸ {"sealed"} | {"bad_secret"}
-    {"do": "token", …} ▸ {"token"}
+    {"do": "token", …} ▸ {"token"} | {"refusal"}
 
 The table `_DO` is closed. A request that does not fit ends the connection without an answer. One process serves a
 folder at a time, under a file lock: the keyring's own lock, which makes a token single use, holds within one process.
@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring, SecretUnusable
+from msfl.policies.refusals import Refused
 from msfl.protos import unix_sockets
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -138,6 +139,9 @@ class _Handler(socketserver.StreamRequestHandler):
         try:
             asked = json.loads(line)
             answer = _DO[asked.pop("do")](self.server.keyring, asked)
+        except Refused as error:
+            log.warning("refused", code=error.refusal.code.value, why=error.refusal.message)
+            answer = {"refusal": error.refusal.to_json()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.error("a request that does not fit", why=repr(error))
             return
