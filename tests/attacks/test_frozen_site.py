@@ -101,7 +101,7 @@ def test_a_frozen_site_gets_no_certificate_by_renewal_and_no_run_key(keyring: Ke
     wrapped = {"site-a": wrap_run_secret(public, bytes(32), "run-7", "site-a", site_key)}
     with pytest.raises(SecretUnusable, match="frozen"):
         keyring.hand_over("run-7", wrapped, public, NOW)
-    assert keyring.unfreeze("site-a")
+    assert keyring.unfreeze("site-a", "otto", NOW)
     assert isinstance(renewed(), Enrolled)
     assert keyring.hand_over("run-7", wrapped, public, NOW)
 
@@ -132,8 +132,8 @@ def test_a_new_enrolment_revokes_every_certificate_before_it(keyring: Keyring) -
 def test_only_what_exists_is_frozen_and_unfrozen(keyring: Keyring) -> None:
     assert not keyring.freeze("site-z", "", "otto", NOW)
     assert not keyring.freeze("../ca", "", "otto", NOW)
-    assert not keyring.unfreeze("site-z")
-    assert not keyring.unfreeze("../ca")
+    assert not keyring.unfreeze("site-z", "otto", NOW)
+    assert not keyring.unfreeze("../ca", "otto", NOW)
 
 
 # ------------------------------------------------------------------ over open connections
@@ -160,7 +160,7 @@ def test_a_frozen_site_is_refused_on_the_connection_that_it_has(centre: Centre) 
         assert ask(channel) == "PERMISSION_DENIED site_frozen"
         assert ask(other) == "hello"
         assert len(centre.calls) == 3
-        centre.keyring.unfreeze("site-a")
+        centre.keyring.unfreeze("site-a", "otto", NOW)
         centre.admission.refresh()
         assert ask(channel) == "hello"
 

@@ -5,7 +5,7 @@ tls/                     server.pem (key and certificate), ca.pem
 trust/issuers/           the newest key set of each identity provider that has stewards
 trust/                   federation-root.dsse, revocations.dsse, timestamp.dsse, and roots/<version>.dsse: all roots so
                          far. `msfl federation` writes them; the orchestrator only passes them on
-keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
+keyring/                 the keyring's own folder and audit log, and keyring.sock, all that is touched from here
 runs.sqlite              every run's events
 audit/                   the centre's audit log, its key, checkpoints of the sites' logs (`msfl.protos.audit_log`), and
                          revoked.json: all that was ever revoked (`trust`)

@@ -165,13 +165,21 @@ def certificate(
     name: Annotated[list[str] | None, typer.Option(help="Names it is for; else those of the old one.")] = None,
 ) -> None:
     """Make a new server certificate, good for a year. Restart `msfl orchestrator serve` to use it."""
-    from msfl.orchestrator.keyring.keyring import Keyring
+    from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown, KeyringFull
+    from msfl.orchestrator.keyring.keyring import Keyring, held
     from msfl.protos.certificates import Identity, certificate_facts
 
     centre = CentreHome(home)
     keyring = Keyring(centre.keyring)
     names = tuple(name or certificate_facts(centre.server().certificate_pem, keyring.ca_pem).names)
-    made = Identity(*keyring.server_certificate(names, datetime.now(UTC)))
+    try:
+        made = KeyringClient(centre.keyring_socket, patience_s=0.0).server_certificate(names)
+    except KeyringFull:
+        raise
+    except KeyringDown:
+        # It does not run: then this process is the keyring, for a moment.
+        with held(centre.keyring):
+            made = Identity(*keyring.server_certificate(names, datetime.now(UTC)))
     centre.write_tls(made, keyring.ca_pem)
     until = certificate_facts(made.certificate_pem, keyring.ca_pem).not_after
     console.print(

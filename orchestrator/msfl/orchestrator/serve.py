@@ -20,7 +20,8 @@ from msfl.orchestrator.doors.people import PeopleDoor
 from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
-from msfl.orchestrator.keyring.client import KeyringClient
+from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
+from msfl.orchestrator.keyring.keyring import keyring_log
 from msfl.orchestrator.releases import AggregatorStarter, Releases
 from msfl.orchestrator.store.audited import AuditedRuns
 from msfl.orchestrator.store.folder import FolderArtifacts
@@ -45,6 +46,7 @@ from msfl.runtime.process import ProcessRuntime
 # made when they are needed and none is free; who comes when all are busy waits for one.
 LINK_THREADS = 2048
 PEOPLE_THREADS = 256
+WITNESS_S = 5.0
 log = structlog.get_logger()
 
 
@@ -71,10 +73,7 @@ def serve_orchestrator(home: CentreHome) -> None:
     registry = LayoutRegistry(Path(settings.registry))
     clock = partial(datetime.now, UTC)
     audit = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}")
-    trust = home.heeded(
-        home.audit / "revoked.json",
-        lambda taken: audit.write(clock(), "document taken", f"revocations {taken.federation}", taken.to_fields()),
-    )
+    trust = home.heeded(home.audit / "revoked.json", lambda taken: taken.into(audit, clock()))
     keyring = KeyringClient(home.keyring_socket)
     releases = Releases(registry, root, clock, trust.revoked)
     # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.
@@ -108,6 +107,10 @@ def serve_orchestrator(home: CentreHome) -> None:
     admission.refresh()
     fresh = threading.Thread(target=admission.keep_fresh, args=(stop,), name="admission")
     fresh.start()
+    beside = threading.Thread(
+        target=_witness_keyring, args=(stop, asked_by_runs, notary, keyring_log(settings.federation)), name="witness"
+    )
+    beside.start()
     engine.start()
     people.start()
     link.start()
@@ -117,6 +120,19 @@ def serve_orchestrator(home: CentreHome) -> None:
     people.stop(1.0).wait()
     link.stop(1.0).wait()
     fresh.join()
+    beside.join()
+
+
+def _witness_keyring(stop: threading.Event, keyring: KeyringClient, notary: Notary, log_name: str) -> None:
+    """Keep what the keyring shows of its audit log, until `stop`: sites keep what the centre shows of its own."""
+    while not stop.wait(WITNESS_S):
+        try:
+            refused = notary.take(log_name, keyring.show())
+        except (KeyringDown, OSError) as error:
+            log.warning("the keyring's audit log is not witnessed now", why=str(error))
+            continue
+        if refused is not None:
+            log.critical("the keyring's audit log contradicts itself", code=refused.code, why=refused.why)
 
 
 def _server(name: str, threads: int, *before: grpc.ServerInterceptor) -> grpc.Server:

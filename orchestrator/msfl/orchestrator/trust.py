@@ -23,6 +23,7 @@ import structlog
 from msfl.policies.encoding import sha256_of
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import Revoked, trust_federation_root, trust_revocations
+from msfl.protos.audit_log import AuditLog
 from msfl.protos.durable_files import write_durably
 
 log = structlog.get_logger()
@@ -38,10 +39,11 @@ class Taken:
     sha256: str
     new: Revoked
 
-    def to_fields(self) -> dict[str, str]:
-        """For an audit log."""
+    def into(self, audit: AuditLog, now: datetime) -> None:
+        """Raises OSError."""
         named = {kind: " ".join(sorted(getattr(self.new, kind))) for kind in _KINDS}
-        return {"version": str(self.version), "sha256": self.sha256} | {k: v for k, v in named.items() if v}
+        fields = {"version": str(self.version), "sha256": self.sha256} | {k: v for k, v in named.items() if v}
+        audit.write(now, "document taken", f"revocations {self.federation}", fields)
 
 
 @dataclass(frozen=True)

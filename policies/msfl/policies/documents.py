@@ -656,7 +656,7 @@ class RunConfirmation(Document):
 # ------------------------------------------------------------------------------------------------ audit
 
 
-LogName = Annotated[str, StringConstraints(pattern=rf"^(?:site|centre):{_NAME}$", max_length=71)]
+LogName = Annotated[str, StringConstraints(pattern=rf"^(?:site|centre|keyring):{_NAME}$", max_length=72)]
 
 
 class AuditCheckpoint(Document):
