@@ -53,6 +53,7 @@ WAYS = [
     pytest.param(by_list(keys=(key("cleo").id,)), Code.KEY_REVOKED, id="custodian, by the federation"),
     pytest.param(by_list(policies=(f"site-a/{POLICY}",)), Code.POLICY_REVOKED, id="policy, by the federation"),
     pytest.param(by_list(sites=("site-a",)), Code.SITE_REVOKED, id="site, by the federation"),
+    pytest.param(by_list(keys=(key("issuer").id,)), Code.ISSUER_KEY_REVOKED, id="identity provider, by the federation"),
     pytest.param(by_custodian("--release", "DIGEST"), Code.RELEASE_REVOKED, id="release, by the custodian"),
     pytest.param(by_custodian("--key", key("paul").id), Code.KEY_REVOKED, id="publisher, by the custodian"),
     pytest.param(by_custodian("--policy", POLICY), Code.POLICY_REVOKED, id="policy, by the custodian"),

@@ -4,7 +4,8 @@
 
 The federation root names an issuer's stewards; the centre only carries what they signed, so that it cannot invent a
 user. Versions only grow, and whoever has seen a version takes no other bytes under it. A set is good for some weeks
-only: a centre that holds the next one back stops new runs, it does not keep an old key alive.
+only: a centre that holds the next one back stops new runs, it does not keep an old key alive. A revoked steward counts
+for nobody; a revoked key of the provider itself is found where a token is verified (`identity`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from msfl.policies.documents import IssuerKeySet
 from msfl.policies.encoding import Malformed
 from msfl.policies.envelope import Kind, Signed
 from msfl.policies.refusals import Code, Refusal, refuse
-from msfl.policies.trust import TrustedFederationRoot
+from msfl.policies.trust import NOTHING_REVOKED, Revoked, TrustedFederationRoot
 
 ISSUER_KEY_SET = Kind("issuer-key-set", IssuerKeySet, "json")
 _SEAL = object()
@@ -36,7 +37,10 @@ class TrustedKeySet:
 
 
 def trust_key_set(
-    envelope: bytes, root: TrustedFederationRoot, file: str = "issuer key set"
+    envelope: bytes,
+    root: TrustedFederationRoot,
+    file: str = "issuer key set",
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> TrustedKeySet | Refusal:
     """Who may sign depends on the issuer that the set names, so it is read, strictly, before its signers are checked,
     as a root is."""
@@ -53,7 +57,12 @@ def trust_key_set(
     if issuer is None or keys.federation != federation.federation:
         what = f"{file} is for {keys.issuer} in {keys.federation}, for which the federation root names no stewards."
         return refuse(Code.WRONG_SIGNER, what, file=file, issuer=keys.issuer)
-    people = {member.person for member in signed.signed_by(issuer.stewards)}
+    signers = signed.signed_by(issuer.stewards)
+    people = {member.person for member in revoked.without(signers)}
+    if len(people) < issuer.steward_threshold <= len({member.person for member in signers}):
+        who = ", ".join(sorted({member.person for member in signers}))
+        what = f"{file} is signed by {who} with a key that is revoked."
+        return refuse(Code.KEY_REVOKED, what, file=file, signers=who)
     if not people:
         return refuse(Code.WRONG_SIGNER, f"{file} is signed by no steward of {keys.issuer}.", file=file)
     if len(people) < issuer.steward_threshold:

@@ -15,7 +15,7 @@ from pathlib import Path
 from msfl.policies.encoding import sha256_of
 from msfl.policies.issuers import TrustedKeySet, newer, trust_key_set
 from msfl.policies.refusals import Refusal
-from msfl.policies.trust import TrustedFederationRoot
+from msfl.policies.trust import NOTHING_REVOKED, Revoked, TrustedFederationRoot
 from msfl.protos.durable_files import write_durably
 
 
@@ -26,16 +26,18 @@ class KeySets:
     def envelopes(self) -> tuple[bytes, ...]:
         return tuple(file.read_bytes() for file in sorted(self._folder.glob("*.dsse")))
 
-    def trusted(self, root: TrustedFederationRoot) -> tuple[TrustedKeySet, ...]:
+    def trusted(self, root: TrustedFederationRoot, revoked: Revoked = NOTHING_REVOKED) -> tuple[TrustedKeySet, ...]:
         """Those that stewards of this root signed; of another root's nothing is left."""
-        found = (trust_key_set(envelope, root) for envelope in self.envelopes())
+        found = (trust_key_set(envelope, root, revoked=revoked) for envelope in self.envelopes())
         return tuple(keys for keys in found if isinstance(keys, TrustedKeySet))
 
-    def take(self, envelopes: Iterable[bytes], root: TrustedFederationRoot) -> tuple[Refusal, ...]:
+    def take(
+        self, envelopes: Iterable[bytes], root: TrustedFederationRoot, revoked: Revoked = NOTHING_REVOKED
+    ) -> tuple[Refusal, ...]:
         """Why what was not taken was not; older and equal versions go without a word."""
         refused: list[Refusal] = []
         for envelope in envelopes:
-            offered = trust_key_set(envelope, root)
+            offered = trust_key_set(envelope, root, revoked=revoked)
             if isinstance(offered, Refusal):
                 refused.append(offered)
                 continue

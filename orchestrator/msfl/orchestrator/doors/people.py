@@ -35,7 +35,7 @@ from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, load_json
-from msfl.policies.identity import CALL_LIFE, User, verify_call, verify_job, verify_token
+from msfl.policies.identity import CALL_LIFE, User, issuer_key_revoked, verify_call, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import Revoked, TrustedFederationRoot
 from msfl.protos.channel import peer_ip
@@ -109,10 +109,14 @@ class PeopleDoor(PeopleServicer):
     def Watch(self, request: wire.WatchRun, context: grpc.ServicerContext) -> Iterator[wire.RunEvent]:
         run_id, after, rung = request.run_id, request.after, -1
         said: dict[str, object] = {}
-        self._own(context, "Watch", run_id)
+        user, _ = self._user(context, "Watch")
+        self._run_of(context, user, run_id)
         bell = self._engine.run_bell(run_id)
         context.add_callback(bell.ring)  # Who has hung up is not waited for.
         while context.is_active() and not self._engine.stopping:
+            # A watcher stays for days; the key that vouched for it may be revoked meanwhile.
+            if (refusal := issuer_key_revoked(user, self._revoked())) is not None:
+                self._unknown(context, refusal)
             state, events = self._engine.seen(run_id, after)
             for sequence, event in events:
                 shown = watched_event(state, event)
@@ -224,7 +228,9 @@ class PeopleDoor(PeopleServicer):
         if scheme.lower() != "bearer":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "log in first: msfl login")
         now = datetime.now(UTC)
-        user = verify_token(token, self._root.document.issuers, now, self._key_sets.trusted(self._root))
+        revoked = self._revoked()
+        key_sets = self._key_sets.trusted(self._root, revoked)
+        user = verify_token(token, self._root.document.issuers, now, key_sets, revoked)
         if isinstance(user, Refusal):
             self._unknown(context, user)
             raise AssertionError("abort returns never")
