@@ -20,6 +20,7 @@ from msfl.gateway.membership import expired_remedy
 from msfl.gateway.memory import Memory
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
+from msfl.policies.issuers import in_force_until
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
@@ -33,6 +34,7 @@ from msfl.protos.health import (
     judge_certificate,
     judge_disk,
     judge_expiry,
+    judge_issuers,
     judge_line,
     judge_newest,
     judge_trusted,
@@ -46,6 +48,7 @@ from msfl.runtime.process import ProcessRuntime
 
 ROOT_SOON, CA_SOON, POLICY_SOON = timedelta(days=30), timedelta(days=180), timedelta(days=14)
 TIMESTAMP_SOON = timedelta(hours=4)
+NEW_KEYS = "ask the operator: without it no user of this provider can start a run here (msfl issuer sign)"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ class PolicyFacts:
 @dataclass(frozen=True)
 class SiteFacts:
     """Everything `examine` looks at. `exposed`: files that others on this machine may open. Roots: in force until when,
-    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has."""
+    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has.
+    `issuers`: identity providers with stewards, and until when their keys are good."""
 
     home: Path
     now: datetime
@@ -91,6 +95,7 @@ class SiteFacts:
     protections: Protections
     tags: int | Unmeasured
     pending: tuple[str, ...] | Unmeasured
+    issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -117,6 +122,7 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         protections=ProcessRuntime().protections(),
         tags=attempt(lambda: len(LayoutRegistry(Path(home.settings().registry)).tags())),
         pending=attempt(lambda: tuple(home.pending())),
+        issuers=attempt(lambda: _issuers(home, now)),
     )
 
 
@@ -147,6 +153,12 @@ def _timestamp(home: Home, now: datetime) -> datetime | Refusal:
         return refuse(Code.TRUST_STALE, "None was ever heard of: has the gateway been on the line?")
     stamp = trust_timestamp(held, root)
     return stamp if isinstance(stamp, Refusal) else stamp.document.expires
+
+
+def _issuers(home: Home, now: datetime) -> tuple[tuple[str, datetime | Refusal], ...]:
+    root = home.federation_root(now)
+    # What is wrong with the root has a line of its own.
+    return () if isinstance(root, Refusal) else in_force_until(root, home.key_sets.trusted(root))
 
 
 def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]]:
@@ -195,6 +207,7 @@ def examine(facts: SiteFacts) -> list[Finding]:
         *_judge_certificates(facts, site),
         *_judge_roots(facts),
         *_judge_timestamp(facts),
+        *judge_issuers(facts.issuers, str(facts.home / "trust/issuers"), facts.now, NEW_KEYS),
         *_judge_policies(facts),
         *_judge_datasets(facts),
         *_judge_audit(facts),

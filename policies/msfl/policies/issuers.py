@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass
+from datetime import datetime
 
 from msfl.policies.documents import IssuerKeySet
 from msfl.policies.encoding import Malformed
@@ -74,6 +75,18 @@ def trust_key_set(
 def newer(known: TrustedKeySet | None, offered: TrustedKeySet) -> bool:
     """Whether `offered` takes the place of `known`, of the same issuer."""
     return known is None or offered.document.version > known.document.version
+
+
+def in_force_until(
+    root: TrustedFederationRoot, key_sets: Iterable[TrustedKeySet]
+) -> tuple[tuple[str, datetime | Refusal], ...]:
+    """Of each issuer that has stewards: until when its newest key set is good; there may be none."""
+    found, sets = [], tuple(key_sets)
+    for issuer in (i.issuer for i in root.document.issuers if i.stewards):
+        keys = key_set_of(issuer, sets)
+        none = refuse(Code.ISSUER_KEYS_STALE, f"No key set of {issuer} ever came here.", issuer=issuer)
+        found.append((issuer, none if keys is None else keys.expires))
+    return tuple(found)
 
 
 def key_set_of(issuer: str, key_sets: Iterable[TrustedKeySet]) -> IssuerKeySet | None:
