@@ -120,7 +120,8 @@ class Line:
 
 
 class GovernedSite:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *issuers: IssuerKeys) -> None:
+        """`issuers`: identity providers beside the world's own."""
         self.now = NOW
         self.home = Home(folder / "gateway")
         self.image = Image()
@@ -135,9 +136,13 @@ class GovernedSite:
             timekeepers=(member("tim"),),
             publishers=(member("paul"),),
             reviewers=(member("rosa"), member("rui"), member("raya")),
-            issuers=(IssuerKeys(issuer=ISSUER, audience=AUDIENCE, keys=(encode_public(key("issuer").public),)),),
+            issuers=(
+                IssuerKeys(issuer=ISSUER, audience=AUDIENCE, keys=(encode_public(key("issuer").public),)),
+                *issuers,
+            ),
             expires=LATER,
         )
+        self.token = self.world.token
         self._make_home(folder)
         self.runs: list[RunAtSite] = []
         self.start_gateway()
@@ -254,7 +259,7 @@ class GovernedSite:
         spec = encode(job)
         run = RunAtSite(run_id, self.around)
         self.runs.append(run)
-        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), self.world.token, dry_run=False))
+        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), self.token, dry_run=False))
         answer = self.line.answers.get(timeout=PATIENCE_S)
         if answer.verdict != "refuse":
             return answer.verdict

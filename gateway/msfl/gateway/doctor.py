@@ -17,7 +17,7 @@ from pathlib import Path
 
 from msfl.gateway.home import Home, NoIdentity, SiteSettings
 from msfl.gateway.membership import expired_remedy
-from msfl.gateway.memory import Memory
+from msfl.gateway.memory import ISSUER_KEYS, Memory
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
 from msfl.policies.issuers import in_force_until
@@ -157,8 +157,16 @@ def _timestamp(home: Home, now: datetime) -> datetime | Refusal:
 
 def _issuers(home: Home, now: datetime) -> tuple[tuple[str, datetime | Refusal], ...]:
     root = home.federation_root(now)
-    # What is wrong with the root has a line of its own.
-    return () if isinstance(root, Refusal) else in_force_until(root, home.key_sets.trusted(root))
+    if isinstance(root, Refusal):
+        return ()  # What is wrong with it has a line of its own.
+    sets = home.key_sets.trusted(root)
+    if home.memory_file.exists():
+        memory = Memory(home.memory_file)
+        marks = {k.document.issuer: memory.mark(ISSUER_KEYS, k.document.issuer) for k in sets}
+        memory.close()
+        # An older one than was seen here, put back from a copy, does not count.
+        sets = tuple(k for k in sets if (m := marks[k.document.issuer]) is None or m.version <= k.document.version)
+    return in_force_until(root, sets)
 
 
 def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]]:

@@ -90,9 +90,8 @@ class Judge:
         if gone := sorted(revoked.sites.intersection(job.sites)):
             return _refused(refuse(Code.SITE_REVOKED, f"The job names {gone[0]}, which is revoked.", site=gone[0]), job)
         # What the centre carries counts for its stewards' signatures alone; what is not taken leaves what is known.
-        not_taken = self._home.key_sets.take(offer.issuer_keys, root, revoked)
-        key_sets = self._home.key_sets.trusted(root, revoked)
-        user = verify_token(offer.token, root.document.issuers, now, key_sets, revoked)
+        not_taken = self._standing.take_key_sets(offer.issuer_keys, root, now)
+        user = verify_token(offer.token, root.document.issuers, now, self._standing.key_sets(root), revoked)
         if isinstance(user, Refusal):
             return _refused(not_taken[0] if not_taken and user.code is Code.ISSUER_KEYS_STALE else user, job)
         proof = verify_job(offer.spec, offer.proof, user, proof_required=False, dry_run=offer.dry_run)

@@ -69,6 +69,7 @@ class CentreHome:
             roots=tuple(f.read_bytes() for f in roots),
             revocations=_read(trust / "revocations.dsse"),
             timestamp=_read(trust / "timestamp.dsse"),
+            issuer_keys=self.key_sets.envelopes(),
         )
 
     def heeded(self, memory: Path, written: Callable[[Taken], object]) -> CentreTrust:

@@ -134,7 +134,7 @@ def welcome(
 
 @app.command(name="issuer-keys")
 def issuer_keys(home: HomeOption, file: Annotated[Path, typer.Argument(exists=True)]) -> None:
-    """Take the keys of an identity provider, signed by its stewards; they go to every site with the next runs."""
+    """Take the keys of an identity provider, signed by its stewards; they go to every site with its next heartbeat."""
     centre, now = CentreHome(home), datetime.now(UTC)
     envelope = centre.federation_root.read_bytes()
     root = trust_federation_root(envelope, sha256_of(envelope), now)

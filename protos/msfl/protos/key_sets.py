@@ -5,6 +5,7 @@
     envelopes         what is there, to be handed on
 
 The file of an issuer is named after the hash of its `iss`. A version that was seen is never replaced by an older one.
+A site remembers which it has seen beside the folder, too (`gateway.standing`), and `keep`s what that lets through.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ class KeySets:
             issuer = offered.document.issuer
             known = next((k for k in self.trusted(root) if k.document.issuer == issuer), None)
             if newer(known, offered):
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                name = sha256_of(issuer.encode()).removeprefix("sha256:")
-                write_durably(self._folder / f"{name}.dsse", envelope, mode=0o666)
+                self.keep(issuer, envelope)
         return tuple(refused)
+
+    def keep(self, issuer: str, envelope: bytes) -> None:
+        """In place of what is there, whatever that is."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        name = sha256_of(issuer.encode()).removeprefix("sha256:")
+        write_durably(self._folder / f"{name}.dsse", envelope, mode=0o666)

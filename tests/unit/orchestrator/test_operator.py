@@ -17,6 +17,7 @@ from msfl.orchestrator.main import app
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import FEDERATION_ROOT, sign
 from msfl.policies.refusals import Refusal, Refused
+from msfl.protos.convert import papers_from_wire, papers_to_wire
 from msfl.protos.health import Unmeasured
 
 
@@ -69,6 +70,10 @@ def test_the_centre_takes_what_stewards_signed_and_nothing_else(tmp_path: Path) 
     assert said.exit_code == 0
     assert "version 1" in said.stdout
     assert home.key_sets.envelopes() == (provider.key_set(),)
+    # And from now on it goes to the sites, as it came.
+    papers = home.trust_papers()
+    assert papers.issuer_keys == (provider.key_set(),)
+    assert papers_from_wire(papers_to_wire(papers)) == papers
 
 
 @pytest.mark.parametrize("option", ["--people-from", "--proxy"])
