@@ -12,7 +12,7 @@ import pytest
 
 from fakes.governance import POLICY_YAML, edit
 from fakes.offered import OfferedSite, must_be_refused
-from msfl.policies.encoding import MAX_BYTES
+from msfl.policies.encoding import MAX_YAML_BYTES
 
 SMUGGLED = {
     "a key twice": edit(POLICY_YAML, "  min_sites: 2\n", "  min_sites: 2\n  min_sites: 1\n"),
@@ -43,5 +43,5 @@ def test_a_policy_that_means_two_things_means_nothing(tmp_path: Path, name: str)
 
 
 def test_the_limit_itself_is_no_attack(tmp_path: Path) -> None:
-    text = POLICY_YAML + "#" * (MAX_BYTES - len(POLICY_YAML.encode()))
+    text = POLICY_YAML + "#" * (MAX_YAML_BYTES - len(POLICY_YAML.encode()))
     assert OfferedSite(tmp_path, text.encode()).offer().verdict == "allow"
