@@ -11,14 +11,12 @@ from pathlib import Path
 import pytest
 
 from fakes.governance import NOW, World, key
-from fakes.offered import JOB, OfferedSite
-from msfl.gateway.memory import Memory
+from fakes.governed_sites import JOB, OfferedSite
 from msfl.policies import decide as engine
 from msfl.policies.decide import RULES, Verdict, decide
 from msfl.policies.encoding import encode
 from msfl.policies.identity import sign_job
 from msfl.policies.refusals import Code
-from msfl.protos.audit_log import AuditLog
 from msfl.protos.messages import Offer
 
 PLACES = range(len(RULES))
@@ -56,15 +54,14 @@ def test_no_decision_means_no_papers_no_run_and_no_entry(tmp_path: Path, monkeyp
     data = encode(JOB)
     offer = Offer("run-1", data, sign_job(data, key("ada")), site.world.token, False)
     monkeypatch.setattr(engine, "RULES", (("not_refused", lambda *_: 1 / 0), *RULES[1:]))
-    memory, audit = Memory(site.home.memory_file), AuditLog(tmp_path / "trust papers" / "log.jsonl", "gateway site-a")
+    site.start_gateway()
+    assert site.hear(site.papers()) == []
     with pytest.raises(ZeroDivisionError):
-        site.judge(site.standing(memory, audit)).judge(offer, NOW)
-    memory.close()
-    audit.close()
-    assert not (tmp_path / "audit").exists()
-    assert not (tmp_path / "runs").exists()
+        site.judge.judge(offer, NOW)
+    assert site.audited("run decided") == []
+    assert not site.home.runs.exists()
     assert site.ledger.runs("ms-trial-lesion-segmentation") == 0
-    site.ledger.close()
+    site.close()
 
 
 def test_a_release_that_nobody_verified_is_no_request() -> None:

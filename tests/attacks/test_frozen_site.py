@@ -8,8 +8,6 @@ import base64
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
@@ -17,17 +15,13 @@ import pytest
 from structlog.testing import capture_logs
 
 from fakes.keyrings import NOW, Applicant, make_keyring, make_token
+from fakes.link_doors import PATIENCE_S, Centre, ask, line
 from fakes.members import joined
-from msfl.orchestrator.doors.admission import Admission
-from msfl.orchestrator.keyring.client import KeyringDown
-from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable, SiteStanding
-from msfl.protos.certificates import Identity, sign_renewal
-from msfl.protos.channel import SERVER_OPTIONS, dial, key_sha256, make_csr, mutual_server_credentials
+from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable
+from msfl.protos.certificates import sign_renewal
+from msfl.protos.channel import key_sha256, make_csr
 from msfl.protos.registration import RegistrationToken
 from msfl.protos.sealing import wrap_run_secret
-
-PATIENCE_S = 20
-HERE = ("127.0.0.0/8",)
 
 
 @pytest.fixture
@@ -107,7 +101,7 @@ def test_a_frozen_site_gets_no_certificate_by_renewal_and_no_run_key(keyring: Ke
     wrapped = {"site-a": wrap_run_secret(public, bytes(32), "run-7", "site-a", site_key)}
     with pytest.raises(SecretUnusable, match="frozen"):
         keyring.hand_over("run-7", wrapped, public, NOW)
-    assert keyring.unfreeze("site-a")
+    assert keyring.unfreeze("site-a", "otto", NOW)
     assert isinstance(renewed(), Enrolled)
     assert keyring.hand_over("run-7", wrapped, public, NOW)
 
@@ -138,68 +132,11 @@ def test_a_new_enrolment_revokes_every_certificate_before_it(keyring: Keyring) -
 def test_only_what_exists_is_frozen_and_unfrozen(keyring: Keyring) -> None:
     assert not keyring.freeze("site-z", "", "otto", NOW)
     assert not keyring.freeze("../ca", "", "otto", NOW)
-    assert not keyring.unfreeze("site-z")
-    assert not keyring.unfreeze("../ca")
+    assert not keyring.unfreeze("site-z", "otto", NOW)
+    assert not keyring.unfreeze("../ca", "otto", NOW)
 
 
 # ------------------------------------------------------------------ over open connections
-
-
-class Centre:
-    """A real door with admission; the keyring's word is fetched when a story says so."""
-
-    def __init__(self, folder: Path) -> None:
-        now = datetime.now(UTC)
-        self.keyring = Keyring.create(folder / "keyring", "msfl-01", now)
-        self.down = False
-        self.admission = Admission(self._ask)
-        self.calls: list[str] = []
-        self.streaming = threading.Event()
-        key, certificate = self.keyring.server_certificate(("127.0.0.1",), now)
-        self._server = grpc.server(ThreadPoolExecutor(4), interceptors=(self.admission,), options=SERVER_OPTIONS)
-        handlers = {
-            "Ask": grpc.unary_unary_rpc_method_handler(self._answer),
-            "Watch": grpc.unary_stream_rpc_method_handler(self._stream),
-            "Send": grpc.stream_unary_rpc_method_handler(self._take),
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Door", handlers),))
-        credentials = mutual_server_credentials(key, certificate, self.keyring.ca_pem)
-        self.port = self._server.add_secure_port("127.0.0.1:0", credentials)
-        self._server.start()
-
-    def _ask(self) -> dict[str, SiteStanding]:
-        if self.down:
-            raise KeyringDown("it does not answer")
-        return self.keyring.standings()
-
-    def _answer(self, request: bytes, context: grpc.ServicerContext) -> bytes:
-        self.calls.append("Ask")
-        return request
-
-    def _stream(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        over = threading.Event()
-        context.add_callback(over.set)
-        yield b"first"
-        over.wait(PATIENCE_S)
-
-    def _take(self, request: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        for _ in request:
-            self.streaming.set()
-        return b"taken"
-
-    def join(self, site: str = "site-a", cidrs: tuple[str, ...] = HERE) -> Identity:
-        now = datetime.now(UTC)
-        key, csr = make_csr(site)
-        token = make_token(self.keyring, site, cidrs=(*cidrs, "10.1.0.0/16"), now=now)
-        answer = Applicant(token).enrol(self.keyring, csr=csr, now=now)
-        assert isinstance(answer, Enrolled)
-        return Identity(key, answer.certificate_pem)
-
-    def dial(self, identity: Identity) -> grpc.Channel:
-        return dial(f"127.0.0.1:{self.port}", self.keyring.ca_pem, identity.key_pem, identity.certificate_pem)
-
-    def close(self) -> None:
-        self._server.stop(0).wait()
 
 
 @pytest.fixture
@@ -207,20 +144,6 @@ def centre(tmp_path: Path) -> Iterator[Centre]:
     centre = Centre(tmp_path)
     yield centre
     centre.close()
-
-
-@contextmanager
-def line(centre: Centre, identity: Identity) -> Iterator[grpc.Channel]:
-    channel = centre.dial(identity)
-    yield channel
-    channel.close()
-
-
-def ask(channel: grpc.Channel) -> str:
-    try:
-        return str(channel.unary_unary("/Door/Ask")(b"hello", timeout=PATIENCE_S).decode())
-    except grpc.RpcError as error:
-        return f"{error.code().name} {(error.details() or '').partition(':')[0]}"
 
 
 def test_a_frozen_site_is_refused_on_the_connection_that_it_has(centre: Centre) -> None:
@@ -237,7 +160,7 @@ def test_a_frozen_site_is_refused_on_the_connection_that_it_has(centre: Centre) 
         assert ask(channel) == "PERMISSION_DENIED site_frozen"
         assert ask(other) == "hello"
         assert len(centre.calls) == 3
-        centre.keyring.unfreeze("site-a")
+        centre.keyring.unfreeze("site-a", "otto", NOW)
         centre.admission.refresh()
         assert ask(channel) == "hello"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fakes.governance import POLICY_YAML, edit
-from fakes.offered import OfferedSite, must_be_refused
-from msfl.policies.encoding import MAX_BYTES
+from fakes.governed_sites import OfferedSite, must_be_refused
+from msfl.policies.encoding import MAX_YAML_BYTES
 
 SMUGGLED = {
     "a key twice": edit(POLICY_YAML, "  min_sites: 2\n", "  min_sites: 2\n  min_sites: 1\n"),
@@ -38,10 +38,10 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("name", SMUGGLED)
 def test_a_policy_that_means_two_things_means_nothing(tmp_path: Path, name: str) -> None:
-    told = OfferedSite(tmp_path, SMUGGLED[name].encode()).offer()
+    told = OfferedSite(tmp_path, SMUGGLED[name].encode()).told()
     must_be_refused(told, "malformed_document")
 
 
 def test_the_limit_itself_is_no_attack(tmp_path: Path) -> None:
-    text = POLICY_YAML + "#" * (MAX_BYTES - len(POLICY_YAML.encode()))
-    assert OfferedSite(tmp_path, text.encode()).offer().verdict == "allow"
+    text = POLICY_YAML + "#" * (MAX_YAML_BYTES - len(POLICY_YAML.encode()))
+    assert OfferedSite(tmp_path, text.encode()).told().verdict == "allow"

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fakes.governance import DIGEST, LATER, POLICY_YAML, World, edit, key, member
-from fakes.offered import JOB, OfferedSite, forge, must_be_refused
+from fakes.governed_sites import JOB, OfferedSite, forge, must_be_refused
 from fakes.registries import MemoryRegistry
 from msfl.gateway.home import write
 from msfl.policies.documents import SiteRoot
@@ -27,20 +27,20 @@ OTHER = "sha256:" + "0" * 64
 
 def test_the_papers_that_belong_together_are_allowed(tmp_path: Path) -> None:
     """Else every story below would be refused for another reason than it tells."""
-    told = OfferedSite(tmp_path).offer()
+    told = OfferedSite(tmp_path).told()
     assert (told.verdict, told.code, told.logged["verdict"]) == ("allow", "", "allow")
 
 
 def test_the_statement_of_another_release_on_this_image(tmp_path: Path) -> None:
     site = OfferedSite(tmp_path)
     site.put_release(name="ms-harmless")
-    must_be_refused(site.offer(), "job_inconsistent")
+    must_be_refused(site.told(), "job_inconsistent")
 
 
 def test_the_statement_of_another_image_on_this_one(tmp_path: Path) -> None:
     site = OfferedSite(tmp_path)
     site.put_release(digest=OTHER)
-    must_be_refused(site.offer(), "image_broken")
+    must_be_refused(site.told(), "image_broken")
 
 
 @pytest.mark.parametrize("changes", [{"digest": OTHER}, {"statement_sha256": OTHER}])
@@ -53,38 +53,38 @@ def test_reviews_of_another_release(tmp_path: Path, changes: dict[str, Any]) -> 
     for reviewer in world.reviewers:
         add_review(fresh, DIGEST, world.review(reviewer, **changes))
     site.registry.__dict__.update(fresh.__dict__)
-    must_be_refused(site.offer(), "release_not_reviewed")
+    must_be_refused(site.told(), "release_not_reviewed")
 
 
 def test_the_policy_for_another_dataset(tmp_path: Path) -> None:
     text = edit(POLICY_YAML, "datasets: [ms-trial]", "datasets: [ms-other]")
-    must_be_refused(OfferedSite(tmp_path, text.encode()).offer(), "dataset_not_named")
+    must_be_refused(OfferedSite(tmp_path, text.encode()).told(), "dataset_not_named")
 
 
 def test_the_policy_for_another_image_of_the_same_name_and_version(tmp_path: Path) -> None:
-    must_be_refused(OfferedSite(tmp_path, edit(POLICY_YAML, DIGEST, OTHER).encode()).offer(), "digest_not_named")
+    must_be_refused(OfferedSite(tmp_path, edit(POLICY_YAML, DIGEST, OTHER).encode()).told(), "digest_not_named")
 
 
 def test_the_policy_of_another_site(tmp_path: Path) -> None:
     """Validly signed there, by a custodian whom this site's root does not name."""
     site = OfferedSite(tmp_path)
     site.put_policy(sign(POLICY_YAML.encode(), ASSET_POLICY, [key("carl-of-site-b")]))
-    must_be_refused(site.offer(), "wrong_signer")
+    must_be_refused(site.told(), "wrong_signer")
 
 
 def test_the_root_of_another_site(tmp_path: Path) -> None:
     site = OfferedSite(tmp_path)
     root = SiteRoot(site="site-b", version=1, custodians=(member("carl"),), threshold=1, expires=LATER)
-    write(tmp_path / "trust/site-root.dsse", sign(encode(root), SITE_ROOT, [key("carl")]))
+    write(site.home.root / "trust/site-root.dsse", sign(encode(root), SITE_ROOT, [key("carl")]))
     site.put_policy(sign(POLICY_YAML.encode(), ASSET_POLICY, [key("carl")]))
-    must_be_refused(site.offer(), "root_differs")
+    must_be_refused(site.told(), "root_differs")
 
 
 @pytest.mark.parametrize("kind", [SITE_ROOT, RELEASE_STATEMENT, REVIEW])
 def test_a_policy_that_was_signed_as_something_else(tmp_path: Path, kind: Kind[Any]) -> None:
     site = OfferedSite(tmp_path)
     site.put_policy(forge(POLICY_YAML.encode(), kind.payload_type, "cleo"))
-    must_be_refused(site.offer(), "wrong_document_kind")
+    must_be_refused(site.told(), "wrong_document_kind")
 
 
 def test_a_payload_type_that_is_swapped_after_signing(tmp_path: Path) -> None:
@@ -92,25 +92,25 @@ def test_a_payload_type_that_is_swapped_after_signing(tmp_path: Path) -> None:
     envelope = json.loads(forge(POLICY_YAML.encode(), REVIEW.payload_type, "cleo"))
     envelope["payloadType"] = ASSET_POLICY.payload_type
     site.put_policy(json.dumps(envelope).encode())
-    must_be_refused(site.offer(), "wrong_signer")
+    must_be_refused(site.told(), "wrong_signer")
 
 
 def test_the_job_of_another_user_under_this_users_token(tmp_path: Path) -> None:
-    must_be_refused(OfferedSite(tmp_path).offer(proof=sign_job(encode(JOB), key("eve"))), "proof_other_key")
+    must_be_refused(OfferedSite(tmp_path).told(proof=sign_job(encode(JOB), key("eve"))), "proof_other_key")
 
 
 def test_the_signature_of_another_job(tmp_path: Path) -> None:
     other = JOB.model_copy(update={"rounds": 1})
-    must_be_refused(OfferedSite(tmp_path).offer(proof=sign_job(encode(other), key("ada"))), "proof_invalid")
+    must_be_refused(OfferedSite(tmp_path).told(proof=sign_job(encode(other), key("ada"))), "proof_invalid")
 
 
 def test_a_job_for_another_sites_dataset(tmp_path: Path) -> None:
     job = JOB.model_copy(update={"datasets": ("site-b/ms-cohort", "site-c/ms-clinic")})
-    must_be_refused(OfferedSite(tmp_path).offer(job), "job_inconsistent")
+    must_be_refused(OfferedSite(tmp_path).told(job), "job_inconsistent")
 
 
 def test_an_older_version_that_is_left_beside_the_newer_one(tmp_path: Path) -> None:
     site = OfferedSite(tmp_path)
     newer = edit(edit(POLICY_YAML, "version: 3", "version: 4"), "rounds: {max: 60}", "rounds: {max: 2}")
     site.put_policy(sign(newer.encode(), ASSET_POLICY, [key("cleo")]), "newer")
-    must_be_refused(site.offer(), "config_out_of_range")  # of the newer one: the older allows nothing any more
+    must_be_refused(site.told(), "config_out_of_range")  # of the newer one: the older allows nothing any more

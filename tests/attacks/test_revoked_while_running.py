@@ -53,6 +53,7 @@ WAYS = [
     pytest.param(by_list(keys=(key("cleo").id,)), Code.KEY_REVOKED, id="custodian, by the federation"),
     pytest.param(by_list(policies=(f"site-a/{POLICY}",)), Code.POLICY_REVOKED, id="policy, by the federation"),
     pytest.param(by_list(sites=("site-a",)), Code.SITE_REVOKED, id="site, by the federation"),
+    pytest.param(by_list(keys=(key("issuer").id,)), Code.ISSUER_KEY_REVOKED, id="identity provider, by the federation"),
     pytest.param(by_custodian("--release", "DIGEST"), Code.RELEASE_REVOKED, id="release, by the custodian"),
     pytest.param(by_custodian("--key", key("paul").id), Code.KEY_REVOKED, id="publisher, by the custodian"),
     pytest.param(by_custodian("--policy", POLICY), Code.POLICY_REVOKED, id="policy, by the custodian"),
@@ -92,7 +93,7 @@ def test_nothing_starts_between_the_decision_and_the_start(site: GovernedSite, r
 
 
 def test_nothing_starts_when_it_is_revoked_while_the_image_comes(site: GovernedSite) -> None:
-    registry = site.image.registry
+    registry = site.registry
     served = registry.get_manifest
 
     def and_meanwhile(digest: str) -> bytes:
@@ -140,7 +141,7 @@ def test_a_job_that_names_a_revoked_site_is_refused_at_the_others(site: Governed
 
 def test_a_reject_by_a_revoked_reviewer_still_refuses(site: GovernedSite) -> None:
     statement = site.world.statement.model_copy(update={"digest": site.digest})
-    add_review(site.image.registry, site.digest, site.world.review("raya", statement=statement, verdict="reject"))
+    add_review(site.registry, site.digest, site.world.review("raya", statement=statement, verdict="reject"))
     site.hear(site.papers(2, keys=(key("raya").id,)))
     assert site.offer() == Code.RELEASE_REJECTED.value
     site.nothing_started("release_rejected")

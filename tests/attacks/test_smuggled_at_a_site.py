@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakes.offered import JOB, OfferedSite, must_be_refused
+from fakes.governed_sites import JOB, OfferedSite, must_be_refused
 from msfl.policies.encoding import encode
 
 
@@ -41,7 +41,7 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_what_is_no_job_is_not_read_as_one(tmp_path: Path, name: str) -> None:
     assert MALFORMED[name] != encode(JOB)
-    must_be_refused(OfferedSite(tmp_path).offer(spec=MALFORMED[name]), "malformed_document")
+    must_be_refused(OfferedSite(tmp_path).told(spec=MALFORMED[name]), "malformed_document")
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_what_is_no_job_is_not_read_as_one(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_setting_that_is_not_allowed(tmp_path: Path, config: dict[str, Any], code: str) -> None:
-    must_be_refused(OfferedSite(tmp_path).offer(spec=spec_with(config=config)), code)
+    must_be_refused(OfferedSite(tmp_path).told(spec=spec_with(config=config)), code)
 
 
 @pytest.mark.parametrize("dataset", ["site-a/ms-other", "site-a/ms-trial.json"])
 def test_a_dataset_that_the_site_does_not_publish(tmp_path: Path, dataset: str) -> None:
-    must_be_refused(OfferedSite(tmp_path).offer(spec=spec_with(datasets=[dataset, "site-b/x"])), "dataset_unknown")
+    must_be_refused(OfferedSite(tmp_path).told(spec=spec_with(datasets=[dataset, "site-b/x"])), "dataset_unknown")
 
 
 def test_a_profile_that_the_policy_does_not_list_brings_no_setting_past_it(tmp_path: Path) -> None:
     """Its learning rate is one that the policy would refuse from a job: the resolved config is judged."""
-    must_be_refused(OfferedSite(tmp_path).offer(spec=spec_with(profile="demo")), "config_out_of_range")
+    must_be_refused(OfferedSite(tmp_path).told(spec=spec_with(profile="demo")), "config_out_of_range")

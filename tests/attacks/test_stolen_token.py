@@ -22,6 +22,7 @@ from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import Submitted
 from msfl.policies.encoding import encode
 from msfl.policies.identity import mint_token, sign_call, sign_job
+from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL
 from msfl.protos.v1 import federation_pb2 as wire
@@ -66,14 +67,20 @@ class SilentEngine:
 class Door:
     """The door for people, before an engine that only notes what it is given."""
 
-    def __init__(self, allowed: tuple[str, ...] = LOOPBACK, proxies: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        allowed: tuple[str, ...] = LOOPBACK,
+        proxies: tuple[str, ...] = (),
+        revoked: Revoked = NOTHING_REVOKED,
+    ) -> None:
         self.engine = SilentEngine()
         datasets = Datasets()
         for ref in SPEC.datasets:
             datasets.put(ref.split("/")[0], ({"ref": ref},))
         engine, root = cast(Engine, self.engine), World().federation_root
         callers = Callers.of(allowed, proxies)
-        self._door = PeopleDoor(engine, root, datasets, cast(Releases, None), KeySets(Path("none")), callers)
+        releases, key_sets = cast(Releases, None), KeySets(Path("none"))
+        self._door = PeopleDoor(engine, root, datasets, releases, key_sets, callers, lambda: revoked)
 
     def list(self, *metadata: tuple[str, str], peer: str = "ipv4:127.0.0.1:40000") -> str:
         """Empty: the runs were listed. Else what was said instead."""
@@ -155,6 +162,23 @@ def test_a_job_that_was_only_asked_about_is_not_run_nor_the_reverse() -> None:
     assert door.submit(*call(token, "Submit"), proof=asked, dry_run=True) == ""
     assert door.submit(*call(token, "Submit"), proof=wanted) == ""
     assert [event.dry_run for event in door.engine.submitted] == [True, False]
+
+
+# -------------------------------------------------------------------------------------- revoked
+
+
+def test_a_token_of_a_revoked_issuers_key_opens_nothing() -> None:
+    door, token = Door(revoked=Revoked(keys=frozenset({key("issuer").id}))), bearer()
+    assert "issuer_key_revoked" in door.list(*call(token))
+    proof = sign_job(encode(SPEC), key("ada"))
+    assert "issuer_key_revoked" in door.submit(*call(token, "Submit"), proof=proof)
+    assert door.engine.submitted == []
+
+
+def test_a_job_that_names_a_revoked_site_is_not_taken() -> None:
+    door = Door(revoked=Revoked(sites=frozenset({SPEC.sites[0]})))
+    assert "site_revoked" in door.submit(*call(bearer(), "Submit"), proof=sign_job(encode(SPEC), key("ada")))
+    assert door.engine.submitted == []
 
 
 # -------------------------------------------------------------------------------------- from somewhere else

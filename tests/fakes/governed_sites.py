@@ -7,13 +7,19 @@ Real are the documents, the registry's bytes, the run's thread and its machine; 
     site.hear(site.papers())              what came with the heartbeat
     assert site.offer() == "allow"        one offer, one answer
     site.order()                          asks for the worker, and waits for what became of it
+
+`OfferedSite`: the same for stories of one offer over papers that do not fit: `told` has the decision, as it was
+answered and as it stands in the audit log. Its image is only named, never fetched.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +27,7 @@ from typing import Any, cast
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fakes.governance import AUDIENCE, DIGEST, ISSUER, LATER, NOW, POLICY_YAML, World, key, member
-from fakes.registries import Image
+from fakes.registries import Image, MemoryRegistry
 from msfl.gateway.home import Home, SiteSettings, write
 from msfl.gateway.judge import Judge
 from msfl.gateway.ledger import Ledger
@@ -34,6 +40,7 @@ from msfl.policies.documents import (
     FederationRoot,
     Isolation,
     IssuerKeys,
+    JobSpec,
     Named,
     RevocationList,
     SiteRoot,
@@ -61,6 +68,7 @@ from msfl.runtime.interface import Exit, Handle, Protections, StartOrder
 
 PATIENCE_S = 10.0
 SITE, FEDERATION = "site-a", "msfl-test"
+JOB = World().job.model_copy(update={"digest": DIGEST})
 
 
 class IdleRuntime:
@@ -120,14 +128,13 @@ class Line:
 
 
 class GovernedSite:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *issuers: IssuerKeys) -> None:
+        """`issuers`: identity providers beside the world's own."""
         self.now = NOW
         self.home = Home(folder / "gateway")
-        self.image = Image()
-        self.digest = self.image.push()
+        self.registry, self.digest = self._image()
         self.world = World(policy_yaml=POLICY_YAML.replace(DIGEST, self.digest))
-        statement = self.world.statement.model_copy(update={"digest": self.digest})
-        self._publish(statement)
+        self.put_release()
         self.root = FederationRoot(
             federation=FEDERATION,
             version=1,
@@ -135,18 +142,27 @@ class GovernedSite:
             timekeepers=(member("tim"),),
             publishers=(member("paul"),),
             reviewers=(member("rosa"), member("rui"), member("raya")),
-            issuers=(IssuerKeys(issuer=ISSUER, audience=AUDIENCE, keys=(encode_public(key("issuer").public),)),),
+            issuers=(
+                IssuerKeys(issuer=ISSUER, audience=AUDIENCE, keys=(encode_public(key("issuer").public),)),
+                *issuers,
+            ),
             expires=LATER,
         )
+        self.token = self.world.token
         self._make_home(folder)
         self.runs: list[RunAtSite] = []
         self.start_gateway()
 
-    def _publish(self, statement: Any) -> None:
-        registry = self.image.registry
-        submit_statement(registry, self.digest, sign(encode(statement), RELEASE_STATEMENT, [key("paul")]))
-        for reviewer in ("rosa", "rui"):
-            add_review(registry, self.digest, self.world.review(reviewer, statement=statement))
+    def _image(self) -> tuple[MemoryRegistry, str]:
+        image = Image()
+        return image.registry, image.push()
+
+    def put_release(self, **changes: Any) -> None:
+        """A statement and its reviews, all validly signed, on the image that the job names."""
+        statement = self.world.statement.model_copy(update={"digest": self.digest, **changes})
+        submit_statement(self.registry, self.digest, sign(encode(statement), RELEASE_STATEMENT, [key("paul")]))
+        for reviewer in self.world.reviewers:
+            add_review(self.registry, self.digest, self.world.review(reviewer, statement=statement))
 
     def _make_home(self, folder: Path) -> None:
         self.home.write_settings(SiteSettings(SITE, FEDERATION, "127.0.0.1:1", "registry"))
@@ -174,15 +190,14 @@ class GovernedSite:
         self.standing = Standing(self.home, self.memory, self.audit_log)
         self.ledger = Ledger(self.home.root / "ledger.sqlite")
         self.runtime, self.line = IdleRuntime(), Line()
-        registry = self.image.registry
         notary = Notary(self.audit_log, self.home.audit, f"site:{SITE}", lambda: self.now)
-        self.judge = Judge(self.home, registry, self.ledger, Isolation.SANDBOX, self.standing)
+        self.judge = Judge(self.home, self.registry, self.ledger, Isolation.SANDBOX, self.standing)
         self.around = Surroundings(
             home=self.home,
             judge=self.judge,
             ledger=self.ledger,
             audit=self.audit_log,
-            registry=registry,
+            registry=self.registry,
             runtime=self.runtime,
             link=cast(Link, self.line),
             witness=Witness(notary, cast(Link, self.line), self.audit_log, FEDERATION, lambda: self.now),
@@ -208,7 +223,10 @@ class GovernedSite:
 
     def sign_policy(self, version: int = 3, by: tuple[str, ...] = ("cleo",), text: str = "") -> None:
         text = (text or self.world.policy_yaml).replace("\nversion: 3\n", f"\nversion: {version}\n")
-        write(self.home.root / "policies/one.dsse", sign(text.encode(), ASSET_POLICY, [key(n) for n in by]))
+        self.put_policy(sign(text.encode(), ASSET_POLICY, [key(n) for n in by]))
+
+    def put_policy(self, envelope: bytes, name: str = "one") -> None:
+        write(self.home.root / f"policies/{name}.dsse", envelope)
 
     def revocations(self, version: int = 1, by: str = "otto", **named: Any) -> bytes:
         listed = RevocationList(federation=FEDERATION, version=version, issued=NOW, **named)
@@ -252,13 +270,16 @@ class GovernedSite:
             update={"digest": self.digest, "nonce": f"nonce-of-{run_id}-0123456789", **changes}
         )
         spec = encode(job)
-        run = RunAtSite(run_id, self.around)
-        self.runs.append(run)
-        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), self.world.token, dry_run=False))
-        answer = self.line.answers.get(timeout=PATIENCE_S)
+        answer = self.answer(Offer(run_id, spec, sign_job(spec, key("ada")), self.token, dry_run=False))
         if answer.verdict != "refuse":
             return answer.verdict
         return str(answer.decision["refusal"]["code"])
+
+    def answer(self, offer: Offer) -> OfferAnswer:
+        run = RunAtSite(offer.run_id, self.around)
+        self.runs.append(run)
+        run.hear(offer)
+        return self.line.answers.get(timeout=PATIENCE_S)
 
     def order(self, verb: str = "start", round: int = 0) -> None:
         """A task for the newest run."""
@@ -287,3 +308,61 @@ class GovernedSite:
 def later(root: Any, **changes: Any) -> Any:
     """The next version of a root."""
     return root.model_copy(update={"version": root.version + 1, **changes})
+
+
+# ----------------------------------------------------------------------------------------------- one offer, one answer
+
+
+def forge(payload: bytes, payload_type: str, signer: str) -> bytes:
+    """A DSSE envelope, validly signed, over whatever bytes: the product's own `sign` takes documents alone."""
+    kind = payload_type.encode()
+    signed = b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+    signature = {"keyid": key(signer).id, "sig": base64.b64encode(key(signer).private.sign(signed)).decode()}
+    envelope = {"payload": base64.b64encode(payload).decode(), "payloadType": payload_type, "signatures": [signature]}
+    return json.dumps(envelope).encode()
+
+
+@dataclass(frozen=True)
+class Told:
+    """One decision as it was answered and as it stands in the audit log; `started` must be empty in every attack."""
+
+    verdict: str
+    code: str
+    logged: dict[str, str]
+    started: list[StartOrder]
+
+
+class OfferedSite(GovernedSite):
+    """`policy` is put there signed by the custodian; `JOB` names the image. It runs only while it is `told`."""
+
+    def __init__(self, folder: Path, policy: bytes = POLICY_YAML.encode()) -> None:
+        super().__init__(folder)
+        self.close()
+        self.put_policy(forge(policy, ASSET_POLICY.payload_type, "cleo"))
+
+    def _image(self) -> tuple[MemoryRegistry, str]:
+        registry = MemoryRegistry()
+        registry.tamper(DIGEST, b"{}")  # Never fetched here; its papers hang on its digest.
+        return registry, DIGEST
+
+    def told(self, job: JobSpec = JOB, spec: bytes | None = None, **changes: Any) -> Told:
+        """`spec`: other bytes than those of `job`; they are signed by the user's own key all the same."""
+        data = encode(job) if spec is None else spec
+        proof = sign_job(data, key("ada"), dry_run=bool(changes.get("dry_run")))
+        self.start_gateway()
+        try:
+            assert self.hear(self.papers()) == []
+            answer = self.answer(replace(Offer("run-1", data, proof, self.token, False), **changes))
+        finally:
+            self.close()
+        last = read_entries(self.home.root / "audit/log.jsonl")[-1]
+        assert last.action == ("run explained" if changes.get("dry_run") else "run decided")
+        code = (answer.decision.get("refusal") or {}).get("code", "")
+        return Told(answer.verdict, code, dict(last.fields), self.runtime.started)
+
+
+def must_be_refused(told: Told, code: str) -> None:
+    """The answer, the audit log and the quiet of the runtime agree."""
+    assert (told.verdict, told.code) == ("refuse", code)
+    assert (told.logged["verdict"], told.logged["code"]) == ("refuse", code)
+    assert told.started == []

@@ -24,6 +24,7 @@ from msfl.orchestrator.runs.events import Submitted
 from msfl.orchestrator.runs.machine import Phase, RunState
 from msfl.policies.encoding import encode
 from msfl.policies.identity import mint_token, sign_job, verify_job
+from msfl.policies.trust import NOTHING_REVOKED
 from msfl.protos.channel import SERVER_OPTIONS, server_credentials
 from msfl.protos.key_sets import KeySets
 from msfl.protos.v1 import federation_pb2 as wire
@@ -54,11 +55,20 @@ class Centre:
         self.first_proof = sign_job(spec, key("ada"))
         self.engine.submit(Submitted(self.engine.now(), RUN, spec.decode(), self.first_proof, "old", "ada@uni.example"))
         releases = Releases(
-            LayoutRegistry.create(folder / "registry"), WORLD.federation_root, lambda: datetime.now(UTC)
+            LayoutRegistry.create(folder / "registry"),
+            WORLD.federation_root,
+            lambda: datetime.now(UTC),
+            lambda: NOTHING_REVOKED,
         )
         self._server = grpc.server(ThreadPoolExecutor(8), options=SERVER_OPTIONS)
         door = PeopleDoor(
-            self.engine, WORLD.federation_root, Datasets(), releases, KeySets(folder / "issuers"), Callers.of(LOOPBACK)
+            self.engine,
+            WORLD.federation_root,
+            Datasets(),
+            releases,
+            KeySets(folder / "issuers"),
+            Callers.of(LOOPBACK),
+            lambda: NOTHING_REVOKED,
         )
         add_PeopleServicer_to_server(door, self._server)
         server_key, certificate = keyring.server_certificate(("127.0.0.1",), datetime.now(UTC))

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from msfl.gateway.home import Home, NoIdentity, SiteSettings
 from msfl.gateway.membership import expired_remedy
-from msfl.gateway.memory import Memory
+from msfl.gateway.memory import ISSUER_KEYS, Memory
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
+from msfl.policies.issuers import in_force_until
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
@@ -33,6 +34,7 @@ from msfl.protos.health import (
     judge_certificate,
     judge_disk,
     judge_expiry,
+    judge_issuers,
     judge_line,
     judge_newest,
     judge_trusted,
@@ -47,6 +49,7 @@ from msfl.runtime.process import ProcessRuntime
 
 ROOT_SOON, CA_SOON, POLICY_SOON = timedelta(days=30), timedelta(days=180), timedelta(days=14)
 TIMESTAMP_SOON = timedelta(hours=4)
+NEW_KEYS = "ask the operator: without it no user of this provider can start a run here (msfl issuer sign)"
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class PolicyFacts:
 @dataclass(frozen=True)
 class SiteFacts:
     """Everything `examine` looks at. `exposed`: files that others on this machine may open. Roots: in force until when,
-    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has."""
+    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has.
+    `issuers`: identity providers with stewards, and until when their keys are good."""
 
     home: Path
     now: datetime
@@ -92,6 +96,7 @@ class SiteFacts:
     protections: Protections
     tags: int | Unmeasured
     pending: tuple[str, ...] | Unmeasured
+    issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -120,6 +125,7 @@ def measure(root: Path, now: datetime) -> SiteFacts:
             lambda: len(open_registry(home.settings().registry, home.registry_access).tags()), (RegistryFails,)
         ),
         pending=attempt(lambda: tuple(home.pending())),
+        issuers=attempt(lambda: _issuers(home, now)),
     )
 
 
@@ -154,6 +160,20 @@ def _timestamp(home: Home, now: datetime) -> datetime | Refusal:
         return refuse(Code.TRUST_STALE, "None was ever heard of: has the gateway been on the line?")
     stamp = trust_timestamp(held, root)
     return stamp if isinstance(stamp, Refusal) else stamp.document.expires
+
+
+def _issuers(home: Home, now: datetime) -> tuple[tuple[str, datetime | Refusal], ...]:
+    root = home.federation_root(now)
+    if isinstance(root, Refusal):
+        return ()  # What is wrong with it has a line of its own.
+    sets = home.key_sets.trusted(root)
+    if home.memory_file.exists():
+        memory = Memory(home.memory_file)
+        marks = {k.document.issuer: memory.mark(ISSUER_KEYS, k.document.issuer) for k in sets}
+        memory.close()
+        # An older one than was seen here, put back from a copy, does not count.
+        sets = tuple(k for k in sets if (m := marks[k.document.issuer]) is None or m.version <= k.document.version)
+    return in_force_until(root, sets)
 
 
 def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]]:
@@ -202,6 +222,7 @@ def examine(facts: SiteFacts) -> list[Finding]:
         *_judge_certificates(facts, site),
         *_judge_roots(facts),
         *_judge_timestamp(facts),
+        *judge_issuers(facts.issuers, str(facts.home / "trust/issuers"), facts.now, NEW_KEYS),
         *_judge_policies(facts),
         *_judge_datasets(facts),
         *_judge_audit(facts),

@@ -24,7 +24,7 @@ from msfl.gateway.standing import Standing
 from msfl.policies.decide import Decision, Request, Verdict, decide, overruled, recheck
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
-from msfl.policies.identity import User, verify_job, verify_token
+from msfl.policies.identity import User, issuer_key_revoked, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease, separate_roles
@@ -90,8 +90,8 @@ class Judge:
         if gone := sorted(revoked.sites.intersection(job.sites)):
             return _refused(refuse(Code.SITE_REVOKED, f"The job names {gone[0]}, which is revoked.", site=gone[0]), job)
         # What the centre carries counts for its stewards' signatures alone; what is not taken leaves what is known.
-        not_taken = self._home.key_sets.take(offer.issuer_keys, root)
-        user = verify_token(offer.token, root.document.issuers, now, self._home.key_sets.trusted(root))
+        not_taken = self._standing.take_key_sets(offer.issuer_keys, root, now)
+        user = verify_token(offer.token, root.document.issuers, now, self._standing.key_sets(root), revoked)
         if isinstance(user, Refusal):
             return _refused(not_taken[0] if not_taken and user.code is Code.ISSUER_KEYS_STALE else user, job)
         proof = verify_job(offer.spec, offer.proof, user, proof_required=False, dry_run=offer.dry_run)
@@ -163,15 +163,18 @@ class Judge:
         return self.stands(accepted, now) or accepted
 
     def stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
-        """Decide anew on a run that has begun: is its release still trusted, does the policy that allowed it still
-        stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them."""
+        """Decide anew on a run that has begun: does the key still count that vouched for its user, is its release still
+        trusted, does the policy that allowed it still stand, as these very bytes, and does it still allow it? Its
+        budgets are not asked: the run is part of them."""
         if (gone := self._standing.site_revoked()) is not None:
             return gone
         root = self._standing.federation_root(now)
         if isinstance(root, Refusal):
             return root
-        papers = accepted.papers
-        release = _release(accepted.job, papers.statement, papers.reviews, root, now, self._standing.revoked())
+        papers, revoked = accepted.papers, self._standing.revoked()
+        if (gone := issuer_key_revoked(accepted.user, revoked)) is not None:
+            return gone
+        release = _release(accepted.job, papers.statement, papers.reviews, root, now, revoked)
         if isinstance(release, Refusal):
             return release
         policies, untrusted = self._standing.policies(now)

@@ -24,6 +24,7 @@ from msfl.policies.trust import Revoked
 
 # The audit log's words for what is remembered here.
 TAKEN, REVOKED_HERE, CLOCK_ACCEPTED = "document taken", "revoked here", "clock accepted"
+ISSUER_KEYS = "issuer-keys"  # A kind of document, whose ids are issuers.
 KINDS = ("key", "release", "policy", "site")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS marks (

@@ -102,11 +102,10 @@ class RunRecord:
         """None when there are none. Raises BadRecord."""
         try:
             raw = json.loads(self._papers.read_bytes())
-            user = raw["user"]
             return Papers(
                 spec=base64.b64decode(raw["spec"]),
                 proof=str(raw["proof"]),
-                user=User(**{**user, "expires": datetime.fromisoformat(user["expires"])}),
+                user=_user_of(raw["user"]),
                 statement=base64.b64decode(raw["statement"]),
                 reviews=tuple(base64.b64decode(r) for r in raw["reviews"]),
                 policy_id=str(raw["policy_id"]),
@@ -148,6 +147,12 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     for left_over in folder.glob("left-over-*.f32"):
         left_over.unlink()
+
+
+def _user_of(raw: Mapping[str, Any]) -> User:
+    # Records of before do not say which key signed.
+    signed_by = tuple(map(str, raw.get("signed_by", ())))
+    return User(**{**raw, "expires": datetime.fromisoformat(raw["expires"]), "signed_by": signed_by})
 
 
 def _state_of(raw: Mapping[str, Any]) -> SiteRun:

@@ -1,7 +1,8 @@
 """What holds at this site now: which roots, lists and policies are in force, what is revoked, and whether that is known
 well enough to begin a run.
 
-    heartbeat ─ trust papers ─▶ roots, one version on each ▸ revocation list, newer ▸ timestamp, newer ─▶ memory
+    heartbeat ─ trust papers ─▶ roots, one version on each ▸ revocation list, newer ▸ timestamp, newer ▸ key sets of
+                                identity providers, newer (these come with offers, too) ─▶ memory
     `may_begin`    clock not set back ▸ roots as remembered ▸ timestamp fresh ▸ list as named ▸ site not revoked
     `policies`     signed by custodians ▸ not revoked ▸ no older than the newest that was in force here
 
@@ -21,10 +22,11 @@ from typing import Any, TypeAlias
 import structlog
 
 from msfl.gateway.home import Home, write
-from msfl.gateway.memory import CLOCK_ACCEPTED, REVOKED_HERE, TAKEN, Mark, Memory
+from msfl.gateway.memory import CLOCK_ACCEPTED, ISSUER_KEYS, REVOKED_HERE, TAKEN, Mark, Memory
 from msfl.policies.documents import format_utc, parse_utc
 from msfl.policies.encoding import Malformed, sha256_of
 from msfl.policies.envelope import FEDERATION_ROOT, SITE_ROOT, Kind, Signed
+from msfl.policies.issuers import TrustedKeySet, trust_key_set
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import (
     CLOCK_LEEWAY,
@@ -132,6 +134,12 @@ class Standing:
             return None
         return refuse(Code.SITE_REVOKED, f"The site {self._settings.site} is revoked.", site=self._settings.site)
 
+    def key_sets(self, root: TrustedFederationRoot) -> tuple[TrustedKeySet, ...]:
+        """Of each identity provider with stewards the newest that was ever seen here, or none: no older one."""
+        with self._lock:
+            found = self._home.key_sets.trusted(root, self.revoked())
+            return tuple(k for k in found if self._older(ISSUER_KEYS, k.document.issuer, k) is None)
+
     # ----------------------------------------------------- what the centre says
 
     @property
@@ -156,12 +164,29 @@ class Standing:
             if papers.timestamp:
                 timestamp = trust_timestamp(papers.timestamp, root, self.revoked())
                 refused.append(self._keep("timestamp", timestamp, papers.timestamp, federation, now))
+            refused += self.take_key_sets(papers.issuer_keys, root, now)
             reasons = tuple(refusal for refusal in refused if refusal is not None)
             for refusal in reasons:
                 self._audit.write(now, "document refused", refusal.fields.get("document", ""), _coded(refusal))
                 log.error("what the centre sent is refused", code=refusal.code.value, why=refusal.message)
             self._received = papers.sha256
             return reasons
+
+    def take_key_sets(
+        self, envelopes: tuple[bytes, ...], root: TrustedFederationRoot, now: datetime
+    ) -> tuple[Refusal, ...]:
+        """Why what is not taken is not. Raises OSError."""
+        refused: list[Refusal] = []
+        with self._lock:
+            for envelope in envelopes:
+                found = trust_key_set(envelope, root, revoked=self.revoked())
+                if isinstance(found, Refusal):
+                    refused.append(found)
+                elif (older := self._not_older(ISSUER_KEYS, found.document.issuer, found, now)) is not None:
+                    refused.append(older)
+                elif envelope not in self._home.key_sets.envelopes():
+                    self._home.key_sets.keep(found.document.issuer, envelope)
+        return tuple(refused)
 
     def _keep(
         self,
@@ -307,7 +332,9 @@ class Standing:
         return refuse(code, f"{what}: version {known.version} ({known.sha256}).", document=f"{kind} {id}")
 
 
-_Versioned: TypeAlias = TrustedSiteRoot | TrustedFederationRoot | TrustedPolicy | TrustedRevocations | TrustedTimestamp
+_Versioned: TypeAlias = (
+    TrustedSiteRoot | TrustedFederationRoot | TrustedPolicy | TrustedRevocations | TrustedTimestamp | TrustedKeySet
+)
 
 
 def _mark(found: _Versioned) -> Mark:

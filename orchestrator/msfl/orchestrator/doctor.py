@@ -28,6 +28,7 @@ from msfl.orchestrator.runs.machine import Phase, RunState, Standing, advance, s
 from msfl.orchestrator.store.sqlite import SqliteRunStore
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json, sha256_of
+from msfl.policies.issuers import in_force_until
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import trust_federation_root, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
@@ -42,6 +43,7 @@ from msfl.protos.health import (
     Unmeasured,
     judge_certificate,
     judge_disk,
+    judge_issuers,
     judge_line,
     judge_newest,
     judge_trusted,
@@ -57,6 +59,7 @@ from msfl.runtime.process import ProcessRuntime
 
 SERVER_SOON, ROOT_SOON, CA_SOON = timedelta(days=30), timedelta(days=30), timedelta(days=180)
 TIMESTAMP_SOON = timedelta(hours=4)
+NEW_KEYS = "a steward signs the provider's present keys (msfl issuer sign); then msfl orchestrator issuer-keys FILE"
 NEW_SERVER = "msfl orchestrator certificate, then restart msfl orchestrator serve"
 _EVERYWHERE = ("0.0.0.0", "::", "[::]", "")  # noqa: S104  # compared with, never bound to
 
@@ -92,7 +95,7 @@ class StoreFacts:
 class CentreFacts:
     """Everything `examine` looks at. `exposed`: files that others on this machine may open. `sites`: when each member
     got its certificate. `frozen`: sites that are, and why. `root`: in force until when, or why not trusted. `tags`: how
-    many releases the registry has."""
+    many releases the registry has. `issuers`: identity providers with stewards, and until when their keys are good."""
 
     home: Path
     now: datetime
@@ -110,6 +113,7 @@ class CentreFacts:
     tags: int | Unmeasured
     protections: Protections
     frozen: tuple[tuple[str, str], ...] | Unmeasured = ()
+    issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -136,6 +140,7 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         ),
         protections=ProcessRuntime().protections(),
         frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
+        issuers=attempt(lambda: _issuers(home, now)),
     )
 
 
@@ -239,6 +244,13 @@ def _timestamp(home: CentreHome, now: datetime) -> datetime | Refusal:
     return stamp if isinstance(stamp, Refusal) else stamp.document.expires
 
 
+def _issuers(home: CentreHome, now: datetime) -> tuple[tuple[str, datetime | Refusal], ...]:
+    envelope = home.federation_root.read_bytes()
+    root = trust_federation_root(envelope, sha256_of(envelope), now)
+    # What is wrong with the root has a line of its own.
+    return () if isinstance(root, Refusal) else in_force_until(root, home.key_sets.trusted(root))
+
+
 def _time(at: float) -> datetime:
     return datetime.fromtimestamp(at, UTC)
 
@@ -259,6 +271,7 @@ def examine(facts: CentreFacts) -> list[Finding]:
         *_judge_certificates(facts),
         *_judge_root(facts),
         *_judge_timestamp(facts),
+        *judge_issuers(facts.issuers, str(facts.home / "trust/issuers"), facts.now, NEW_KEYS),
         *_judge_ports(facts),
         *_judge_store(facts),
         *_judge_sites(facts),
@@ -379,8 +392,14 @@ def _judge_sites(facts: CentreFacts) -> Iterable[Finding]:
             why = "its gateway was not on the line to renew it"
             do = f"msfl orchestrator token create {site}; there: msfl gateway enrol --again FILE"
             yield Finding("sites", Status.WARN, what, site, why, do)
+        elif SITE_LIFE - age < SITE_LIFE / 4:
+            # A gateway that serves renews it when a third is left.
+            what = f"{site}'s certificate expires in {span(SITE_LIFE - age)}; it {said}"
+            do = f"ask {site} for the log of msfl gateway serve, which renews it while it runs and says why not"
+            yield Finding("sites", Status.WARN, what, site, "its gateway has not renewed it", do)
         else:
-            yield Finding("sites", Status.OK, f"certificate {span(age)} old; {said}", site)
+            left = span(SITE_LIFE - age)
+            yield Finding("sites", Status.OK, f"certificate {span(age)} old, good for {left}; {said}", site)
 
 
 def _judge_surroundings(facts: CentreFacts) -> Iterable[Finding]:

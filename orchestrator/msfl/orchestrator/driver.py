@@ -41,8 +41,9 @@ from msfl.orchestrator.runs.machine import (
     model_to_start_from,
     runnable,
 )
-from msfl.orchestrator.store.interface import DISK_TROUBLE, ArtifactStore, StoreUnavailable
+from msfl.orchestrator.store.interface import ArtifactStore, StoreUnavailable
 from msfl.policies.refusals import Refused
+from msfl.protos.durable_files import DISK_TROUBLE
 from msfl.protos.messages import output_key
 from msfl.registry.interface import RegistryFails
 from msfl.runtime.hosted import ProcessGone, TaskFailed

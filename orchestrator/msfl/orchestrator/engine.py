@@ -5,7 +5,7 @@
                                                              │
       orders(site), state(run) ◀─────────────────────────────┘
     one thread per running run    the work of the centre: driver.py
-    one ticker thread             posts DeadlinePassed, SiteSilent, SiteReturned: presence.py says who is there
+    one ticker thread             posts DeadlinePassed, SiteRevoked, SiteSilent, SiteReturned (by presence.py)
 
 It remembers nothing that the events do not hold: after a restart it replays them and goes on with the same step. Live
 progress and what a run waits for at the centre are for eyes, and not kept. What the store cannot keep has not happened:
@@ -26,8 +26,17 @@ import structlog
 from msfl.orchestrator.clock import SteadyClock
 from msfl.orchestrator.driver import Driver, Patience, StartAggregator
 from msfl.orchestrator.presence import Bell, Presence
-from msfl.orchestrator.runs.events import DeadlinePassed, Event, SiteReturned, SiteSilent, Submitted, from_json, to_json
-from msfl.orchestrator.runs.machine import Phase, RunState, advance, order_for, runnable, submitted
+from msfl.orchestrator.runs.events import (
+    DeadlinePassed,
+    Event,
+    SiteReturned,
+    SiteRevoked,
+    SiteSilent,
+    Submitted,
+    from_json,
+    to_json,
+)
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, may_take_part, order_for, runnable, submitted
 from msfl.orchestrator.store.interface import ArtifactStore, RunStore, StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json
@@ -71,6 +80,7 @@ class Engine:
         start_aggregator: StartAggregator,
         clock: Callable[[], float] | None = None,
         patience: Patience | None = None,
+        revoked_sites: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         self._store = store
         self.artifacts = artifacts
@@ -78,6 +88,7 @@ class Engine:
         self.now = clock or SteadyClock()
         self._patience = patience or Patience()
         self._presence = Presence(self.now)
+        self._revoked_sites = revoked_sites
         self._runs: dict[str, _Run] = {}
         self._active: dict[str, None] = {}
         self._runs_of: dict[str, dict[str, None]] = {}
@@ -275,7 +286,11 @@ class Engine:
     def _look(self) -> None:
         with self._index:
             active = list(self._active)
+        revoked = self._revoked_sites() if active else frozenset()
         for run_id in active:
+            for site in sorted(revoked.intersection(self._runs[run_id].state.members)):
+                if may_take_part(self._runs[run_id].state, site):
+                    self.post(run_id, SiteRevoked(at=self.now(), site=site))
             self._look_at(self._runs[run_id])
 
     def _look_at(self, run: _Run) -> None:

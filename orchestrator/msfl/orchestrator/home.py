@@ -5,9 +5,10 @@ tls/                     server.pem (key and certificate), ca.pem
 trust/issuers/           the newest key set of each identity provider that has stewards
 trust/                   federation-root.dsse, revocations.dsse, timestamp.dsse, and roots/<version>.dsse: all roots so
                          far. `msfl federation` writes them; the orchestrator only passes them on
-keyring/                 the keyring's own folder, and keyring.sock; the orchestrator reads nothing else in it
+keyring/                 the keyring's own folder and audit log, and keyring.sock, all that is touched from here
 runs.sqlite              every run's events
-audit/                   the centre's audit log, its key, and checkpoints of the sites' logs (`msfl.protos.audit_log`)
+audit/                   the centre's audit log, its key, checkpoints of the sites' logs (`msfl.protos.audit_log`), and
+                         revoked.json: all that was ever revoked (`trust`)
 artifacts/               sealed streams by run
 aggregators/<run>/       the aggregator's box, its models, its log
 """
@@ -15,10 +16,12 @@ aggregators/<run>/       the aggregator's box, its models, its log
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
+from msfl.orchestrator.trust import CentreTrust, Taken
 from msfl.protos.certificates import Identity
 from msfl.protos.durable_files import write_durably
 from msfl.protos.key_sets import KeySets
@@ -71,7 +74,12 @@ class CentreHome:
             roots=tuple(f.read_bytes() for f in roots),
             revocations=_read(trust / "revocations.dsse"),
             timestamp=_read(trust / "timestamp.dsse"),
+            issuer_keys=self.key_sets.envelopes(),
         )
+
+    def heeded(self, memory: Path, written: Callable[[Taken], object]) -> CentreTrust:
+        """Those papers as the process that keeps `memory` heeds them. Raises MemoryDamaged."""
+        return CentreTrust(self.root / "trust", memory, written)
 
     @property
     def key_sets(self) -> KeySets:

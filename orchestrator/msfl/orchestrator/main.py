@@ -141,7 +141,7 @@ def welcome(
 
 @app.command(name="issuer-keys")
 def issuer_keys(home: HomeOption, file: Annotated[Path, typer.Argument(exists=True)]) -> None:
-    """Take the keys of an identity provider, signed by its stewards; they go to every site with the next runs."""
+    """Take the keys of an identity provider, signed by its stewards; they go to every site with its next heartbeat."""
     centre, now = CentreHome(home), datetime.now(UTC)
     envelope = centre.federation_root.read_bytes()
     root = trust_federation_root(envelope, sha256_of(envelope), now)
@@ -172,13 +172,21 @@ def certificate(
     name: Annotated[list[str] | None, typer.Option(help="Names it is for; else those of the old one.")] = None,
 ) -> None:
     """Make a new server certificate, good for a year. Restart `msfl orchestrator serve` to use it."""
-    from msfl.orchestrator.keyring.keyring import Keyring
+    from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown, KeyringFull
+    from msfl.orchestrator.keyring.keyring import Keyring, held
     from msfl.protos.certificates import Identity, certificate_facts
 
     centre = CentreHome(home)
     keyring = Keyring(centre.keyring)
     names = tuple(name or certificate_facts(centre.server().certificate_pem, keyring.ca_pem).names)
-    made = Identity(*keyring.server_certificate(names, datetime.now(UTC)))
+    try:
+        made = KeyringClient(centre.keyring_socket, patience_s=0.0).server_certificate(names)
+    except KeyringFull:
+        raise
+    except KeyringDown:
+        # It does not run: then this process is the keyring, for a moment.
+        with held(centre.keyring):
+            made = Identity(*keyring.server_certificate(names, datetime.now(UTC)))
     centre.write_tls(made, keyring.ca_pem)
     until = certificate_facts(made.certificate_pem, keyring.ca_pem).not_after
     console.print(

@@ -16,7 +16,7 @@ from msfl.orchestrator.driver import CentralProcess
 from msfl.orchestrator.runs.machine import RunState
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.resolve import resolve_config
-from msfl.policies.trust import TrustedFederationRoot, TrustedRelease
+from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedRelease
 from msfl.registry.interface import Registry
 from msfl.registry.publish import list_releases, publication
 from msfl.registry.pull import pull
@@ -26,10 +26,17 @@ JsonObject: TypeAlias = dict[str, Any]
 
 
 class Releases:
-    def __init__(self, registry: Registry, root: TrustedFederationRoot, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        root: TrustedFederationRoot,
+        clock: Callable[[], datetime],
+        revoked: Callable[[], Revoked],
+    ) -> None:
         self._registry = registry
         self._root = root
         self._clock = clock
+        self._revoked = revoked
 
     def listed(self) -> list[JsonObject]:
         """Every tagged release, with what stands between it and being used."""
@@ -53,7 +60,7 @@ class Releases:
         return rows
 
     def trusted(self, digest: str) -> TrustedRelease | Refusal:
-        return publication(self._registry, digest, self._root, self._clock())
+        return publication(self._registry, digest, self._root, self._clock(), self._revoked())
 
 
 class AggregatorStarter:

@@ -7,18 +7,20 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 
 import grpc
 import structlog
 
 from msfl.orchestrator.doors.admission import Admission
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
-from msfl.orchestrator.doors.link import Datasets, LinkDoor
+from msfl.orchestrator.doors.link import Datasets, LinkDoor, parting_word
 from msfl.orchestrator.doors.people import PeopleDoor
 from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
-from msfl.orchestrator.keyring.client import KeyringClient
+from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
+from msfl.orchestrator.keyring.keyring import keyring_log
 from msfl.orchestrator.releases import AggregatorStarter, Releases
 from msfl.orchestrator.store.audited import AuditedRuns
 from msfl.orchestrator.store.folder import FolderArtifacts
@@ -43,6 +45,7 @@ from msfl.runtime.process import ProcessRuntime
 # made when they are needed and none is free; who comes when all are busy waits for one.
 LINK_THREADS = 2048
 PEOPLE_THREADS = 256
+WITNESS_S = 5.0
 log = structlog.get_logger()
 
 
@@ -67,22 +70,26 @@ def serve_orchestrator(home: CentreHome) -> None:
     if isinstance(root, Refusal):
         raise Refused(root)
     registry = open_registry(settings.registry, home.registry_access)
+    clock = partial(datetime.now, UTC)
+    audit = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}")
+    trust = home.heeded(home.audit / "revoked.json", lambda taken: taken.into(audit, clock()))
     keyring = KeyringClient(home.keyring_socket)
-    releases = Releases(registry, root, lambda: datetime.now(UTC))
+    releases = Releases(registry, root, clock, trust.revoked)
     # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.
     asked_by_runs = KeyringClient(home.keyring_socket, patience_s=0.5)
     starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
-    audit, clock = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}"), lambda: datetime.now(UTC)
     notary = Notary(audit, home.audit, f"centre:{settings.federation}", clock)
     runs = AuditedRuns(SqliteRunStore(home.runs), audit, clock)
-    engine = Engine(runs, FolderArtifacts(home.root / "artifacts"), starter)
+    artifacts = FolderArtifacts(home.root / "artifacts")
+    engine = Engine(runs, artifacts, starter, revoked_sites=lambda: trust.revoked().sites)
     datasets = Datasets()
 
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
-    admission = Admission(asked_by_runs.standings)
+    admission = Admission(asked_by_runs.standings, trust.revoked, parting_word(home.trust_papers))
     people = _server("people", PEOPLE_THREADS)
-    add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers), people)
+    for_people = PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers, trust.revoked)
+    add_PeopleServicer_to_server(for_people, people)
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)
@@ -99,6 +106,10 @@ def serve_orchestrator(home: CentreHome) -> None:
     admission.refresh()
     fresh = threading.Thread(target=admission.keep_fresh, args=(stop,), name="admission")
     fresh.start()
+    beside = threading.Thread(
+        target=_witness_keyring, args=(stop, asked_by_runs, notary, keyring_log(settings.federation)), name="witness"
+    )
+    beside.start()
     engine.start()
     people.start()
     link.start()
@@ -108,6 +119,19 @@ def serve_orchestrator(home: CentreHome) -> None:
     people.stop(1.0).wait()
     link.stop(1.0).wait()
     fresh.join()
+    beside.join()
+
+
+def _witness_keyring(stop: threading.Event, keyring: KeyringClient, notary: Notary, log_name: str) -> None:
+    """Keep what the keyring shows of its audit log, until `stop`: sites keep what the centre shows of its own."""
+    while not stop.wait(WITNESS_S):
+        try:
+            refused = notary.take(log_name, keyring.show())
+        except (KeyringDown, OSError) as error:
+            log.warning("the keyring's audit log is not witnessed now", why=str(error))
+            continue
+        if refused is not None:
+            log.critical("the keyring's audit log contradicts itself", code=refused.code, why=refused.why)
 
 
 def _server(name: str, threads: int, *before: grpc.ServerInterceptor) -> grpc.Server:

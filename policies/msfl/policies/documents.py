@@ -38,7 +38,7 @@ from pydantic import (
     model_validator,
 )
 
-from msfl.policies.jwk import public_key, thumbprint_of
+from msfl.policies.jwk import key_id_of, public_key, thumbprint_of
 from msfl.policies.keys import BadKey, decode_public, key_id, thumbprint
 
 API_VERSION = "msfl/v1"
@@ -180,6 +180,11 @@ class Jwk(Document):
     @property
     def thumbprint(self) -> str:
         return thumbprint_of(self.model_dump())
+
+    @property
+    def key_id(self) -> str:
+        """By which a revocation list names it."""
+        return key_id_of(public_key(self.model_dump()))
 
 
 class IssuerKeys(Document):
@@ -656,7 +661,7 @@ class RunConfirmation(Document):
 # ------------------------------------------------------------------------------------------------ audit
 
 
-LogName = Annotated[str, StringConstraints(pattern=rf"^(?:site|centre):{_NAME}$", max_length=71)]
+LogName = Annotated[str, StringConstraints(pattern=rf"^(?:site|centre|keyring):{_NAME}$", max_length=72)]
 
 
 class AuditCheckpoint(Document):

@@ -15,7 +15,8 @@ Each gateway verifies token and proof by itself, against keys that the federatio
 stewards it names: `issuers`), so neither the centre nor another gateway can invent a user, change a job, or use the
 token for a job of its own. A header never chooses the algorithm or the key: each key has its one algorithm, `jwk`,
 `jku`, `x5u` and `crit` in a token are refused, `kid` selects nothing, and the key in a proof counts only for its
-thumbprint. PyJWT checks signatures; times are checked here, against the caller's `now`.
+thumbprint. PyJWT checks signatures; times are checked here, against the caller's `now`. A token, access or ID, that a
+revoked key of the issuer signed is refused; `issuer_key_revoked` asks that again of a user who was verified before.
 
 `mint_token` is the embedded issuer: for one machine only. A federation of several machines uses an OIDC provider.
 """
@@ -36,9 +37,10 @@ from jwt.api_jws import PyJWS
 from msfl.policies.documents import IssuerKeys
 from msfl.policies.encoding import Malformed, read_json, sha256_of
 from msfl.policies.issuers import TrustedKeySet, key_set_of
-from msfl.policies.jwk import ALGORITHMS, PublicKey, base64url, public_key, to_base64url
+from msfl.policies.jwk import ALGORITHMS, PublicKey, base64url, key_id_of, public_key, to_base64url
 from msfl.policies.keys import KeyPair, decode_public, thumbprint
 from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
+from msfl.policies.trust import NOTHING_REVOKED, Revoked
 
 EMBEDDED_ISSUER = "https://msfl.invalid/for-one-machine-only"
 TOKEN_TYPE = "at+jwt"  # noqa: S105 - a media type
@@ -57,8 +59,21 @@ _JWS = PyJWS(algorithms=_ISSUER_ALGORITHMS)
 
 
 @dataclass(frozen=True)
+class IssuerKey:
+    """One key of an issuer, and the one algorithm that it is good for."""
+
+    algorithm: str
+    public: PublicKey
+
+    @property
+    def id(self) -> str:
+        return key_id_of(self.public)
+
+
+@dataclass(frozen=True)
 class User:
-    """Verified claims. `email` and `organisation` are empty when the token has none."""
+    """Verified claims. `email` and `organisation` are empty when the token has none. `signed_by`: the ids of the
+    issuer's keys that vouch for them (`jwk.key_id_of`)."""
 
     subject: str
     email: str
@@ -66,6 +81,7 @@ class User:
     issuer: str
     key_thumbprint: str | None
     expires: datetime
+    signed_by: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -100,20 +116,40 @@ def mint_token(
 
 
 def verify_token(
-    token: str, issuers: tuple[IssuerKeys, ...], now: datetime, key_sets: Iterable[TrustedKeySet] = ()
+    token: str,
+    issuers: tuple[IssuerKeys, ...],
+    now: datetime,
+    key_sets: Iterable[TrustedKeySet] = (),
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> User | Refusal:
     """The signature is verified first, under every key that counts now; nothing in the token selects one."""
+    user = _verified_user(token, issuers, now, tuple(key_sets))
+    return user if isinstance(user, Refusal) else issuer_key_revoked(user, revoked) or user
+
+
+def issuer_key_revoked(user: User, revoked: Revoked) -> Refusal | None:
+    """Whether a key that vouched for the user when the token was verified does so no more."""
+    gone = sorted(revoked.keys.intersection(user.signed_by))
+    if not gone:
+        return None
+    what = f"The token of {user.name} is signed with the key {gone[0][:16]} of {user.issuer}, which is revoked."
+    return refuse(Code.ISSUER_KEY_REVOKED, what, issuer=user.issuer, key=gone[0])
+
+
+def _verified_user(
+    token: str, issuers: tuple[IssuerKeys, ...], now: datetime, key_sets: tuple[TrustedKeySet, ...]
+) -> User | Refusal:
     access, tilde, identity = token.partition("~")
-    issued = _issued(access, TOKEN_TYPES, "access token", issuers, now, tuple(key_sets))
+    issued = _issued(access, TOKEN_TYPES, "access token", issuers, now, key_sets)
     if isinstance(issued, Refusal):
         return issued
-    claims, issuer, _ = issued
+    claims, issuer, key = issued
     if refusal := _for_us(claims, issuer):
         return refusal
     if not tilde:
-        return _user(claims, issuer)
-    facts = _with_id_token(access, claims, identity, issuer, now, tuple(key_sets))
-    return facts if isinstance(facts, Refusal) else _user(facts, issuer)
+        return _user(claims, issuer, (key.id,))
+    facts = _with_id_token(access, claims, identity, issuer, now, key_sets)
+    return facts if isinstance(facts, Refusal) else _user(facts[0], issuer, (key.id, facts[1].id))
 
 
 def nonce_for(jkt: str, random: str) -> str:
@@ -174,8 +210,8 @@ def _issued(
     issuers: tuple[IssuerKeys, ...],
     now: datetime,
     key_sets: tuple[TrustedKeySet, ...],
-) -> tuple[JsonObject, IssuerKeys, str] | Refusal:
-    """Claims that an issuer signed and that are in time, and the algorithm. For whom they are is not yet looked at."""
+) -> tuple[JsonObject, IssuerKeys, IssuerKey] | Refusal:
+    """Claims that an issuer signed and that are in time, and with which key. For whom they are is not yet looked at."""
     header = _header(token)
     if header is None or set(header) - {"alg", "typ", "kid"}:
         return _invalid(f"the {what} is not a compact JWS with the header fields alg, typ and kid")
@@ -188,28 +224,27 @@ def _issued(
     for issuer in issuers:
         keys = _keys(issuer, now, key_sets)
         stale = issuer.issuer if keys is None else stale
-        for key in (key for alg, key in keys or () if alg == algorithm):
-            payload = _verified(token, key, algorithm)
+        for key in (key for key in keys or () if key.algorithm == algorithm):
+            payload = _verified(token, key.public, algorithm)
             if payload is not None:
                 claims = _claims(payload, issuer, what, now)
-                return claims if isinstance(claims, Refusal) else (claims, issuer, algorithm)
+                return claims if isinstance(claims, Refusal) else (claims, issuer, key)
     if stale:
         return refuse(Code.ISSUER_KEYS_STALE, f"There is no key set in force for {stale}.", issuer=stale)
     return refuse(Code.TOKEN_UNKNOWN_ISSUER, f"No identity provider of the federation root signed the {what}.")
 
 
-def _keys(
-    issuer: IssuerKeys, now: datetime, key_sets: tuple[TrustedKeySet, ...]
-) -> tuple[tuple[str, PublicKey], ...] | None:
-    """Each key that counts now, with its algorithm. None: those that counted have expired, or none ever came."""
+def _keys(issuer: IssuerKeys, now: datetime, key_sets: tuple[TrustedKeySet, ...]) -> tuple[IssuerKey, ...] | None:
+    """Each key that counts now. None: those that counted have expired, or none ever came."""
     jwks = issuer.jwks
     if issuer.stewards:
         signed = key_set_of(issuer.issuer, key_sets)
         if signed is None or not signed.issued - LEEWAY <= now < signed.expires:
             return None
         jwks = signed.jwks
-    embedded = tuple((_USER_ALGORITHM, Ed25519PublicKey.from_public_bytes(decode_public(k))) for k in issuer.keys)
-    return embedded + tuple((jwk.alg, public_key(jwk.model_dump())) for jwk in jwks)
+    embedded = (Ed25519PublicKey.from_public_bytes(decode_public(k)) for k in issuer.keys)
+    listed = (IssuerKey(jwk.alg, public_key(jwk.model_dump())) for jwk in jwks)
+    return (*(IssuerKey(_USER_ALGORITHM, key) for key in embedded), *listed)
 
 
 def _claims(payload: bytes, issuer: IssuerKeys, what: str, now: datetime) -> JsonObject | Refusal:
@@ -247,12 +282,13 @@ def _with_id_token(
     issuer: IssuerKeys,
     now: datetime,
     key_sets: tuple[TrustedKeySet, ...],
-) -> JsonObject | Refusal:
-    """The access token's claims, and those of the ID token of the same login that it lacks."""
+) -> tuple[JsonObject, IssuerKey] | Refusal:
+    """The access token's claims, those of the ID token of the same login that it lacks, and with which key the latter
+    is signed."""
     issued = _issued(identity, ID_TOKEN_TYPES, "ID token", (issuer,), now, key_sets)
     if isinstance(issued, Refusal):
         return issued
-    extra, _, algorithm = issued
+    extra, _, key = issued
     client = _client(claims)
     if client is None or extra.get("aud") not in (client, (client,)) or extra.get("azp", client) != client:
         what = (
@@ -261,7 +297,7 @@ def _with_id_token(
         return refuse(Code.TOKEN_WRONG_AUDIENCE, what)
     if extra.get("sub") != claims.get("sub"):
         return _invalid("the ID token is of another user than the access token")
-    if extra.get("at_hash", half := _at_hash(access, algorithm)) != half:
+    if extra.get("at_hash", half := _at_hash(access, key.algorithm)) != half:
         return _invalid("the ID token was given with another access token")
     facts = dict(claims)
     if "email" not in claims:  # the address and the word on it come from one token
@@ -270,10 +306,10 @@ def _with_id_token(
     prefix, _, bound = str(extra.get("nonce", "")).partition(NONCE_PREFIX)
     if "cnf" not in claims and not prefix and bound:
         facts["cnf"] = {"jkt": bound.partition(".")[0]}
-    return facts
+    return facts, key
 
 
-def _user(claims: Mapping[str, Any], issuer: IssuerKeys) -> User | Refusal:
+def _user(claims: Mapping[str, Any], issuer: IssuerKeys, signed_by: tuple[str, ...]) -> User | Refusal:
     subject, email = claims.get("sub"), claims.get("email", "")
     organisation = claims.get(issuer.organisation_claim, "")
     if isinstance(organisation, tuple) and len(organisation) == 1:
@@ -286,7 +322,8 @@ def _user(claims: Mapping[str, Any], issuer: IssuerKeys) -> User | Refusal:
     # Bound to something that nobody here looks at (a certificate, say) is not a bearer token.
     if not isinstance(cnf, dict) or set(cnf) - {"jkt"} or not isinstance(jkt := cnf.get("jkt"), str | None):
         return _invalid("cnf is something else than a jkt that is text")
-    return User(subject, email, organisation, issuer.issuer, jkt, datetime.fromtimestamp(claims["exp"], UTC))
+    expires = datetime.fromtimestamp(claims["exp"], UTC)
+    return User(subject, email, organisation, issuer.issuer, jkt, expires, signed_by)
 
 
 def _times(claims: Mapping[str, Any], what: str, now: datetime) -> Refusal | None:

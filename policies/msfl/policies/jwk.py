@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey, EllipticCurvePublicNumbers
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from msfl.policies.encoding import canonical_json, read_json
 from msfl.policies.keys import BadKey
@@ -42,6 +43,11 @@ def base64url(text: str) -> bytes | None:
 
 def to_base64url(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def key_id_of(public: PublicKey) -> str:
+    """By which a revocation list names a key of any kind: `keys.key_id`, which is the same for Ed25519."""
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def public_key(jwk: Mapping[str, Any]) -> PublicKey:

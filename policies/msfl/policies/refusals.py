@@ -51,6 +51,7 @@ class Code(StrEnum):
     TOKEN_UNKNOWN_ISSUER = "token_unknown_issuer"  # noqa: S105
     TOKEN_WRONG_CLIENT = "token_wrong_client"  # noqa: S105
     ISSUER_KEYS_STALE = "issuer_keys_stale"
+    ISSUER_KEY_REVOKED = "issuer_key_revoked"
     ADDRESS_NOT_ALLOWED = "address_not_allowed"
     PROOF_REQUIRED = "proof_required"
     PROOF_INVALID = "proof_invalid"
@@ -131,6 +132,7 @@ ADVICE: Mapping[Code, str] = {
     Code.TOKEN_UNKNOWN_ISSUER: "Log in with an identity provider that the federation root names.",
     Code.TOKEN_WRONG_CLIENT: "Log in with an application that the federation root names: msfl login.",
     Code.ISSUER_KEYS_STALE: "Have the issuer's stewards sign its present keys: msfl issuer sign.",
+    Code.ISSUER_KEY_REVOKED: "Log in again once the identity provider signs with another key: msfl login.",
     Code.ADDRESS_NOT_ALLOWED: "Call from an allowed address, or have the operator add yours: people_from.",
     Code.PROOF_REQUIRED: "Log in with a token bound to a key, so that the SDK can sign the job.",
     Code.PROOF_INVALID: "Submit the job again with the SDK; its signature does not fit its bytes.",

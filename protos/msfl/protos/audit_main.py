@@ -27,7 +27,7 @@ TAMPERED = 3
 
 @app.command()
 def export(
-    home: Annotated[Path, typer.Option("--home", help="The home of a gateway or of an orchestrator.")],
+    home: Annotated[Path, typer.Option("--home", help="The home of a gateway or of an orchestrator, or its keyring/.")],
     out: Annotated[Path, typer.Option("--out", help="The file to write; it must not be there.")],
 ) -> None:
     """Write the audit log of a gateway or an orchestrator into one file. It holds no secret and no patient data."""

@@ -184,11 +184,16 @@ def progress_from_wire(message: wire.Progress) -> SiteProgress:
 
 
 def papers_to_wire(papers: TrustPapers) -> wire.TrustPapers:
-    return wire.TrustPapers(roots=papers.roots, revocations=papers.revocations, timestamp=papers.timestamp)
+    return wire.TrustPapers(
+        roots=papers.roots,
+        revocations=papers.revocations,
+        timestamp=papers.timestamp,
+        issuer_keys=papers.issuer_keys,
+    )
 
 
 def papers_from_wire(message: wire.TrustPapers) -> TrustPapers:
-    return TrustPapers(tuple(message.roots), message.revocations, message.timestamp)
+    return TrustPapers(tuple(message.roots), message.revocations, message.timestamp, tuple(message.issuer_keys))
 
 
 def arrival_to_wire(arrival: Arrival) -> wire.Hello:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+# What an operating system says of a disk that is full, over quota, read-only or failing.
+DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def write_durably(file: Path, data: bytes, mode: int = 0o600) -> None:

@@ -20,6 +20,7 @@ from msfl.protos.certificates import CertificateFacts
 from msfl.protos.messages import PROTOCOL, SOFTWARE
 
 JsonObject: TypeAlias = dict[str, Any]
+KEY_SET_SOON = timedelta(days=7)  # A set is good for 35 days at most.
 GIB, MIB = 1 << 30, 1 << 20
 DISK_BAD, DISK_WARN, MODELS = 500 * MIB, 5 * GIB, 3
 FEW_INODES = 1000
@@ -129,6 +130,17 @@ def judge_trusted(
             return Finding("trust", Status.BAD, f"{what} is not trusted", where, message, do)
         case _:
             return judge_expiry("trust", what, where, found, now, soon, do)
+
+
+def judge_issuers(
+    found: Sequence[tuple[str, datetime | Refusal]] | Unmeasured, where: str, now: datetime, do: str
+) -> Iterable[Finding]:
+    """The key sets of identity providers that have stewards, by issuer."""
+    if isinstance(found, Unmeasured):
+        yield unmeasured("trust", "the identity providers' key sets cannot be read", where, found, do)
+        return
+    for issuer, until in found:
+        yield judge_trusted(f"the key set of {issuer}", where, until, now, KEY_SET_SOON, do)
 
 
 # -------------------------------------------------------------------------------------------------------------- disk

@@ -27,7 +27,7 @@ class Offer:
     """A run this site is asked to take part in. `spec` are the exact bytes the user signed.
 
     `generation` counts from 1: a run that had ended and is resumed is offered, and decided on, again. `issuer_keys` are
-    envelopes of key sets, which the centre only carries (`key_sets`).
+    envelopes of key sets, which come with the heartbeat, too: who logs in with a new key does not wait for the next.
     """
 
     run_id: str
@@ -114,16 +114,20 @@ class SiteProgress:
 @dataclass(frozen=True)
 class TrustPapers:
     """What the federation's keepers published, as they signed it: every root from the first on, the revocation list,
-    the timestamp. Empty bytes: not published. The centre only passes it on."""
+    the timestamp; and stewards, the newest key set of each identity provider. Empty bytes: not published. The centre
+    only passes it on."""
 
     roots: tuple[bytes, ...] = ()
     revocations: bytes = b""
     timestamp: bytes = b""
+    issuer_keys: tuple[bytes, ...] = ()
 
     @property
     def sha256(self) -> str:
         """A name for these very papers."""
         papers = (self.timestamp, self.revocations, *self.roots)
+        if self.issuer_keys:
+            papers = (*papers, b"", *self.issuer_keys)  # No root is empty.
         return hashlib.sha256(b"".join(len(p).to_bytes(8, "big") + p for p in papers)).hexdigest()
 
 

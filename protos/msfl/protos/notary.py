@@ -47,7 +47,7 @@ class Shown:
 
 
 class Notary:
-    """Of the log called `name` (`site:…`, `centre:…`) in `log`, whose files lie in `folder`."""
+    """Of the log called `name` (`site:…`, `centre:…`, `keyring:…`) in `log`, whose files lie in `folder`."""
 
     def __init__(self, log: AuditLog, folder: Path, name: str, clock: Callable[[], datetime]) -> None:
         """Makes the key at first use, and says so in the log. Raises AuditBroken, NoAudit, OSError."""

@@ -98,14 +98,18 @@ def resolve_release(registry: Registry, ref: str) -> str:
 
 
 def publication(
-    registry: Registry, digest: str, root: TrustedFederationRoot, now: datetime
+    registry: Registry,
+    digest: str,
+    root: TrustedFederationRoot,
+    now: datetime,
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> TrustedRelease | Refusal:
     """Whether the image's papers satisfy the federation root now, and are about this very image."""
     try:
         statement, reviews = statements_of(registry, digest)
     except NotInRegistry:
         return refuse(Code.WRONG_PUBLISHER, f"The registry holds no signed statement for {digest}.", digest=digest)
-    return trust_papers(statement, reviews, digest, root, now)
+    return trust_papers(statement, reviews, digest, root, now, revoked)
 
 
 def trust_papers(

@@ -183,6 +183,8 @@ def sign_(
             raise typer.BadParameter(str(error)) from error
         out.write_bytes(sign(encode(made), ISSUER_KEY_SET, [pair]))
     console.print(f"{out}: version {version} of {len(keys)} keys, signed by {pair.id[:16]}")
+    for jwk in keys:
+        console.print(f"{jwk.alg} {jwk.key_id}: if it leaks, msfl federation revoke --key-id takes it out at once")
 
 
 def _keys_at(url: str) -> tuple[Jwk, ...]:

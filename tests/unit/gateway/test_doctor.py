@@ -22,6 +22,7 @@ from msfl.protos.messages import PROTOCOL, SOFTWARE
 from msfl.runtime.interface import Protections
 
 DAY = timedelta(days=1)
+IDP = "https://login.example"
 FAILED = Unmeasured("PermissionError: no")
 SITE = CertificateFacts(("msfl://site/site-a",), NOW - 5 * DAY, NOW + 25 * DAY, True, True)
 LINE = tuple(StepFacts(step, 0.001) for step in Step)
@@ -37,6 +38,7 @@ WELL = SiteFacts(
     site_root=NOW + 700 * DAY,
     federation_root=NOW + 300 * DAY,
     timestamp=NOW + DAY,
+    issuers=((IDP, NOW + 20 * DAY),),
     policies=((POLICY,), ()),
     datasets=(("ms-trial", "/data/ms", ""),),
     audit=AuditFacts(7, NOW - DAY, ""),
@@ -79,6 +81,10 @@ def test_a_site_that_is_well() -> None:
         ({"federation_root": refuse(Code.ROOT_DIFFERS, "other hash")}, "bad", "trust", "is not trusted", "operator"),
         ({"timestamp": refuse(Code.TRUST_STALE, "none")}, "bad", "trust", "is not trusted", "federation timestamp"),
         ({"timestamp": NOW + DAY / 24}, "warn", "trust", "expires in 60 min", "federation timestamp"),
+        ({"issuers": ((IDP, NOW + 3 * DAY),)}, "warn", "trust", f"{IDP} expires in 3 days", "operator"),
+        ({"issuers": ((IDP, NOW),)}, "bad", "trust", f"{IDP} has expired", "msfl issuer sign"),
+        ({"issuers": ((IDP, refuse(Code.ISSUER_KEYS_STALE, "no")),)}, "bad", "trust", IDP, "operator"),
+        ({"issuers": FAILED}, "bad", "trust", "key sets cannot be read", "operator"),
         ({"timestamp": NOW}, "bad", "trust", "has expired", "federation timestamp"),
         ({"federation_root": NOW + 10 * DAY}, "warn", "trust", "expires in 10 days", "operator"),
         ({"policies": ((), ())}, "warn", "policies", "none is in force", "msfl policy new"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fakes.governance import World
-from fakes.offered import JOB, OfferedSite
-from msfl.gateway.home import Home
+from fakes.governed_sites import JOB, OfferedSite
 from msfl.gateway.reveal import Reveal, revealed
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import CannotProceed
@@ -52,17 +52,15 @@ def test_what_is_allowed_is_said_the_same_way_always(reveal: Reveal) -> None:
 )
 def test_the_setting_of_the_site_is_obeyed_and_its_own_log_knows_all(tmp_path: Path, reveal: str, code: str) -> None:
     site = OfferedSite(tmp_path)
-    settings = json.loads((tmp_path / "site.json").read_text())
-    (tmp_path / "site.json").write_text(json.dumps({**settings, "reveal": reveal}))
-    told = site.offer(JOB.model_copy(update={"rounds": 61}), dry_run=True)
+    site.home.write_settings(replace(site.home.settings(), reveal=Reveal(reveal)))
+    told = site.told(JOB.model_copy(update={"rounds": 61}), dry_run=True)
     assert (told.verdict, told.code, told.logged["code"]) == ("refuse", code, "config_out_of_range")
     assert told.started == []
 
 
 def test_a_word_that_is_none_of_them_is_one_clear_line(tmp_path: Path) -> None:
     site = OfferedSite(tmp_path)
-    settings = json.loads((tmp_path / "site.json").read_text())
-    (tmp_path / "site.json").write_text(json.dumps({**settings, "reveal": "no"}))
+    file = site.home.root / "site.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "reveal": "no"}))
     with pytest.raises(CannotProceed, match=r"reveal is 'no'; it must be one of reason, code, nothing"):
-        Home(tmp_path).settings()
-    site.ledger.close()
+        site.home.settings()

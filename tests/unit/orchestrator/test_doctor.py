@@ -21,6 +21,7 @@ from msfl.protos.health import GIB, DiskFacts, Fault, Finding, LineFacts, Status
 from msfl.runtime.interface import Protections
 
 DAY = timedelta(days=1)
+IDP = "https://login.example"
 FAILED = Unmeasured("PermissionError: no")
 SERVER = CertificateFacts(("localhost", "127.0.0.1"), NOW - DAY, NOW + 300 * DAY, True, True)
 SERVED = tuple(StepFacts(step, 0.001) for step in (Step.DNS, Step.TCP, Step.TLS))
@@ -32,7 +33,7 @@ WELL = CentreFacts(
     now=NOW,
     settings=FederationSettings("msfl-01", "127.0.0.1", 8443, 8444, "/srv/registry"),
     exposed=(),
-    sites=(("site-a", NOW - 3 * DAY), ("site-b", NOW - 29 * DAY)),
+    sites=(("site-a", NOW - 3 * DAY), ("site-b", NOW - 21 * DAY)),
     server=SERVER,
     ca=CertificateFacts((), NOW - DAY, NOW + 3000 * DAY, True),
     ports=(PEOPLE, GATEWAYS),
@@ -41,6 +42,7 @@ WELL = CentreFacts(
     aggregators_bytes=GIB,
     root=NOW + 300 * DAY,
     timestamp=NOW + DAY,
+    issuers=((IDP, NOW + 20 * DAY),),
     tags=3,
     protections=Protections(Isolation.SANDBOX, ("bubblewrap.",)),
 )
@@ -58,8 +60,8 @@ def test_a_centre_that_is_well() -> None:
     assert wrong(WELL) == []
     sites = [f.what for f in examine(WELL) if f.check == "sites"]
     assert sites == [
-        "certificate 3 days old; last spoke in a run 24 h ago",
-        "certificate 29 days old; never spoke in a run",
+        "certificate 3 days old, good for 27 days; last spoke in a run 24 h ago",
+        "certificate 21 days old, good for 9 days; never spoke in a run",
     ]
 
 
@@ -71,6 +73,12 @@ def test_a_centre_that_is_well() -> None:
         ({"sites": FAILED}, "bad", "keyring", "does not answer", "msfl orchestrator keyring"),
         ({"frozen": (("site-a", "token used twice"),)}, "bad", "sites", "site-a is frozen", "site unfreeze site-a"),
         ({"sites": (("site-a", NOW - 31 * DAY),)}, "warn", "sites", "expired 24 h ago", "token create site-a"),
+        ({"sites": (("site-a", NOW - 25 * DAY),)}, "warn", "sites", "expires in 5 days", "gateway serve"),
+        ({"issuers": ((IDP, NOW + 3 * DAY),)}, "warn", "trust", f"{IDP} expires in 3 days", "msfl issuer sign"),
+        ({"issuers": ((IDP, NOW),)}, "bad", "trust", f"{IDP} has expired", "issuer-keys FILE"),
+        ({"issuers": ((IDP, refuse(Code.ISSUER_KEYS_STALE, "no")),)}, "bad", "trust", IDP, "msfl issuer sign"),
+        ({"issuers": FAILED}, "bad", "trust", "key sets cannot be read", "msfl issuer sign"),
+        ({"root": NOW + 9 * DAY}, "warn", "trust", "expires in 9 days", "sign a new root"),
         ({"server": FAILED}, "bad", "certificate", "cannot be read", "msfl orchestrator certificate"),
         ({"server": replace(SERVER, not_after=NOW)}, "bad", "certificate", "expired", "msfl orchestrator certificate"),
         ({"server": replace(SERVER, not_after=NOW + 9 * DAY)}, "warn", "certificate", "expires in 9 days", "restart"),

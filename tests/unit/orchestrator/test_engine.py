@@ -29,7 +29,7 @@ from msfl.orchestrator.runs.events import (
     Submitted,
     TaskDone,
 )
-from msfl.orchestrator.runs.machine import Phase, RunState
+from msfl.orchestrator.runs.machine import Phase, RunState, Standing
 from msfl.orchestrator.store.interface import StoreDamaged, StoreUnavailable
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, encode
@@ -118,11 +118,19 @@ class Centre:
         self.wrapped: list[Mapping[str, bytes]] = []
         self.start_fails: Exception | None = None
         self.opening: Callable[[Mapping[str, bytes]], None] = lambda wrapped: None
+        self.revoked: frozenset[str] = frozenset()
         self.engine = self.again()
 
     def again(self) -> Engine:
         quick = Patience(first_s=0.001, longest_s=0.002)
-        self.engine = Engine(self.store, self.artifacts, self._start, clock=lambda: self.now, patience=quick)
+        self.engine = Engine(
+            self.store,
+            self.artifacts,
+            self._start,
+            clock=lambda: self.now,
+            patience=quick,
+            revoked_sites=lambda: self.revoked,
+        )
         self.engine.start()
         return self.engine
 
@@ -831,3 +839,37 @@ def test_an_ended_run_is_forgotten_by_the_sites_that_have_heard_of_it(centre: Ce
     centre.engine.stop()
     centre.now += 8 * 24 * 3600.0
     assert centre.again().orders("b") == []
+
+
+# --------------------------------------------------------------------------------------------------------- revoked
+
+
+def test_a_site_that_is_revoked_drops_out_of_what_runs(centre: Centre) -> None:
+    centre.submit()
+    centre.play_to("train/1")
+    assert centre.state.members["c"].accepted
+    centre.revoked = frozenset({"c"})
+    until(lambda: centre.state.members["c"].standing is Standing.OUT)
+    assert centre.state.members["c"].code == "site_revoked"
+    assert all(isinstance(order, StopOrder) for _, order in centre.engine.orders("c"))
+    assert centre.play(ended, ("a", "b")).phase is Phase.FINISHED
+    assert set(centre.state.rounds[0].sites) == {"a", "b"}
+
+
+def test_a_run_that_waits_for_the_answer_of_a_revoked_site_begins_without_it(centre: Centre) -> None:
+    centre.submit()
+    centre.answer_orders(("a", "b"))
+    assert centre.state.phase is Phase.OFFERED
+    centre.revoked = frozenset({"c"})
+    assert centre.play(ended, ("a", "b")).phase is Phase.FINISHED
+    assert centre.state.members["c"].code == "site_revoked"
+    # Nor does its late yes count.
+    assert not centre.engine.post(RUN, Answered(centre.now, "c", "allow", {}, "c2VjcmV0"))
+
+
+def test_a_run_without_its_quorum_of_sites_that_are_not_revoked_ends_and_says_why(centre: Centre) -> None:
+    centre.submit(min_sites=3)
+    centre.revoked = frozenset({"c"})
+    until(lambda: centre.state.ended)
+    assert centre.state.phase is Phase.REFUSED
+    assert "c: site_revoked" in centre.state.reason

@@ -27,6 +27,7 @@ from msfl.orchestrator.runs.events import (
     Resumed,
     SiteFailed,
     SiteReturned,
+    SiteRevoked,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -241,6 +242,13 @@ class AnyOrder(RuleBasedStateMachine):
         if isinstance(order := order_for(self.walk.state, site), TaskOrder):
             self.walk.tell(SiteFailed(self.walk.tick(), site, order.task_id, "worker_lost"))
 
+    @rule(site=SITES)
+    def is_revoked(self, site: str) -> None:
+        # A run of which too few sites are left would never finish; one that is revoked stays so, when it is resumed.
+        event = SiteRevoked(self.walk.tick(), site)
+        if not advance(self.walk.state, event).ended:
+            self.walk.tell(event)
+
     @rule()
     def pauses(self) -> None:
         self.walk.tell(PauseRequested(self.walk.tick(), "ada"))
@@ -287,6 +295,7 @@ TROUBLES: dict[str, Callable[[Walk], Event]] = {
     "b is silent": lambda w: SiteSilent(w.tick(), "b", w.task),
     "a fails": lambda w: SiteFailed(w.tick(), "a", w.task, "worker_lost"),
     "b fails": lambda w: SiteFailed(w.tick(), "b", w.task, "worker_lost"),
+    "b is revoked": lambda w: SiteRevoked(w.tick(), "b"),
     "a is done": lambda w: TaskDone(w.tick(), "a", w.task, result_key(w.task, "a", 1), 1.0, 1, 1),
     "a is back": lambda w: SiteReturned(w.tick(), "a"),
     "deadline": lambda w: DeadlinePassed(w.tick(), w.task),

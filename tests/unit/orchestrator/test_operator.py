@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from typer.testing import CliRunner, Result
 
 from fakes.governance import key
 from fakes.oidc import AUDIENCE, CLIENT, ISSUER, Provider
+from msfl.orchestrator.doctor import measure
 from msfl.orchestrator.home import CentreHome, FederationSettings
 from msfl.orchestrator.main import app
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import FEDERATION_ROOT, sign
-from msfl.policies.refusals import Refused
+from msfl.policies.refusals import Refusal, Refused
+from msfl.protos.convert import papers_from_wire, papers_to_wire
+from msfl.protos.health import Unmeasured
 
 
 def centre(folder: Path, provider: Provider) -> CentreHome:
@@ -66,6 +70,10 @@ def test_the_centre_takes_what_stewards_signed_and_nothing_else(tmp_path: Path) 
     assert said.exit_code == 0
     assert "version 1" in said.stdout
     assert home.key_sets.envelopes() == (provider.key_set(),)
+    # And from now on it goes to the sites, as it came.
+    papers = home.trust_papers()
+    assert papers.issuer_keys == (provider.key_set(),)
+    assert papers_from_wire(papers_to_wire(papers)) == papers
 
 
 @pytest.mark.parametrize("option", ["--people-from", "--proxy"])
@@ -87,3 +95,21 @@ def test_a_home_made_before_ranges_were_kept_serves_this_machine_only(tmp_path: 
     callers = home.settings().callers
     assert callers.check("127.0.0.1", ()) is None
     assert callers.check("10.0.0.1", ()) is not None
+
+
+def test_the_doctor_measures_until_when_a_providers_keys_are_good(tmp_path: Path) -> None:
+    provider = Provider(stewards=("stella",))
+    home, now = centre(tmp_path, provider), datetime.now(UTC).replace(microsecond=0)
+    ((issuer, none),) = measured(home, now)
+    assert issuer == ISSUER
+    assert isinstance(none, Refusal)
+    file = tmp_path / "keys.dsse"
+    file.write_bytes(provider.key_set(issued=now, days=20))
+    assert asked("issuer-keys", "--home", str(home.root), str(file)).exit_code == 0
+    assert measured(home, now) == ((ISSUER, now + timedelta(days=20)),)
+
+
+def measured(home: CentreHome, now: datetime) -> tuple[tuple[str, datetime | Refusal], ...]:
+    found = measure(home.root, now).issuers
+    assert not isinstance(found, Unmeasured)
+    return found

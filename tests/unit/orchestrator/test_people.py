@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode, load_json
 from msfl.policies.identity import mint_token, sign_call, sign_job
 from msfl.policies.keys import KeyPair
+from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD
 from msfl.protos.v1 import federation_pb2 as wire
@@ -137,9 +139,10 @@ def running() -> list[Event]:
     return [Answered(2.0, site, "allow", {}, "s") for site in ALL]
 
 
-def door(engine: FakeEngine) -> PeopleDoor:
+def door(engine: FakeEngine, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED) -> PeopleDoor:
     key_sets, callers = KeySets(Path("none")), Callers.of(LOOPBACK)
-    return PeopleDoor(engine, World().federation_root, Datasets(), None, key_sets, callers)  # type: ignore[arg-type]
+    root = World().federation_root
+    return PeopleDoor(engine, root, Datasets(), None, key_sets, callers, revoked)  # type: ignore[arg-type]
 
 
 def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:
@@ -290,3 +293,18 @@ def test_the_aggregate_of_a_round_says_who_was_refused_and_what_was_conspicuous(
     assert shown[1]["refused"] == {"c": "update_not_finite"}
     assert [shown[r]["flags"] for r in (1, 2, 3, 4)] == [{}, {}, {}, {"b": ["loss_rising"]}]
     assert standing(state, "")["task_id"] == "train/5"
+
+
+def test_a_watcher_is_cut_when_the_key_that_vouched_for_it_is_revoked() -> None:
+    engine, gone = FakeEngine(*running()), Revoked()
+
+    def turn(heard: int, timeout_s: float) -> int:
+        nonlocal gone
+        engine.stopping = bool(gone.keys)  # Who is not cut by now is not cut at all.
+        gone = Revoked(keys=frozenset({key("issuer").id}))
+        return heard
+
+    engine.wait = turn  # type: ignore[method-assign]
+    seen = door(engine, lambda: gone).Watch(wire.WatchRun(run_id=RUN), Caller(ADA, "Watch"))
+    with pytest.raises(Said, match="issuer_key_revoked"):
+        list(seen)

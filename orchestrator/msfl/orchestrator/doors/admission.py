@@ -1,13 +1,16 @@
 """Whether a site may call at all: asked at every call at the gateways' door, and again while a stream lasts.
 
     TLS             a certificate of the federation's CA, in force when the connection was made
-    admission       of a member ▸ not frozen ▸ its certificate not revoked ▸ from an address its token named
+    admission       not revoked ▸ a member ▸ not frozen ▸ its certificate not revoked ▸ from an address its token named
     the method      what this site may do in this run (`link.py`)
 
 TLS looks at a certificate once, when a connection is made, and a connection may stay open for weeks. So the keyring's
-word on every member is fetched each second and compared with each call, and a stream that is no longer admitted is
-cancelled: freezing a site ends what it is doing within seconds. While the keyring is down its last word counts; before
-its first word nobody is admitted.
+word on every member, and the federation's revocation list, are fetched each second and compared with each call, and a
+stream that is no longer admitted is cancelled: freezing or revoking a site ends what it is doing within seconds. While
+the keyring is down its last word counts; before its first word nobody is admitted.
+
+A revoked site must hear of it, or its workers would go on for nothing: `parting` answers a heartbeat of it that does
+not know the list yet with the list, as the keepers signed it. That is all it gets, and no sign of life.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ import structlog
 
 from msfl.orchestrator.keyring.client import KeyringDown
 from msfl.orchestrator.keyring.keyring import SiteStanding
+from msfl.policies.refusals import Code
+from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.channel import inside, key_sha256, peer_certificate, peer_ip, peer_site
 
 REFRESH_S = 1.0
@@ -44,7 +49,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class NotAdmitted:
-    """`code`: no_site, not_enrolled, site_frozen, certificate_revoked, address_not_allowed."""
+    """`code`: no_site, not_enrolled, site_revoked, site_frozen, certificate_revoked, address_not_allowed."""
 
     code: str
     message: str
@@ -53,10 +58,14 @@ class NotAdmitted:
         return f"{self.code}: {self.message}"
 
 
-def judge(caller: Caller, standings: Mapping[str, SiteStanding]) -> NotAdmitted | None:
-    """None: admitted."""
+def judge(
+    caller: Caller, standings: Mapping[str, SiteStanding], revoked: Revoked = NOTHING_REVOKED
+) -> NotAdmitted | None:
+    """None: admitted. `revoked`: by the federation's list, which names certificates by their key, as other keys."""
     if caller.site is None:
         return NotAdmitted("no_site", "no site is named in the client certificate")
+    if caller.site in revoked.sites:
+        return NotAdmitted(Code.SITE_REVOKED.value, f"{caller.site} is revoked by the federation's keepers, for good")
     standing = standings.get(caller.site)
     if standing is None:
         return NotAdmitted("not_enrolled", f"{caller.site} is no member of this federation (any more)")
@@ -65,6 +74,9 @@ def judge(caller: Caller, standings: Mapping[str, SiteStanding]) -> NotAdmitted 
     if caller.key in standing.revoked:
         what = f"{caller.site} has enrolled anew since it got this certificate"
         return NotAdmitted("certificate_revoked", what)
+    if caller.key in revoked.keys:
+        what = f"the key of this certificate of {caller.site} is revoked by the federation's keepers: enrol --again"
+        return NotAdmitted("certificate_revoked", what)
     if not inside(caller.ip, standing.cidrs):
         what = f"{caller.site} calls from {caller.ip}, outside {', '.join(standing.cidrs)}: ask for a new token"
         return NotAdmitted("address_not_allowed", what)
@@ -72,10 +84,19 @@ def judge(caller: Caller, standings: Mapping[str, SiteStanding]) -> NotAdmitted 
 
 
 class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types for its classes
-    """`ask`: every site's standing, or KeyringDown."""
+    """`ask`: every site's standing, or KeyringDown. `parting(method, request)`: the answer to a call of a revoked site
+    that is to hear of it; None: the call is refused."""
 
-    def __init__(self, ask: Callable[[], Mapping[str, SiteStanding]]) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], Mapping[str, SiteStanding]],
+        revoked: Callable[[], Revoked],
+        parting: Callable[[str, Any], Any] = lambda method, request: None,
+    ) -> None:
         self._ask = ask
+        self._ask_revoked = revoked
+        self._parting = parting
+        self._revoked = NOTHING_REVOKED
         self._lock = threading.Lock()
         self._standings: Mapping[str, SiteStanding] | None = None
         self._open: dict[grpc.ServicerContext, Caller] = {}
@@ -83,15 +104,18 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
     # ------------------------------------------------------- the keyring's word
 
     def refresh(self) -> None:
-        """Fetch it, and cancel every call that it does not admit any more."""
+        """Fetch it and the list, and cancel every call that they do not admit any more."""
+        revoked = self._ask_revoked()
         try:
             new = self._ask()
         except KeyringDown as error:
             if self._standings is None:
                 log.error("nobody is admitted yet: the keyring has not been heard", why=str(error))
-            return
+                return
+            new = self._standings
         with self._lock:
             before, self._standings = self._standings or {}, new
+            self._revoked = revoked
             under_way = list(self._open.items())
         for site, standing in new.items():
             if standing.frozen is not None and (site not in before or before[site].frozen is None):
@@ -102,7 +126,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
                     do=f"ask the site; then msfl orchestrator site unfreeze {site}, with a new token if need be",
                 )
         for context, caller in under_way:
-            if (refused := judge(caller, new)) is not None:
+            if (refused := judge(caller, new, revoked)) is not None:
                 log.warning("a call is cut", site=caller.site, peer=caller.ip, code=refused.code)
                 context.cancel()
 
@@ -122,12 +146,17 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         asked, answered = ("stream" if s else "unary" for s in (handler.request_streaming, handler.response_streaming))
         form = f"{asked}_{answered}"
         behaviour = getattr(handler, form)
-        guarded = self._guarded_stream(behaviour) if handler.response_streaming else self._guarded(behaviour)
+        if handler.response_streaming:
+            guarded = self._guarded_stream(behaviour)
+        else:
+            guarded = self._guarded(behaviour, details.method)
         make = getattr(grpc, f"{form}_rpc_method_handler")
         return make(guarded, handler.request_deserializer, handler.response_serializer)
 
-    def _guarded(self, behaviour: Callable[..., Any]) -> Callable[..., Any]:
+    def _guarded(self, behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
         def call(request: Any, context: grpc.ServicerContext) -> Any:
+            if Caller.of(context).site in self._revoked.sites and (word := self._parting(method, request)) is not None:
+                return word
             self._admit(context)
             return behaviour(request, context)
 
@@ -143,14 +172,14 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
     def _admit(self, context: grpc.ServicerContext) -> None:
         caller = Caller.of(context)
         with self._lock:
-            standings = self._standings
+            standings, revoked = self._standings, self._revoked
             # Under one lock with reading it: a later word finds this call among those that are under way.
             self._open[context] = caller
         if not context.add_callback(lambda: self._ended(context)):
             self._ended(context)
         if standings is None:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the centre's keyring has not been heard yet; try again")
-        if (refused := judge(caller, standings or {})) is not None:
+        if (refused := judge(caller, standings or {}, revoked)) is not None:
             log.warning("not admitted", site=caller.site, peer=caller.ip, code=refused.code)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(refused))
 

@@ -95,6 +95,18 @@ def _name(order: Order, generation: int) -> str:
             return f"stop {generation}"
 
 
+def parting_word(papers: Callable[[], TrustPapers]) -> Callable[[str, object], wire.Ack | None]:
+    """For `Admission`: a bare heartbeat of a revoked site is answered with the papers that it has not heard yet."""
+
+    def word(method: str, request: object) -> wire.Ack | None:
+        if not method.endswith("/Beat") or not isinstance(request, wire.Progress) or request.run_id:
+            return None
+        now = papers()
+        return None if now.sha256 == request.trust else wire.Ack(trust=papers_to_wire(now))
+
+    return word
+
+
 class LinkDoor(LinkServicer):
     def __init__(
         self,

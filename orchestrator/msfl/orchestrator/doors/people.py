@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -35,9 +35,9 @@ from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import Malformed, load_json
-from msfl.policies.identity import CALL_LIFE, User, verify_call, verify_job, verify_token
+from msfl.policies.identity import CALL_LIFE, User, issuer_key_revoked, verify_call, verify_job, verify_token
 from msfl.policies.refusals import Code, Refusal, refuse
-from msfl.policies.trust import TrustedFederationRoot
+from msfl.policies.trust import Revoked, TrustedFederationRoot
 from msfl.protos.channel import peer_ip
 from msfl.protos.convert import json_bytes
 from msfl.protos.key_sets import KeySets
@@ -58,6 +58,7 @@ class PeopleDoor(PeopleServicer):
         releases: Releases,
         key_sets: KeySets,
         callers: Callers,
+        revoked: Callable[[], Revoked],
     ) -> None:
         self._engine = engine
         self._root = root
@@ -65,6 +66,7 @@ class PeopleDoor(PeopleServicer):
         self._releases = releases
         self._key_sets = key_sets
         self._callers = callers
+        self._revoked = revoked
         self._calls = CallsSeen()
 
     def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
@@ -82,6 +84,9 @@ class PeopleDoor(PeopleServicer):
         refusal = verify_job(request.spec, request.proof, user, proof_required=False, dry_run=request.dry_run)
         if refusal is not None:
             self._refuse(context, refusal)
+        if gone := sorted(self._revoked().sites.intersection(spec.sites)):
+            what = f"The job names {gone[0]}, which is revoked."
+            self._refuse(context, refuse(Code.SITE_REVOKED, what, site=gone[0]))
         known = self._datasets.all()
         missing = [ref for ref in spec.datasets if not any(d["ref"] == ref for ds in known.values() for d in ds)]
         if missing:
@@ -104,10 +109,14 @@ class PeopleDoor(PeopleServicer):
     def Watch(self, request: wire.WatchRun, context: grpc.ServicerContext) -> Iterator[wire.RunEvent]:
         run_id, after, rung = request.run_id, request.after, -1
         said: dict[str, object] = {}
-        self._own(context, "Watch", run_id)
+        user, _ = self._user(context, "Watch")
+        self._run_of(context, user, run_id)
         bell = self._engine.run_bell(run_id)
         context.add_callback(bell.ring)  # Who has hung up is not waited for.
         while context.is_active() and not self._engine.stopping:
+            # A watcher stays for days; the key that vouched for it may be revoked meanwhile.
+            if (refusal := issuer_key_revoked(user, self._revoked())) is not None:
+                self._unknown(context, refusal)
             state, events = self._engine.seen(run_id, after)
             for sequence, event in events:
                 shown = watched_event(state, event)
@@ -219,7 +228,9 @@ class PeopleDoor(PeopleServicer):
         if scheme.lower() != "bearer":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "log in first: msfl login")
         now = datetime.now(UTC)
-        user = verify_token(token, self._root.document.issuers, now, self._key_sets.trusted(self._root))
+        revoked = self._revoked()
+        key_sets = self._key_sets.trusted(self._root, revoked)
+        user = verify_token(token, self._root.document.issuers, now, key_sets, revoked)
         if isinstance(user, Refusal):
             self._unknown(context, user)
             raise AssertionError("abort returns never")

@@ -27,6 +27,7 @@ from msfl.protos.channel import SITE_URI
 CA_LIFE = timedelta(days=3650)
 SERVER_LIFE = timedelta(days=365)
 SITE_LIFE = timedelta(days=30)
+_CA_OF = "msfl federation "
 _LEEWAY = timedelta(minutes=5)  # clocks of hospitals differ
 
 
@@ -37,7 +38,7 @@ class BadRequest(ValueError):
 def create_ca(federation: str, now: datetime) -> tuple[bytes, bytes]:
     """Key and certificate, PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"msfl federation {federation}")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{_CA_OF}{federation}")])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -52,6 +53,12 @@ def create_ca(federation: str, now: datetime) -> tuple[bytes, bytes]:
         .sign(key, SHA256())
     )
     return _pem(key), certificate.public_bytes(Encoding.PEM)
+
+
+def federation_of(ca_pem: bytes) -> str:
+    """The federation that a CA was made for."""
+    (name,) = x509.load_pem_x509_certificate(ca_pem).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(name.value).removeprefix(_CA_OF)
 
 
 def issue_server(ca_key: bytes, ca_pem: bytes, hosts: tuple[str, ...], now: datetime) -> tuple[bytes, bytes]:

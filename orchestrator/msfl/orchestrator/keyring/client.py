@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Freeze, SiteStanding
-from msfl.policies.refusals import CannotProceed
+from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.protos import unix_sockets
+from msfl.protos.certificates import Identity
+from msfl.protos.notary import Shown
 
 
 class KeyringDown(CannotProceed):
     """The keyring does not answer: is its process running?"""
+
+
+class KeyringFull(KeyringDown):
+    """The keyring's disk takes nothing, so it does nothing. Whoever waits for a keyring waits for this, too."""
 
 
 class BadRunSecret(Exception):
@@ -99,6 +105,7 @@ class KeyringClient:
         hours: float,
         cidrs: tuple[str, ...],
     ) -> str:
+        """Raises Refused for a site that is revoked, KeyringDown."""
         answer = self._ask(
             do="token",
             federation=federation,
@@ -112,6 +119,16 @@ class KeyringClient:
         )
         return str(answer["token"])
 
+    def server_certificate(self, names: tuple[str, ...]) -> Identity:
+        """A new key and certificate of the orchestrator. Raises KeyringDown."""
+        answer = self._ask(do="server_certificate", names=list(names))
+        return Identity(base64.b64decode(answer["key"]), base64.b64decode(answer["certificate"]))
+
+    def show(self) -> Shown:
+        """How the keyring's audit log stands. Raises KeyringDown."""
+        answer = self._ask(do="show")
+        return Shown(base64.b64decode(answer["envelope"]), str(answer["public_key"]))
+
     def _ask(self, **request: Any) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(30)
@@ -124,7 +141,13 @@ class KeyringClient:
                 raise KeyringDown(f"the keyring at {self._socket_file} does not answer ({error})") from error
         if not line:
             raise KeyringDown(f"the keyring would not do {request['do']}; its log says why")
-        return dict(json.loads(line))
+        answer = dict(json.loads(line))
+        if "disk_full" in answer:
+            what = f"the keyring at {self._socket_file.parent} cannot write into its audit log ({answer['disk_full']})"
+            raise KeyringFull(f"disk_full: {what}, and has not done it: free its disk, then ask again")
+        if "refusal" in answer:
+            raise Refused(Refusal.from_json(answer["refusal"]))
+        return answer
 
     def _connect(self, connection: socket.socket) -> None:
         give_up = time.monotonic() + self._patience_s

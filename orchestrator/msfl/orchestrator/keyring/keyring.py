@@ -6,6 +6,12 @@ run keys over.
                     tokens/<id>.json          secrets until it is used, site, expiry, addresses; then `used_at`
                     sites/<site>.json         the site's symmetric key, addresses, certificates in force and revoked
                     frozen/<site>.json        since when, why and by whom a site is frozen; there is none for the others
+                    audit/                    the keyring's own hash-chained log (`msfl.protos.audit_log`)
+
+Every act stands in the log before it is done: keyring made, token made and used, certificate issued and renewed, site
+frozen and unfrozen, run keys handed over. No secret does; a certificate is named by `channel.key_sha256`. What cannot
+be written down is not done (OSError). Refusals change nothing and are not in it: who asks from the network must not be
+able to fill the disk.
 
 A token is consumed, durably, before its certificate is returned: of two racing redemptions exactly one wins, and a
 crash in between costs a token, never gives two certificates. Whoever shows the secret of a used token has a copy of it,
@@ -15,9 +21,11 @@ the secret a second use is refused and recorded, no more; else anybody who reads
     member ── token used a second time, or the operator ──▶ frozen ── the operator ──▶ member
 
 A frozen site's certificates are refused at every call (`doors/admission.py`), it gets no new one by renewal, and no run
-key of it is handed over. An enrolment, the first or `again`, revokes every certificate of the site before it. The
-token's symmetric key takes the place of the one before. Where a member enrols `again`, its home at hand, the old one
-serves for `KEY_OVERLAP` beside it, so that its running runs go on; else it is gone.
+key of it is handed over. The same, and no token either, holds for a site that the federation's list revokes, for good:
+the keyring reads the list by itself (`trust`), it does not take the orchestrator's word. An enrolment, the first or
+`again`, revokes every certificate of the site before it. The token's symmetric key takes the place of the one before.
+Where a member enrols `again`, its home at hand, the old one serves for `KEY_OVERLAP` beside it, so that its running
+runs go on; else it is gone.
 
 Honest limit: whoever owns this process and the orchestrator's store can read single updates. Secure aggregation is
 the answer to that, and a later one.
@@ -26,16 +34,20 @@ the answer to that, and a later one.
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import ipaddress
 import json
+import os
 import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +55,22 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import TypeAdapter
 
-from msfl.orchestrator.keyring.authority import BadRequest, create_ca, issue_server, renewing_site, sign_site
-from msfl.policies.documents import Slug
+from msfl.orchestrator.keyring.authority import (
+    BadRequest,
+    create_ca,
+    federation_of,
+    issue_server,
+    renewing_site,
+    sign_site,
+)
+from msfl.policies.documents import Slug, format_utc
+from msfl.policies.encoding import sha256_of
+from msfl.policies.refusals import Code, Refused, refuse
+from msfl.policies.trust import NOTHING_REVOKED, Revoked
+from msfl.protos.audit_log import LOG_NAME, AuditLog
 from msfl.protos.channel import inside, key_sha256
 from msfl.protos.durable_files import sync_folder, write_durably
+from msfl.protos.notary import Notary, Shown
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
@@ -65,7 +89,7 @@ class Enrolled:
 @dataclass(frozen=True)
 class EnrolmentRefusal:
     """`code`: unknown_token, token_used, token_expired, address_not_allowed, bad_proof, bad_csr, not_enrolled,
-    site_frozen, certificate_revoked."""
+    site_frozen, site_revoked, certificate_revoked."""
 
     code: str
     message: str
@@ -99,8 +123,11 @@ class SecretUnusable(Exception):
 
 
 class Keyring:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED) -> None:
+        """`revoked`: by the federation's list, as it is now."""
         self._folder = folder
+        self._revoked = revoked
+        self._notary: Notary | None = None
         self._lock = threading.Lock()
         self._known: dict[str, SiteStanding] | None = None
 
@@ -114,8 +141,10 @@ class Keyring:
         key, certificate = create_ca(federation, now)
         write_durably(folder / "ca.pem", certificate)
         write_durably(folder / "centre.key", X25519PrivateKey.generate().private_bytes_raw())
+        keyring = cls(folder)
+        keyring._say(now, "keyring made", federation, {"ca": key_sha256(certificate)})
         write_durably(folder / "ca.key", key)
-        return cls(folder)
+        return keyring
 
     @property
     def ca_pem(self) -> bytes:
@@ -126,7 +155,33 @@ class Keyring:
         return hashlib.sha256(self.ca_pem).hexdigest()
 
     def server_certificate(self, hosts: tuple[str, ...], now: datetime) -> tuple[bytes, bytes]:
-        return issue_server((self._folder / "ca.key").read_bytes(), self.ca_pem, hosts, now)
+        """The orchestrator's key and certificate, PEM."""
+        with self._lock:
+            key, certificate = issue_server((self._folder / "ca.key").read_bytes(), self.ca_pem, hosts, now)
+            fields = {"names": ", ".join(hosts), **_named(certificate)}
+            self._say(now, "server certificate issued", self.federation, fields)
+        return key, certificate
+
+    # ------------------------------------------------------------------ the log
+
+    @cached_property
+    def federation(self) -> str:
+        return federation_of(self.ca_pem)
+
+    @cached_property
+    def audit(self) -> AuditLog:
+        """Raises AuditBroken. One process at a time may write: whoever acts `holds` the folder."""
+        return AuditLog(self._folder / "audit" / LOG_NAME, f"keyring {self.federation}")
+
+    def witnessed(self, clock: Callable[[], datetime]) -> Shown:
+        """The log as it stands, signed with its own key, for the orchestrator to keep. Raises OSError."""
+        with self._lock:
+            if self._notary is None:
+                self._notary = Notary(self.audit, self._folder / "audit", keyring_log(self.federation), clock)
+            return self._notary.show()
+
+    def _say(self, now: datetime, action: str, object: str, fields: Mapping[str, str]) -> None:
+        self.audit.write(now, action, object, fields)
 
     # ------------------------------------------------------------------ tokens
 
@@ -143,8 +198,11 @@ class Keyring:
         cidrs: tuple[str, ...],
         now: datetime,
     ) -> RegistrationToken:
-        """Raises ValueError for a life over 72 h, or a site name or an address range that is none."""
+        """Raises ValueError for a life over 72 h, or a site name or an address range that is none; Refused for a site
+        that is revoked."""
         _SITE.validate_python(site)
+        if site in self._revoked().sites:
+            raise Refused(refuse(Code.SITE_REVOKED, f"The site {site} is revoked.", site=site))
         if not timedelta(0) < life <= MAX_TOKEN_LIFE:
             raise ValueError(f"a registration token lives at most {MAX_TOKEN_LIFE}")
         for cidr in cidrs:
@@ -165,6 +223,8 @@ class Keyring:
                 expires=int((now + life).timestamp()),
                 allowed_cidrs=cidrs,
             )
+            fields = {"site": site, "expires": format_utc(now + life), "addresses": ", ".join(cidrs)}
+            self._say(now, "token made", token.token_id, fields)
             self._put(
                 "tokens",
                 token.token_id,
@@ -211,6 +271,8 @@ class Keyring:
                 return EnrolmentRefusal("token_expired", "the token has expired: ask the operator for a new one")
             if not inside(peer_ip, kept["cidrs"]):
                 return EnrolmentRefusal("address_not_allowed", f"{peer_ip} is outside {', '.join(kept['cidrs'])}")
+            if kept["site"] in self._revoked().sites:
+                return _site_revoked(kept["site"])
             before = self._get("sites", kept["site"])
             member = before if again else None
             if again and member is None:
@@ -224,9 +286,16 @@ class Keyring:
             older = {} if member is None else _in_force(member, "older_keys", at)
             if member is not None:
                 older |= {member["site_key"]: at + int(KEY_OVERLAP.total_seconds())}
+            issued, revoked = _in_force(before, "issued", at), _in_force(before, "revoked", at)
+            self._say(now, "token used", token_id, {"site": kept["site"], "from": peer_ip})
+            fields = {
+                **_named(certificate),
+                "revokes": " ".join(issued),
+                "site_key": "new" if before is None else "replaced" if member is None else "replaced, overlaps",
+            }
+            self._say(now, "certificate issued", kept["site"], fields)
             # The secret stays, to tell who shows it a second time; it opens nothing any more.
             self._put("tokens", token_id, kept | {"used_at": at, "site_key": ""})
-            issued, revoked = _in_force(before, "issued", at), _in_force(before, "revoked", at)
             site = {
                 "site_key": kept["site_key"],
                 "older_keys": older,
@@ -251,16 +320,23 @@ class Keyring:
                 member = self._get("sites", site)
                 if member is None:
                     return EnrolmentRefusal("not_enrolled", f"{site} is no member of this federation (any more)")
+                revoked, shown = self._revoked(), key_sha256(certificate_pem)
+                if site in revoked.sites:
+                    return _site_revoked(site)
                 if (frozen := self._get("frozen", site)) is not None:
                     return EnrolmentRefusal("site_frozen", f"{site} is frozen ({frozen['why']}): ask the operator")
-                if key_sha256(certificate_pem) in member["revoked"]:
+                if shown in member["revoked"]:
                     return EnrolmentRefusal(
                         "certificate_revoked", f"{site} has enrolled anew since it got this certificate"
                     )
+                if shown in revoked.keys:
+                    what = f"the key that {site} uses is revoked: msfl gateway enrol --again"
+                    return EnrolmentRefusal("certificate_revoked", what)
                 certificate = sign_site((self._folder / "ca.key").read_bytes(), self.ca_pem, csr_pem, site, now)
             except BadRequest as error:
                 return EnrolmentRefusal("bad_csr", str(error))
             at = int(now.timestamp())
+            self._say(now, "certificate renewed", site, {**_named(certificate), "signed_with": shown})
             # The old one goes on serving until it expires: channels are open with it.
             issued = _and_this(_in_force(member, "issued", at), certificate)
             self._put("sites", site, member | {"renewed_at": at, "issued": issued})
@@ -284,19 +360,22 @@ class Keyring:
 
     def _freeze(self, site: str, why: str, by: str, now: datetime) -> None:
         if self._get("frozen", site) is None:
+            self._say(now, "site frozen", site, {"why": why, "by": by})
             self._put("frozen", site, {"at": int(now.timestamp()), "why": why, "by": by})
 
-    def unfreeze(self, site: str) -> bool:
+    def unfreeze(self, site: str, by: str, now: datetime) -> bool:
         """False when it was not frozen."""
         with self._lock:
             if self._get("frozen", site) is None:
                 return False
+            self._say(now, "site unfrozen", site, {"by": by})
             _remove(self._folder / "frozen" / f"{site}.json")
             self._known = None
         return True
 
     def standings(self) -> dict[str, SiteStanding]:
         """Every member, and every site that is frozen without being one."""
+        self._revoked()  # Asked each second: a list that lies there only for a while is heard, too.
         with self._lock:
             if self._known is None:
                 frozen = {site: Freeze(**kept) for site, kept in self._all("frozen").items()}
@@ -317,6 +396,7 @@ class Keyring:
         `earlier`: a run whose model this one starts from; the key of what went to all in that run comes along.
         Raises SecretUnusable for the first site whose secret is.
         """
+        revoked = self._revoked().sites
         with self._lock:
             private = self._centre().private_bytes_raw()
             keys = {EVERYBODY: _text(centre_key(private, run_id))}
@@ -326,10 +406,14 @@ class Keyring:
                 kept = self._get("sites", site)
                 if kept is None:
                     raise SecretUnusable(site, "the site was never enrolled")
+                if site in revoked:
+                    raise SecretUnusable(site, "the site is revoked")
                 if self._get("frozen", site) is not None:
                     raise SecretUnusable(site, "the site is frozen")
                 in_force = (kept["site_key"], *_in_force(kept, "older_keys", int(now.timestamp())))
                 keys[site] = _text(_run_key(private, box, run_id, site, [base64.b64decode(k) for k in in_force]))
+            fields = {"sites": " ".join(sorted(wrapped)), "earlier": earlier, "to": sha256_of(aggregator_public)}
+            self._say(now, "run keys handed over", run_id, {k: v for k, v in fields.items() if v})
         info = b"msfl/aggregator-keys/v1|" + run_id.encode()
         return seal_to(aggregator_public, json.dumps(keys).encode(), info)
 
@@ -355,6 +439,10 @@ class Keyring:
         write_durably(self._folder / kind / f"{name}.json", json.dumps(value, indent=1).encode())
 
 
+def _site_revoked(site: str) -> EnrolmentRefusal:
+    return EnrolmentRefusal(Code.SITE_REVOKED.value, f"{site} is revoked by the federation's keepers, for good")
+
+
 def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list[bytes]) -> bytes:
     """Raises SecretUnusable: the box was made for none of the site's keys in force, or is no box of this run."""
     for site_key in site_keys:
@@ -364,6 +452,29 @@ def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list
             continue
         return run_key(secret, site_key, run_id, site)
     raise SecretUnusable(site, f"the box does not open with any of the site's {len(site_keys)} keys")
+
+
+def keyring_log(federation: str) -> str:
+    """The name of its log, beside `centre:…` and `site:…`."""
+    return f"keyring:{federation}"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Nobody else acts with this keyring meanwhile. Raises RuntimeError when somebody does already."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RuntimeError(f"another keyring serves {folder}: stop that one first") from error
+    finally:
+        os.close(lock)
+
+
+def _named(certificate_pem: bytes) -> dict[str, str]:
+    until = x509.load_pem_x509_certificate(certificate_pem).not_valid_after_utc
+    return {"key": key_sha256(certificate_pem), "until": format_utc(until)}
 
 
 def _in_force(member: dict[str, Any] | None, which: str, at: int) -> dict[str, int]:

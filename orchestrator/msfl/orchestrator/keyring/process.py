@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from datetime import UTC, datetime
 
 import structlog
 
@@ -18,11 +19,14 @@ log = structlog.get_logger()
 
 
 def serve_keyring(home: CentreHome) -> None:
-    """Raises PermissionError when others may enter the keyring's folder, RuntimeError when it is served already."""
-    server = KeyringServer(home.keyring_socket, Keyring(home.keyring))
+    """Raises PermissionError when others may enter the keyring's folder, RuntimeError when it is served already,
+    AuditBroken when its log was changed."""
+    trust = home.heeded(home.keyring / "revoked.json", lambda taken: taken.into(keyring.audit, datetime.now(UTC)))
+    keyring = Keyring(home.keyring, lambda: trust.revoked())
+    server = KeyringServer(home.keyring_socket, keyring)
     for number in (signal.SIGTERM, signal.SIGINT):
         # shutdown() waits for the loop that this very thread runs.
         signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
-    log.info("the keyring serves", socket=str(home.keyring_socket))
+    log.info("the keyring serves", socket=str(home.keyring_socket), audit_entries=keyring.audit.size)
     server.serve_forever(poll_interval=0.2)
     server.server_close()

@@ -7,7 +7,11 @@
     {"do": "freeze", …} ▸ {"done"}
     {"do": "unfreeze", …} ▸ {"done"}
     {"do": "hand_over", …} ▸ {"sealed"} | {"bad_secret"}
-    {"do": "token", …} ▸ {"token"}
+    {"do": "token", …} ▸ {"token"} | {"refusal"}
+    {"do": "server_certificate", …} ▸ {"key", "certificate"}
+    {"do": "show"} ▸ {"envelope", "public_key"}         a checkpoint of its audit log
+
+Each of them: {"disk_full"} where the disk does not take what must be written first; nothing was done then.
 
 The table `_DO` is closed. A request that does not fit ends the connection without an answer. One process serves a
 folder at a time, under a file lock: the keyring's own lock, which makes a token single use, holds within one process.
@@ -16,20 +20,22 @@ folder at a time, under a file lock: the keyring's own lock, which makes a token
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
-import os
 import socketserver
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import structlog
 
-from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring, SecretUnusable
+from msfl.orchestrator.keyring.keyring import EnrolmentRefusal, Keyring, SecretUnusable, held
+from msfl.policies.refusals import Refused
 from msfl.protos import unix_sockets
+from msfl.protos.durable_files import DISK_TROUBLE
 
 JsonObject: TypeAlias = dict[str, Any]
 MAX_LINE = 4 << 20
@@ -90,7 +96,7 @@ def _freeze(keyring: Keyring, asked: JsonObject) -> JsonObject:
 
 def _unfreeze(keyring: Keyring, asked: JsonObject) -> JsonObject:
     log.warning("the operator lifts a freeze", site=asked["site"], by=asked["by"])
-    return {"done": keyring.unfreeze(asked["site"])}
+    return {"done": keyring.unfreeze(asked["site"], str(asked["by"]), datetime.now(UTC))}
 
 
 def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
@@ -118,6 +124,16 @@ def _token(keyring: Keyring, asked: JsonObject) -> JsonObject:
     return {"token": token.encode()}
 
 
+def _server_certificate(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    key, certificate = keyring.server_certificate(tuple(map(str, asked["names"])), datetime.now(UTC))
+    return {"key": _text(key), "certificate": _text(certificate)}
+
+
+def _show(keyring: Keyring, asked: JsonObject) -> JsonObject:
+    shown = keyring.witnessed(partial(datetime.now, UTC))
+    return {"envelope": _text(shown.envelope), "public_key": shown.public_key}
+
+
 _DO: dict[str, Callable[[Keyring, JsonObject], JsonObject]] = {
     "enrol": _enrol,
     "renew": _renew,
@@ -127,6 +143,8 @@ _DO: dict[str, Callable[[Keyring, JsonObject], JsonObject]] = {
     "unfreeze": _unfreeze,
     "hand_over": _hand_over,
     "token": _token,
+    "server_certificate": _server_certificate,
+    "show": _show,
 }
 
 
@@ -138,6 +156,14 @@ class _Handler(socketserver.StreamRequestHandler):
         try:
             asked = json.loads(line)
             answer = _DO[asked.pop("do")](self.server.keyring, asked)
+        except Refused as error:
+            log.warning("refused", code=error.refusal.code.value, why=error.refusal.message)
+            answer = {"refusal": error.refusal.to_json()}
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            log.error("the keyring does nothing that it cannot write down", why=error.strerror)
+            answer = {"disk_full": error.strerror}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.error("a request that does not fit", why=repr(error))
             return
@@ -154,12 +180,8 @@ class KeyringServer(socketserver.ThreadingUnixStreamServer):
         folder = socket_file.parent
         if folder.stat().st_mode & 0o077:
             raise PermissionError(f"others may enter {folder}, where the federation's keys lie: chmod 700 it")
-        self._lock = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(self._lock)
-            raise RuntimeError(f"another keyring serves {folder}: stop that one first") from error
+        self._held = ExitStack()
+        self._held.enter_context(held(folder))
         socket_file.unlink(missing_ok=True)
         self.keyring = keyring
         self._socket_file = socket_file
@@ -171,7 +193,7 @@ class KeyringServer(socketserver.ThreadingUnixStreamServer):
         super().server_close()
         # Before the lock: afterwards the name may be a successor's.
         self._socket_file.unlink(missing_ok=True)
-        os.close(self._lock)
+        self._held.close()
 
 
 def _bytes(text: str) -> bytes:

@@ -102,6 +102,14 @@ class SiteReturned:
 
 
 @dataclass(frozen=True)
+class SiteRevoked:
+    """The federation's keepers have revoked a site: nothing is asked of it any more, whatever it had answered."""
+
+    at: float
+    site: str
+
+
+@dataclass(frozen=True)
 class PauseRequested:
     at: float
     by: str
@@ -140,6 +148,7 @@ Event: TypeAlias = (
     | DeadlinePassed
     | SiteSilent
     | SiteReturned
+    | SiteRevoked
     | PauseRequested
     | Resumed
     | AbortRequested
@@ -156,6 +165,7 @@ _EVENTS: dict[str, type[Event]] = {
         DeadlinePassed,
         SiteSilent,
         SiteReturned,
+        SiteRevoked,
         PauseRequested,
         Resumed,
         AbortRequested,

@@ -12,7 +12,8 @@ The rules that keep a run alive:
 
 * A site that is silent, or late at the deadline, is **absent**: the step closes without it. Whatever is heard of it
   makes it present again; it may still finish the open step, is asked again in the next round, and catches up with
-  `start` and `prepare` if it missed them. A site that fails is OUT for this generation.
+  `start` and `prepare` if it missed them. A site that fails is OUT for this generation; so is one that is revoked,
+  also before it has answered.
 * A step closes with a quorum: `min_sites` results in `fingerprint` and `train/r`, as many present training sites
   elsewhere. Without one it stays open for one more deadline, then the run FAILS with `quorum_not_reached`; at once when
   too few are left that could come back. `on_dropout="wait"`: a step waits for the absent until its deadline, and for
@@ -40,6 +41,7 @@ from msfl.orchestrator.runs.events import (
     Resumed,
     SiteFailed,
     SiteReturned,
+    SiteRevoked,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -64,6 +66,7 @@ from msfl.orchestrator.runs.state import (
     at_least_zero,
     codes,
     end,
+    may_take_part,
     quorum_lost,
     runnable,
     submitted,
@@ -71,6 +74,7 @@ from msfl.orchestrator.runs.state import (
     with_members,
 )
 from msfl.orchestrator.runs.steps import begin, expected, following, needs_results, takes_part, with_notes_of
+from msfl.policies.refusals import Code
 from msfl.protos.sealing import EVERYBODY
 
 __all__ = [
@@ -86,6 +90,7 @@ __all__ = [
     "central_inputs",
     "disposable_keys",
     "is_news",
+    "may_take_part",
     "model_to_start_from",
     "order_for",
     "runnable",
@@ -115,6 +120,8 @@ def advance(state: RunState, event: Event) -> RunState:
             return _silent(state, event)
         case SiteReturned():
             return _settle(_present(state, event.site), event.at)
+        case SiteRevoked():
+            return _revoked(state, event)
         case DeadlinePassed():
             return _deadline(state, event)
         case CentralDone():
@@ -213,6 +220,16 @@ def _site_failed(state: RunState, event: SiteFailed) -> RunState:
     if member is None or not member.accepted or state.step is None:
         return state
     return _settle(_out(state, event.site, event.code, event.at), event.at)
+
+
+def _revoked(state: RunState, event: SiteRevoked) -> RunState:
+    """Out at any time: also while it is asked, or the custodian has not answered yet."""
+    if not may_take_part(state, event.site):
+        return state
+    state = _out(state, event.site, Code.SITE_REVOKED.value, event.at)
+    if state.phase is Phase.OFFERED:
+        return _maybe_start(state, event.at)
+    return _settle(state, event.at)
 
 
 def _out(state: RunState, site: str, code: str, at: float) -> RunState:

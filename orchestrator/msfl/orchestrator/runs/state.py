@@ -183,6 +183,12 @@ def runnable(state: RunState) -> bool:
     return not state.paused and not state.ended
 
 
+def may_take_part(state: RunState, site: str) -> bool:
+    """A member that has accepted, or may still do so."""
+    member = state.members.get(site)
+    return member is not None and member.standing in (Standing.ASKED, Standing.PARKED, Standing.ACCEPTED)
+
+
 def accepted(state: RunState) -> list[str]:
     return sorted(m.site for m in state.members.values() if m.accepted)
 

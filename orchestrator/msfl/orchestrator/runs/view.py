@@ -15,6 +15,7 @@ from msfl.orchestrator.runs.events import (
     Resumed,
     SiteFailed,
     SiteReturned,
+    SiteRevoked,
     SiteSilent,
     Submitted,
     TaskDone,
@@ -42,7 +43,7 @@ def public_event(event: Event) -> JsonObject:
             if event.task_id.startswith("aggregate/"):
                 said["refused"] = event.document.get("refused", {})
             return shown | said
-        case SiteReturned():
+        case SiteReturned() | SiteRevoked():
             return shown | {"site": event.site}
         case DeadlinePassed():
             return shown | {"task_id": event.task_id}

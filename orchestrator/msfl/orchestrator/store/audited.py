@@ -13,9 +13,10 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 
-from msfl.orchestrator.store.interface import DISK_TROUBLE, RunStore, StoredEvent, StoreUnavailable
+from msfl.orchestrator.store.interface import RunStore, StoredEvent, StoreUnavailable
 from msfl.policies.encoding import sha256_of
 from msfl.protos.audit_log import AuditLog
+from msfl.protos.durable_files import DISK_TROUBLE
 
 _SAID = ("site", "task_id", "verdict", "code", "by")
 

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from msfl.orchestrator.store.interface import DISK_TROUBLE, GapInUpload, Size, StoreUnavailable
+from msfl.orchestrator.store.interface import GapInUpload, Size, StoreUnavailable
+from msfl.protos.durable_files import DISK_TROUBLE
 from msfl.protos.writeback import start_writing
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_:.\-]*(/[A-Za-z0-9][A-Za-z0-9_:.\-]*)*")

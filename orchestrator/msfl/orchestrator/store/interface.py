@@ -11,16 +11,12 @@ refused), and exists for readers only after `finish`, which makes it durable.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from msfl.policies.refusals import CannotProceed
-
-# What an operating system says of a disk that is full, over quota, read-only or failing.
-DISK_TROUBLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 @dataclass(frozen=True)

@@ -587,20 +587,26 @@ class TrustPapers(_message.Message):
     ROOTS_FIELD_NUMBER: _builtins.int
     REVOCATIONS_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
+    ISSUER_KEYS_FIELD_NUMBER: _builtins.int
     revocations: _builtins.bytes
     timestamp: _builtins.bytes
     @_builtins.property
     def roots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    @_builtins.property
+    def issuer_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """key sets of identity providers, as their stewards signed them"""
+
     def __init__(
         self,
         *,
         roots: _abc.Iterable[_builtins.bytes] | None = ...,
         revocations: _builtins.bytes = ...,
         timestamp: _builtins.bytes = ...,
+        issuer_keys: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["revocations", b"revocations", "roots", b"roots", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer_keys", b"issuer_keys", "revocations", b"revocations", "roots", b"roots", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
