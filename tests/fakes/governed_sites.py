@@ -247,14 +247,30 @@ class GovernedSite:
     # ------------------------------------------------------------------ what runs
 
     def offer(self, run_id: str = "run-1", **changes: Any) -> str:
-        """`allow`, `confirm`, or the code of the refusal, as the centre hears it."""
-        job = self.world.job.model_copy(
-            update={"digest": self.digest, "nonce": f"nonce-of-{run_id}-0123456789", **changes}
-        )
-        spec = encode(job)
+        """`allow`, `confirm`, or the code of the refusal, as the centre hears it. `changes` are fields of the job."""
+        self.send(run_id, **changes)
+        return self.answered()
+
+    def send(self, run_id: str = "run-1", *, token: str = "", **changes: Any) -> RunAtSite:
+        """An offer, whatever becomes of it."""
+        spec = self.spec(run_id, **changes)
+        run = self.come_back(run_id)
+        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), token or self.world.token, dry_run=False))
+        return run
+
+    def spec(self, run_id: str = "run-1", **changes: Any) -> bytes:
+        """The bytes of the job that `run_id` is offered with."""
+        update = {"digest": self.digest, "nonce": f"nonce-of-{run_id}-0123456789", **changes}
+        return encode(self.world.job.model_copy(update=update))
+
+    def come_back(self, run_id: str) -> RunAtSite:
+        """The run's own thread, as a gateway makes it when it starts, or first hears of the run."""
         run = RunAtSite(run_id, self.around)
         self.runs.append(run)
-        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), self.world.token, dry_run=False))
+        return run
+
+    def answered(self) -> str:
+        """The next answer: its verdict, or the code of the refusal."""
         answer = self.line.answers.get(timeout=PATIENCE_S)
         if answer.verdict != "refuse":
             return answer.verdict

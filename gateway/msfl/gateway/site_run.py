@@ -43,7 +43,7 @@ from msfl.gateway.datasets import changed_file
 from msfl.gateway.disk import GivenUp, has_room, probe, with_room
 from msfl.gateway.egress import allowance, failure_code, progress_of
 from msfl.gateway.home import Home, write
-from msfl.gateway.judge import Accepted, Judge
+from msfl.gateway.judge import Accepted, EngineError, Judge, fail_closed, refused
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.link import LineDown, Link, NotWanted
 from msfl.gateway.machine import (
@@ -129,7 +129,7 @@ class Surroundings:
 class NotAllowedAnyMore:
     """What the run rests on does not stand any more: a key, the release, the policy was revoked, or expired."""
 
-    code: str
+    refusal: Refusal
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class RunAtSite:
             return
         log.error("the run is not allowed any more", run=self.run_id, code=refusal.code.value, why=refusal.message)
         self._forbidden = True
-        self._queue.put(NotAllowedAnyMore(refusal.code.value))  # Before the worker's death is: none is started again.
+        self._queue.put(NotAllowedAnyMore(refusal))  # Before the worker's death is: none is started again.
         if (process := self._process) is not None:
             process.stop(2.0)
 
@@ -282,10 +282,10 @@ class RunAtSite:
                 self._home.forget_stop(self.run_id)
             case CustodianSigned(envelope=envelope):
                 self._take_confirmation(envelope)
-            case NotAllowedAnyMore(code=code):
+            case NotAllowedAnyMore(refusal=refusal):
                 if self._state.stage in LIVING:
-                    self._audit("run not allowed any more", code=code)
-                self._post(Broken(code))
+                    self._audit("run not allowed any more", **_coded(refusal))
+                self._post(Broken(refusal.code.value))
             case WorkerUp():
                 task = self._state.task
                 self._post(WorkerUp(self._recheck(task) if task is not None else ""))
@@ -428,28 +428,32 @@ class RunAtSite:
         except BadRecord:
             kept = None
         judgement = self._with_room(lambda: self._around.judge.judge(offer, self._around.clock(), kept))
-        self._accepted, self._decision = judgement.accepted, judgement.decision
-        decision = judgement.decision
+        self._accepted = judgement.accepted
+        asked = fail_closed(self._asked) if judgement.decision.verdict is Verdict.CONFIRM else None
+        if isinstance(asked, EngineError):  # What no custodian could sign is refused.
+            judgement, asked = refused(asked, judgement.job, judgement.user), None
+            self._accepted = None
+        self._decision = decision = judgement.decision
         self._audit(
             "run explained" if offer.dry_run else "run decided",
             verdict=decision.verdict.value,
             policy=decision.policy_id or "",
             policy_sha256=decision.policy_sha256 or "",
-            code=decision.refusal.code.value if decision.refusal else "",
+            **(_coded(decision.refusal) if decision.refusal else {"code": ""}),
             release=judgement.job.release if judgement.job else "",
             user=judgement.user.name if judgement.user else "",
             **({"generation": str(offer.generation)} if offer.generation > 1 else {}),
         )
         if (papers := judgement.papers) is not None and not offer.dry_run:
             self._with_room(lambda: self._record.save_papers(papers))
-        if decision.verdict is Verdict.CONFIRM and not offer.dry_run:
+        if asked is not None and not offer.dry_run:
             job = judgement.job
             shown = {
                 "run": self.run_id,
                 "job": job.model_dump(mode="json") if job else {},
                 "decision": decision.to_json(),
-                "asked": json.loads(encode(self._asked())),
-                "last": confirmations.last(self._home, self._asked(), self._around.clock()),
+                "asked": json.loads(encode(asked)),
+                "last": confirmations.last(self._home, asked, self._around.clock()),
             }
             self._with_room(lambda: self._home.park(self.run_id, shown))
         self._post(Decided(decision.verdict.value))
@@ -515,7 +519,7 @@ class RunAtSite:
             lambda: self._around.judge.recheck(accepted, order.round, trains, self._around.clock())
         )
         if refusal is not None:
-            self._audit("task refused", task=order.task_id, code=refusal.code.value)
+            self._audit("task refused", task=order.task_id, **_coded(refusal))
             return refusal.code.value
         return ""
 
@@ -800,6 +804,12 @@ class RunAtSite:
         if isinstance(worker := result.document.get("peak_rss_mib"), int | float):
             peaks["worker"] = float(worker)
         return peaks
+
+
+def _coded(refusal: Refusal) -> dict[str, str]:
+    """What the audit log says of a refusal."""
+    error = {"error": refusal.error} if isinstance(refusal, EngineError) else {}
+    return {"code": refusal.code.value, **error}
 
 
 def _limits(accepted: Accepted) -> Limits:

@@ -8,7 +8,8 @@
 
 `Code` is the closed vocabulary: nothing else says why a site did not start, and every code has one sentence in
 `ADVICE` that says what to do about it. Codes may leave a site; whether the message and the fields do is the site's own
-setting. A bug is never a Refusal: it is an exception that nobody catches.
+setting. A bug is never a Refusal: it is an exception that nobody catches, but for one place, where a site's decision
+itself fails and the answer is no (`ENGINE_ERROR`: `msfl.gateway.judge`).
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class Code(StrEnum):
     OUTPUT_BLOCKED = "output_blocked"
     OUTPUT_BUDGET_SPENT = "output_budget_spent"
     WORKER_FAILED = "worker_failed"
+    ENGINE_ERROR = "engine_error"
 
 
 ADVICE: Mapping[Code, str] = {
@@ -178,6 +180,7 @@ ADVICE: Mapping[Code, str] = {
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",
     Code.OUTPUT_BUDGET_SPENT: "This run has sent as much, or as often, as its rounds need; look why it asks for more.",
     Code.WORKER_FAILED: "Ask the site's staff for the worker's log; it does not leave the site.",
+    Code.ENGINE_ERROR: "The site could not decide, and so refuses; ask its staff for the gateway's log.",
 }
 
 
