@@ -276,10 +276,10 @@ class GovernedSite:
             return answer.verdict
         return str(answer.decision["refusal"]["code"])
 
-    def order(self, verb: str = "start", round: int = 0) -> None:
+    def order(self, verb: str = "start", round: int = 0, **document: Any) -> None:
         """A task for the newest run."""
         run = self.runs[-1]
-        run.hear(TaskOrder(run.run_id, f"{verb}/{round}", verb, round, 1, {}, ()))
+        run.hear(TaskOrder(run.run_id, f"{verb}/{round}", verb, round, 1, document, ()))
 
     def failure(self) -> str:
         """The code that the next report gives; empty: the task is done."""

@@ -17,6 +17,7 @@ that ended would end each time, with every other run at the site, and nothing in
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -33,10 +34,11 @@ from msfl.policies.decide import Decision, Request, Verdict, decide, overruled, 
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, verify_job, verify_token
+from msfl.policies.orders import unasked
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease, separate_roles
-from msfl.protos.messages import Offer
+from msfl.protos.messages import Offer, TaskOrder
 from msfl.registry.interface import NotInRegistry, Registry
 from msfl.registry.publish import statements_of, trust_papers
 
@@ -59,7 +61,8 @@ def fail_closed(decide: Callable[[], _T]) -> _T | EngineError:
     except Exception as error:
         if isinstance(error, OSError) and is_full(error):
             raise
-        log.exception("the decision itself failed; the answer is no")
+        # As text, without the variables of each frame: among them are the user's token and names of files.
+        log.error("the decision itself failed; the answer is no", traceback=traceback.format_exc())
         no = refuse(Code.ENGINE_ERROR, "The decision itself failed at this site.")
         return EngineError(no.code, no.message, error=type(error).__name__)
 
@@ -123,9 +126,13 @@ class Judge:
         stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them."""
         return fail_closed(lambda: self._stands(accepted, now))
 
-    def recheck(self, accepted: Accepted, round: int, trains: bool, now: datetime) -> Refusal | None:
-        """Does all that the run rests on still stand, for this round?"""
-        return fail_closed(lambda: self._recheck(accepted, round, trains, now))
+    def recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
+        """Does all that the run rests on still stand, and does it bear this very order?"""
+        return fail_closed(lambda: self._recheck(accepted, order, now))
+
+    def unasked(self, accepted: Accepted, order: TaskOrder, document: JsonObject) -> Refusal | None:
+        """The same, of the order alone, once all its parameters are at hand, also those that come sealed."""
+        return fail_closed(lambda: unasked(accepted.request, order.verb, order.round, document))
 
     # ----------------------------------------------------------------- the steps
 
@@ -230,13 +237,15 @@ class Judge:
         request = replace(accepted.request, release=release, runs_so_far={}, rounds_so_far={}, confirmed=True)
         return decide(request, (policy,), now).refusal
 
-    def _recheck(self, accepted: Accepted, round: int, trains: bool, now: datetime) -> Refusal | None:
+    def _recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
         if (refusal := self._stands(accepted, now)) is not None:
+            return refusal
+        if (refusal := unasked(accepted.request, order.verb, order.round, order.document)) is not None:
             return refusal
         policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
-        spent = self._ledger.rounds(policy.document.id) if trains else 0
-        return recheck(policy, round, now, spent)
+        spent = self._ledger.rounds(policy.document.id) if order.verb == "train" and order.round > 0 else 0
+        return recheck(policy, order.round, now, spent)
 
     def _twice(
         self, policy: TrustedPolicy, release: TrustedRelease, root: TrustedFederationRoot, now: datetime

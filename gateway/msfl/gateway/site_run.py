@@ -514,10 +514,8 @@ class RunAtSite:
             return ""
         if self._accepted is None:
             return Code.NO_POLICY.value
-        accepted, trains = self._accepted, order.verb == "train" and order.round > 0
-        refusal = self._with_room(
-            lambda: self._around.judge.recheck(accepted, order.round, trains, self._around.clock())
-        )
+        accepted = self._accepted
+        refusal = self._with_room(lambda: self._around.judge.recheck(accepted, order, self._around.clock()))
         if refusal is not None:
             self._audit("task refused", task=order.task_id, **_coded(refusal))
             return refusal.code.value
@@ -619,6 +617,8 @@ class RunAtSite:
         try:
             files_here.clear()
             document, files, received = self._with_room(lambda: files_here.take_inputs(order, self._download, wire))
+            if (refusal := self._around.judge.unasked(accepted, order, document)) is not None:
+                raise CannotDo(refusal.code.value, refusal.message)
             weights = next((files_here.inbox / f for f in files.values()), None)
             template = weights if order.verb == "train" else None
             if order.verb == "train" and document.get("stream") == "local":

@@ -62,6 +62,9 @@ class Code(StrEnum):
     PROFILE_UNKNOWN = "profile_unknown"
     CONFIG_KEY_UNKNOWN = "config_key_unknown"
     CONFIG_VALUE_INVALID = "config_value_invalid"
+    # An order against the job
+    TASK_NOT_IN_JOB = "task_not_in_job"
+    ROUND_NOT_IN_JOB = "round_not_in_job"
     # The job against the site's policy, in the order of the rules
     NO_POLICY = "no_policy"
     POLICY_SUPERSEDED = "policy_superseded"
@@ -141,6 +144,8 @@ ADVICE: Mapping[Code, str] = {
     Code.PROFILE_UNKNOWN: "Choose one of the profiles that the release offers.",
     Code.CONFIG_KEY_UNKNOWN: "Remove the key, or use a release that knows it.",
     Code.CONFIG_VALUE_INVALID: "Choose a value of the type and range that the release states.",
+    Code.TASK_NOT_IN_JOB: "The centre ordered what the signed job does not ask for; ask its operator why.",
+    Code.ROUND_NOT_IN_JOB: "The centre ordered more rounds than the job has; for more, run.extend(rounds=…).",
     Code.NO_POLICY: "Ask the site's custodian to sign an asset policy: msfl policy new.",
     Code.POLICY_SUPERSEDED: "Keep one file per policy id at the site, the newest version.",
     Code.EXPLICITLY_REFUSED: "A custodian refuses this user, organisation or image by name; ask at the site.",
