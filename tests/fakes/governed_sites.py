@@ -251,12 +251,23 @@ class GovernedSite:
         self.send(run_id, **changes)
         return self.answered()
 
-    def send(self, run_id: str = "run-1", *, token: str = "", **changes: Any) -> RunAtSite:
-        """An offer, whatever becomes of it."""
+    def send(self, run_id: str = "run-1", *, token: str = "", proof: str | None = None, **changes: Any) -> RunAtSite:
+        """An offer, whatever becomes of it; signed by its user, unless `proof` says otherwise."""
         spec = self.spec(run_id, **changes)
         run = self.come_back(run_id)
-        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), token or self.world.token, dry_run=False))
+        proof = sign_job(spec, key("ada")) if proof is None else proof
+        run.hear(Offer(run_id, spec, proof, token or self.world.token, dry_run=False))
         return run
+
+    def resend(
+        self, generation: int, *, signed_for: int | None = None, proof: str | None = None, token: str = ""
+    ) -> None:
+        """The newest run is offered again, as what is resumed is."""
+        run = self.runs[-1]
+        spec = self.spec(run.run_id)
+        if proof is None:
+            proof = sign_job(spec, key("ada"), generation=generation if signed_for is None else signed_for)
+        run.hear(Offer(run.run_id, spec, proof, token or self.world.token, False, generation))
 
     def spec(self, run_id: str = "run-1", **changes: Any) -> bytes:
         """The bytes of the job that `run_id` is offered with."""

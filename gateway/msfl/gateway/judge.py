@@ -1,7 +1,7 @@
 """From an offer to a decision: gathers what the pure `decide` needs, in the order in which trust is built.
 
     spec bytes ─▶ strict JobSpec ─▶ may any run begin here now? (`standing`)
-      ─▶ token verified against pinned issuers ─▶ job signed with the token's key
+      ─▶ token verified against pinned issuers ─▶ job signed with the token's key, for this generation
       ─▶ release statement and reviews trusted under the federation root ─▶ config resolved from that statement
       ─▶ policies trusted under the site's own root ─▶ the dataset's record ─▶ decide()
 
@@ -153,7 +153,9 @@ class Judge:
         user = verify_token(offer.token, root.document.issuers, now, self._home.key_sets.trusted(root))
         if isinstance(user, Refusal):
             return refused(not_taken[0] if not_taken and user.code is Code.ISSUER_KEYS_STALE else user, job)
-        proof = verify_job(offer.spec, offer.proof, user, proof_required=False, dry_run=offer.dry_run)
+        proof = verify_job(
+            offer.spec, offer.proof, user, proof_required=False, dry_run=offer.dry_run, generation=offer.generation
+        )
         if isinstance(proof, Refusal):
             return refused(proof, job, user)
         if not offer.dry_run and not self._ledger.claim(job.nonce, offer.run_id):
@@ -184,7 +186,16 @@ class Judge:
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
         if (twice := self._twice(policy, release, root, now)) is not None:
             return refused(twice, job, user)
-        papers = Papers(offer.spec, offer.proof, user, statement, reviews, policy.document.id, policy.sha256)
+        papers = Papers(
+            offer.spec,
+            offer.proof,
+            user,
+            statement,
+            reviews,
+            policy.document.id,
+            policy.sha256,
+            offer.generation,
+        )
         trains = job.trains_on(dataset.ref)
         accepted = Accepted(job, user, release, resolved, dataset.id, trains, policy, request, papers)
         return Judgement(decision, accepted, job, user, papers)
@@ -197,7 +208,8 @@ class Judge:
         root, revoked = self._standing.federation_root(now), self._standing.revoked()
         if isinstance(root, Refusal):
             return root
-        if (wrong := verify_job(papers.spec, papers.proof, papers.user, proof_required=False)) is not None:
+        wrong = verify_job(papers.spec, papers.proof, papers.user, proof_required=False, generation=papers.generation)
+        if wrong is not None:
             return wrong
         release = _release(job, papers.statement, papers.reviews, root, now, revoked)
         if isinstance(release, Refusal):

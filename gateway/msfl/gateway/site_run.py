@@ -267,14 +267,16 @@ class RunAtSite:
         match item:
             case Offer():
                 self._offer = item
+                if self._state.stage is Stage.ENDED and item.generation <= self._state.generation:
+                    self._audit("offer refused", code="run_over", generation=str(item.generation))
                 self._post(Offered(item.generation, item.dry_run))
             case TaskOrder():
                 self._latest = item
                 self._post(Ordered(item, self._recheck(item)))
-            case StopOrder(reason=reason):
+            case StopOrder(reason=reason, generation=generation):
                 self._home.unpark(self.run_id)
                 self._home.forget_said(self.run_id)
-                self._post(Stopped(reason))
+                self._post(Stopped(reason, generation))
             case CustodianStops(by=by):
                 if self._state.stage in LIVING:
                     self._audit("custodian stops the run", by=by)

@@ -74,7 +74,8 @@ def order_to_wire(order: Order) -> wire.Order:
                 )
             )
         case StopOrder():
-            return wire.Order(stop=wire.StopOrder(run_id=order.run_id, reason=order.reason))
+            stop = wire.StopOrder(run_id=order.run_id, reason=order.reason, generation=order.generation)
+            return wire.Order(stop=stop)
         case _:
             assert_never(order)
 
@@ -104,7 +105,8 @@ def order_from_wire(message: wire.Order) -> Order:
                 inputs=tuple(Input(i.name, i.task_id, i.round, i.artifact, i.key) for i in t.inputs),
             )
         case "stop":
-            return StopOrder(run_id=message.stop.run_id, reason=message.stop.reason)
+            s = message.stop
+            return StopOrder(run_id=s.run_id, reason=s.reason, generation=s.generation)
         case _:
             raise BadMessage("an order of unknown kind")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-PROTOCOL = 2
+PROTOCOL = 3
 # A user's call carries, beside its token, a signature over its method: `identity.sign_call`.
 CALL_PROOF = "msfl-proof"
 PEOPLE_METHOD = "/msfl.protos.v1.People/"
@@ -26,8 +26,8 @@ JsonObject: TypeAlias = dict[str, Any]
 class Offer:
     """A run this site is asked to take part in. `spec` are the exact bytes the user signed.
 
-    `generation` counts from 1: a run that had ended and is resumed is offered, and decided on, again. `issuer_keys` are
-    envelopes of key sets, which the centre only carries (`key_sets`).
+    `generation` counts from 1: a run that had ended and is resumed is offered, and decided on, again; `proof` is for
+    this very generation. `issuer_keys` are envelopes of key sets, which the centre only carries (`key_sets`).
     """
 
     run_id: str
@@ -65,8 +65,11 @@ class TaskOrder:
 
 @dataclass(frozen=True)
 class StopOrder:
+    """The run is over, or this site let go, in this `generation` and all before it; 0: whichever the site is in."""
+
     run_id: str
     reason: str
+    generation: int = 0
 
 
 Order: TypeAlias = Offer | TaskOrder | StopOrder
