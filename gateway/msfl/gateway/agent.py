@@ -24,6 +24,8 @@ from msfl.gateway.membership import Membership
 from msfl.gateway.record import BadRecord, RunRecord, forget
 from msfl.gateway.site_run import KEPT_FOR, RunAtSite, Surroundings
 from msfl.policies.documents import DatasetRecord
+from msfl.policies.refusals import Code
+from msfl.protos.convert import BadMessage
 from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Order, SiteProgress, StopOrder
 
 BEAT_S = 3.0
@@ -127,8 +129,13 @@ class Agent:
         """Those that this process has heard of, or goes on with."""
         return list(self._runs.values())
 
-    def dispatch(self, order: Order) -> None:
-        """An order goes to its run."""
+    def dispatch(self, order: Order | BadMessage) -> None:
+        """An order goes to its run. What is none would be sent again: it ends nothing, and is written down."""
+        if isinstance(order, BadMessage):
+            site, code = self._around.home.settings().site, Code.MALFORMED_DOCUMENT.value
+            self._around.audit.write(self._around.clock(), "order refused", site, {"code": code})
+            log.error("the orchestrator sent something that is no order", why=str(order))
+            return
         run = self._runs.get(order.run_id)
         if run is None:
             if isinstance(order, StopOrder) and RunRecord(self._around.home.run_folder(order.run_id)).over(
