@@ -27,8 +27,9 @@ from msfl.gateway.judge import Judge
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.link import Link
 from msfl.gateway.memory import Memory
-from msfl.gateway.site_run import RunAtSite, Surroundings
+from msfl.gateway.site_run import RunAtSite
 from msfl.gateway.standing import Standing
+from msfl.gateway.surroundings import Surroundings
 from msfl.gateway.witness import Witness
 from msfl.policies.documents import (
     FederationRoot,

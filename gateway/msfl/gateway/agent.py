@@ -22,7 +22,8 @@ from msfl.gateway.disk import is_full
 from msfl.gateway.link import LineDown, NotWanted
 from msfl.gateway.membership import Membership
 from msfl.gateway.record import BadRecord, RunRecord, forget
-from msfl.gateway.site_run import KEPT_FOR, RunAtSite, Surroundings
+from msfl.gateway.site_run import KEPT_FOR, RunAtSite
+from msfl.gateway.surroundings import Surroundings
 from msfl.policies.documents import DatasetRecord
 from msfl.policies.refusals import Code
 from msfl.protos.convert import BadMessage
