@@ -7,6 +7,7 @@ takes up a run once. What a site has heard to be over stays over there.
 from __future__ import annotations
 
 import shutil
+from datetime import timedelta
 
 import pytest
 
@@ -114,6 +115,25 @@ def test_an_abort_outlives_the_gateway(aborted: GovernedSite, restarts: int) -> 
     aborted.resend(1)
     assert resume(aborted, 2, signed_for=1) == "proof_invalid"
     assert aborted.audited("offer refused") == ["run_over"]
+
+
+@pytest.mark.parametrize("mode", ["auto", "confirm"])
+def test_what_is_kept_of_it_is_not_kept_for_longer(aborted: GovernedSite, mode: str) -> None:
+    """Patient data of a run that may be resumed go after some days, however often somebody tries in vain."""
+    record = RunRecord(aborted.home.run_folder(RUN))
+    aborted.sign_policy(version=4, text=aborted.world.policy_yaml.replace("mode: auto", f"mode: {mode}"))
+    aborted.now += timedelta(hours=2)
+    assert resume(aborted, 2, signed_for=1) == "proof_invalid"
+    kept = record.load()
+    assert kept is not None
+    assert kept.ended == NOW
+    if mode == "confirm":
+        assert resume(aborted, 2) == "confirm"
+        aborted.runs[-1].custodian_declines()
+        assert aborted.answered() == "custodian_refused"
+        kept = record.load()
+        assert kept is not None
+        assert kept.ended == aborted.now
 
 
 def test_a_resumed_run_goes_on_after_a_restart_of_the_gateway(aborted: GovernedSite) -> None:

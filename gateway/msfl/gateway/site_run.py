@@ -240,7 +240,7 @@ class RunAtSite:
     def _step(self, state: SiteRun, instructions: tuple[Instruction, ...]) -> None:
         """Durable before its effects."""
         if state != self._state:
-            if state.stage is Stage.ENDED and self._state.stage is not Stage.ENDED:
+            if state.stage in (Stage.ENDED, Stage.REFUSED) and self._ended is None:
                 self._ended = self._around.clock()
             self._state = state
             if not state.dry_run and state.stage is not Stage.OFFERED:
@@ -346,7 +346,7 @@ class RunAtSite:
             self._home.forget_said(self.run_id)
         self._unwanted = threading.Event()
         self._forbidden = False
-        self._latest = self._started = self._ended = None
+        self._latest = None
         self._say.task_id = ""
         try:
             kept = self._record.load_papers()
@@ -359,6 +359,8 @@ class RunAtSite:
             judgement, asked = refused(asked, judgement.job, judgement.user), None
             self._accepted = None
         self._decision = decision = judgement.decision
+        if decision.verdict is not Verdict.REFUSE:  # What was kept of it is not kept for longer by offers in vain.
+            self._started = self._ended = None
         self._say.audit(
             "run explained" if offer.dry_run else "run decided",
             verdict=decision.verdict.value,
