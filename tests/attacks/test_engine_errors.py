@@ -1,7 +1,7 @@
 """The engine itself fails: a rule that raises, or a rule with nothing to say, never allows anything.
 
-A bug is an exception that nobody catches: no decision comes out, so there is nothing that could start a worker, and no
-word of a decision is written.
+In `decide` a bug is an exception that nobody catches: no decision comes out. At a site the judge makes a no of it, so
+that there is nothing that could start a worker; `test_poison_offer` has what the gateway does then.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pytest
 
 from fakes.governance import NOW, World, key
 from fakes.governed_sites import JOB, OfferedSite
+from msfl.gateway.judge import EngineError
 from msfl.policies import decide as engine
 from msfl.policies.decide import RULES, Verdict, decide
 from msfl.policies.encoding import encode
@@ -49,15 +50,21 @@ def test_a_rule_that_is_lost_on_the_way_is_noticed(monkeypatch: pytest.MonkeyPat
         World().decide()
 
 
-def test_no_decision_means_no_papers_no_run_and_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_a_site_no_decision_is_a_no_without_papers_and_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     site = OfferedSite(tmp_path)
     data = encode(JOB)
     offer = Offer("run-1", data, sign_job(data, key("ada")), site.world.token, False)
     monkeypatch.setattr(engine, "RULES", (("not_refused", lambda *_: 1 / 0), *RULES[1:]))
     site.start_gateway()
     assert site.hear(site.papers()) == []
-    with pytest.raises(ZeroDivisionError):
-        site.judge.judge(offer, NOW)
+    judgement = site.judge.judge(offer, NOW)
+    assert judgement.decision.verdict is Verdict.REFUSE
+    assert isinstance(judgement.decision.refusal, EngineError)
+    assert judgement.decision.refusal.error == "ZeroDivisionError"
+    assert "ZeroDivisionError" not in str(judgement.decision.to_json())
+    assert (judgement.accepted, judgement.papers) == (None, None)
     assert site.audited("run decided") == []
     assert not site.home.runs.exists()
     assert site.ledger.runs("ms-trial-lesion-segmentation") == 0

@@ -162,8 +162,10 @@ def test_the_embedded_issuer_makes_tokens_that_pass() -> None:
 # ------------------------------------------------------------------------------------ the job's proof
 
 
-def proof_code(proof: str, *, spec: bytes = SPEC, user: User | None = None, required: bool = True) -> Code | None:
-    refusal = verify_job(spec, proof, user or World().user, required)
+def proof_code(
+    proof: str, *, spec: bytes = SPEC, user: User | None = None, required: bool = True, generation: int = 1
+) -> Code | None:
+    refusal = verify_job(spec, proof, user or World().user, required, generation=generation)
     return None if refusal is None else refusal.code
 
 
@@ -178,6 +180,19 @@ def test_a_job_signed_with_another_key_is_refused() -> None:
 
 def test_a_proof_serves_one_job_only_to_the_last_byte() -> None:
     assert proof_code(sign_job(SPEC, key("ada")), spec=SPEC + b" ") is Code.PROOF_INVALID
+
+
+def test_a_proof_serves_one_generation_only() -> None:
+    for signed in (1, 2, 12):
+        proof = sign_job(SPEC, key("ada"), generation=signed)
+        for asked in (1, 2, 12):
+            assert proof_code(proof, generation=asked) is (None if asked == signed else Code.PROOF_INVALID)
+    asked_only = sign_job(SPEC, key("ada"), dry_run=True, generation=2)
+    assert proof_code(asked_only, generation=2) is Code.PROOF_INVALID
+
+
+def test_without_a_proof_no_run_is_taken_up_again() -> None:
+    assert proof_code("", required=False, generation=2) is Code.PROOF_REQUIRED
 
 
 def test_a_bare_token_passes_only_where_no_proof_is_required() -> None:

@@ -33,8 +33,9 @@ from msfl.gateway.judge import Judge
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.link import Link
 from msfl.gateway.memory import Memory
-from msfl.gateway.site_run import RunAtSite, Surroundings
+from msfl.gateway.site_run import RunAtSite
 from msfl.gateway.standing import Standing
+from msfl.gateway.surroundings import Surroundings
 from msfl.gateway.witness import Witness
 from msfl.policies.documents import (
     FederationRoot,
@@ -265,26 +266,54 @@ class GovernedSite:
     # ------------------------------------------------------------------ what runs
 
     def offer(self, run_id: str = "run-1", **changes: Any) -> str:
-        """`allow`, `confirm`, or the code of the refusal, as the centre hears it."""
-        job = self.world.job.model_copy(
-            update={"digest": self.digest, "nonce": f"nonce-of-{run_id}-0123456789", **changes}
-        )
-        spec = encode(job)
-        answer = self.answer(Offer(run_id, spec, sign_job(spec, key("ada")), self.token, dry_run=False))
+        """`allow`, `confirm`, or the code of the refusal, as the centre hears it. `changes` are fields of the job."""
+        self.send(run_id, **changes)
+        return self.answered()
+
+    def send(self, run_id: str = "run-1", *, token: str = "", proof: str | None = None, **changes: Any) -> RunAtSite:
+        """An offer, whatever becomes of it; signed by its user, unless `proof` says otherwise."""
+        spec = self.spec(run_id, **changes)
+        run = self.come_back(run_id)
+        proof = sign_job(spec, key("ada")) if proof is None else proof
+        run.hear(Offer(run_id, spec, proof, token or self.token, dry_run=False))
+        return run
+
+    def resend(
+        self, generation: int, *, signed_for: int | None = None, proof: str | None = None, token: str = ""
+    ) -> None:
+        """The newest run is offered again, as what is resumed is."""
+        run = self.runs[-1]
+        spec = self.spec(run.run_id)
+        if proof is None:
+            proof = sign_job(spec, key("ada"), generation=generation if signed_for is None else signed_for)
+        run.hear(Offer(run.run_id, spec, proof, token or self.token, False, generation))
+
+    def spec(self, run_id: str = "run-1", **changes: Any) -> bytes:
+        """The bytes of the job that `run_id` is offered with."""
+        update = {"digest": self.digest, "nonce": f"nonce-of-{run_id}-0123456789", **changes}
+        return encode(self.world.job.model_copy(update=update))
+
+    def come_back(self, run_id: str) -> RunAtSite:
+        """The run's own thread, as a gateway makes it when it starts, or first hears of the run."""
+        run = RunAtSite(run_id, self.around)
+        self.runs.append(run)
+        return run
+
+    def answered(self) -> str:
+        """The next answer: its verdict, or the code of the refusal."""
+        answer = self.line.answers.get(timeout=PATIENCE_S)
         if answer.verdict != "refuse":
             return answer.verdict
         return str(answer.decision["refusal"]["code"])
 
     def answer(self, offer: Offer) -> OfferAnswer:
-        run = RunAtSite(offer.run_id, self.around)
-        self.runs.append(run)
-        run.hear(offer)
+        self.come_back(offer.run_id).hear(offer)
         return self.line.answers.get(timeout=PATIENCE_S)
 
-    def order(self, verb: str = "start", round: int = 0) -> None:
+    def order(self, verb: str = "start", round: int = 0, **document: Any) -> None:
         """A task for the newest run."""
         run = self.runs[-1]
-        run.hear(TaskOrder(run.run_id, f"{verb}/{round}", verb, round, 1, {}, ()))
+        run.hear(TaskOrder(run.run_id, f"{verb}/{round}", verb, round, 1, document, ()))
 
     def failure(self) -> str:
         """The code that the next report gives; empty: the task is done."""

@@ -24,6 +24,7 @@ from msfl.orchestrator.runs.events import Submitted
 from msfl.orchestrator.runs.machine import Phase, RunState
 from msfl.policies.encoding import encode
 from msfl.policies.identity import mint_token, sign_job, verify_job
+from msfl.policies.refusals import Code
 from msfl.policies.trust import NOTHING_REVOKED
 from msfl.protos.channel import SERVER_OPTIONS, server_credentials
 from msfl.protos.key_sets import KeySets
@@ -126,10 +127,17 @@ def test_an_aborted_run_is_resumed_and_looked_at_from_the_beginning(
         run.pause()
     run.resume()
     assert (centre.state.phase, centre.state.generation) == (Phase.OFFERED, 2)
+    for generation, answer in ((1, Code.PROOF_INVALID), (2, None)):
+        proof = centre.state.proof
+        verified = verify_job(encode(WORLD.job), proof, WORLD.user, proof_required=True, generation=generation)
+        assert (verified and verified.code) is answer
+    run.pause()
+    run.resume()  # A pause ends nothing: the signature is for the generation that goes on.
     run.abort()
     monkeypatch.setattr(sdk, "_connected", centre.client())
     kinds = [kind for kind, _ in sdk.attach(RUN).events() if kind not in ("Now", "Progress")]
-    assert kinds == ["Submitted", "AbortRequested", "Resumed", "AbortRequested"]
+    pause = ["PauseRequested", "Resumed"]
+    assert kinds == ["Submitted", "AbortRequested", "Resumed", *pause, "AbortRequested"]
     with pytest.raises(BadJob, match="you have no run run-2"):
         sdk.attach("run-2")
 
@@ -152,6 +160,20 @@ def test_a_centre_that_hands_out_another_job_gets_no_signature(centre: Centre, m
         client.resume(RUN)
     with pytest.raises(BadJob, match="not signed"):
         client.run(RUN).extend(5)
+
+
+def test_a_proof_of_an_earlier_time_resumes_nothing(centre: Centre) -> None:
+    client = centre.client()
+    client.abort(RUN)
+    with pytest.raises(RefusedByGovernance, match="it was made for another job"):
+        client._call("Resume", wire.ResumeRun(run_id=RUN, proof=centre.first_proof))
+    client.resume(RUN)
+    second = centre.state.proof
+    client.abort(RUN)
+    with pytest.raises(RefusedByGovernance, match="it was made for another job"):
+        client._call("Resume", wire.ResumeRun(run_id=RUN, proof=second))
+    client.resume(RUN)
+    assert centre.state.generation == 3
 
 
 def test_a_proof_for_another_job_resumes_nothing(centre: Centre) -> None:

@@ -22,8 +22,11 @@ from msfl.gateway.disk import is_full
 from msfl.gateway.link import LineDown, NotWanted
 from msfl.gateway.membership import Membership
 from msfl.gateway.record import BadRecord, RunRecord, forget
-from msfl.gateway.site_run import KEPT_FOR, RunAtSite, Surroundings
+from msfl.gateway.site_run import KEPT_FOR, RunAtSite
+from msfl.gateway.surroundings import Surroundings
 from msfl.policies.documents import DatasetRecord
+from msfl.policies.refusals import Code
+from msfl.protos.convert import BadMessage
 from msfl.protos.messages import PROTOCOL, Arrival, JsonObject, Order, SiteProgress, StopOrder
 
 BEAT_S = 3.0
@@ -78,7 +81,7 @@ class Agent:
             try:
                 for order in self._around.link.attend(self._announced(self._arrival())):
                     wait = 0.5
-                    self._dispatch(order)
+                    self.dispatch(order)
             except LineDown as down:
                 log.info("the line to the orchestrator is down", why=str(down), again_in_s=wait)
                 if not self._stopping.is_set():
@@ -123,11 +126,23 @@ class Agent:
     def _folders(self) -> list[Path]:
         return sorted(f for f in self._around.home.runs.glob("*") if f.is_dir())
 
-    def _dispatch(self, order: Order) -> None:
+    def runs(self) -> list[RunAtSite]:
+        """Those that this process has heard of, or goes on with."""
+        return list(self._runs.values())
+
+    def dispatch(self, order: Order | BadMessage) -> None:
+        """An order goes to its run. What is none would be sent again: it ends nothing, and is written down."""
+        if isinstance(order, BadMessage):
+            site, code = self._around.home.settings().site, Code.MALFORMED_DOCUMENT.value
+            self._around.audit.write(self._around.clock(), "order refused", site, {"code": code})
+            log.error("the orchestrator sent something that is no order", why=str(order))
+            return
         run = self._runs.get(order.run_id)
         if run is None:
-            if isinstance(order, StopOrder):
-                return  # Of a run that has ended here, or never began.
+            if isinstance(order, StopOrder) and RunRecord(self._around.home.run_folder(order.run_id)).over(
+                order.generation
+            ):
+                return  # It is said again on each new stream.
             run = self._runs[order.run_id] = RunAtSite(order.run_id, self._around)
         run.hear(order)
 

@@ -1,7 +1,7 @@
 """From an offer to a decision: gathers what the pure `decide` needs, in the order in which trust is built.
 
     spec bytes ─▶ strict JobSpec ─▶ may any run begin here now? (`standing`)
-      ─▶ token verified against pinned issuers ─▶ job signed with the token's key
+      ─▶ token verified against pinned issuers ─▶ job signed with the token's key, for this generation
       ─▶ release statement and reviews trusted under the federation root ─▶ config resolved from that statement
       ─▶ policies trusted under the site's own root ─▶ the dataset's record ─▶ decide()
 
@@ -9,14 +9,23 @@ The first step that fails is the refusal. Nothing here starts anything; nothing 
 
 `again` builds the same trust for a run that was allowed before the gateway was restarted, from the papers that it kept.
 `stands` decides anew on a run that has begun: before every task, before its worker starts, and every few seconds.
+
+A bug in any of this is a no (`fail_closed`, ENGINE_ERROR): an offer refused, a run ended. Everywhere else a bug ends
+the process. Here whoever makes the offer chooses what is decided on, and sends it anew until it is answered: a gateway
+that ended would end each time, with every other run at the site, and nothing in its audit log would say why.
 """
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
+import structlog
+
+from msfl.gateway.disk import is_full
 from msfl.gateway.home import Home
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.record import Papers
@@ -25,14 +34,37 @@ from msfl.policies.decide import Decision, Request, Verdict, decide, overruled, 
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, issuer_key_revoked, verify_job, verify_token
+from msfl.policies.orders import unasked
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease, separate_roles
-from msfl.protos.messages import Offer
+from msfl.protos.messages import Offer, TaskOrder
 from msfl.registry.interface import NotInRegistry, Registry, RegistryFails
 from msfl.registry.publish import statements_of, trust_papers
 
 JsonObject: TypeAlias = dict[str, Any]
+_T = TypeVar("_T")
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class EngineError(Refusal):
+    """No decision came out. `error`, the exception's type, is for the site's audit log; `to_json` leaves it out."""
+
+    error: str = ""
+
+
+def fail_closed(decide: Callable[[], _T]) -> _T | EngineError:
+    """What `decide` says; where it raises, no: the only place that catches a bug (see above). A full disk is none."""
+    try:
+        return decide()
+    except Exception as error:
+        if isinstance(error, OSError) and is_full(error):
+            raise
+        # As text, without the variables of each frame: among them are the user's token and names of files.
+        log.error("the decision itself failed; the answer is no", traceback=traceback.format_exc())
+        no = refuse(Code.ENGINE_ERROR, "The decision itself failed at this site.")
+        return EngineError(no.code, no.message, error=type(error).__name__)
 
 
 @dataclass(frozen=True)
@@ -78,40 +110,69 @@ class Judge:
 
     def judge(self, offer: Offer, now: datetime, kept: Papers | None = None) -> Judgement:
         """`kept`: papers of an earlier decision on this run; its release's serve where the registry cannot be asked."""
+        judged = fail_closed(lambda: self._judge(offer, now, kept))
+        return refused(judged) if isinstance(judged, EngineError) else judged
+
+    def again(self, papers: Papers, now: datetime) -> Accepted | Refusal:
+        """What the decision on `papers` allowed, as far as it still stands: root, job, release, dataset, policy.
+
+        The user's claims are taken as they were verified at the decision: the token was good then, may have expired
+        since, and a run does not end with it. That the job is signed with that user's key is verified again.
+        """
+        return fail_closed(lambda: self._again(papers, now))
+
+    def stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
+        """Decide anew on a run that has begun: is its release still trusted, does the policy that allowed it still
+        stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them."""
+        return fail_closed(lambda: self._stands(accepted, now))
+
+    def recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
+        """Does all that the run rests on still stand, and does it bear this very order?"""
+        return fail_closed(lambda: self._recheck(accepted, order, now))
+
+    def unasked(self, accepted: Accepted, order: TaskOrder, document: JsonObject) -> Refusal | None:
+        """The same, of the order alone, once all its parameters are at hand, also those that come sealed."""
+        return fail_closed(lambda: unasked(accepted.request, order.verb, order.round, document))
+
+    # ----------------------------------------------------------------- the steps
+
+    def _judge(self, offer: Offer, now: datetime, kept: Papers | None) -> Judgement:
         try:
             job = load_json(offer.spec, JobSpec, "the job")
         except Malformed as error:
-            return _refused(refuse(Code.MALFORMED_DOCUMENT, f"The job cannot be read: {error}."))
+            return refused(refuse(Code.MALFORMED_DOCUMENT, f"The job cannot be read: {error}."))
         if (not_now := self._standing.may_begin(now)) is not None:
-            return _refused(not_now, job)
+            return refused(not_now, job)
         root, revoked = self._standing.federation_root(now), self._standing.revoked()
         if isinstance(root, Refusal):
-            return _refused(root, job)
+            return refused(root, job)
         if gone := sorted(revoked.sites.intersection(job.sites)):
-            return _refused(refuse(Code.SITE_REVOKED, f"The job names {gone[0]}, which is revoked.", site=gone[0]), job)
+            return refused(refuse(Code.SITE_REVOKED, f"The job names {gone[0]}, which is revoked.", site=gone[0]), job)
         # What the centre carries counts for its stewards' signatures alone; what is not taken leaves what is known.
         not_taken = self._standing.take_key_sets(offer.issuer_keys, root, now)
         user = verify_token(offer.token, root.document.issuers, now, self._standing.key_sets(root), revoked)
         if isinstance(user, Refusal):
-            return _refused(not_taken[0] if not_taken and user.code is Code.ISSUER_KEYS_STALE else user, job)
-        proof = verify_job(offer.spec, offer.proof, user, proof_required=False, dry_run=offer.dry_run)
+            return refused(not_taken[0] if not_taken and user.code is Code.ISSUER_KEYS_STALE else user, job)
+        proof = verify_job(
+            offer.spec, offer.proof, user, proof_required=False, dry_run=offer.dry_run, generation=offer.generation
+        )
         if isinstance(proof, Refusal):
-            return _refused(proof, job, user)
+            return refused(proof, job, user)
         if not offer.dry_run and not self._ledger.claim(job.nonce, offer.run_id):
-            return _refused(refuse(Code.JOB_REPLAYED, f"The job {job.name} was used for another run."), job, user)
+            return refused(refuse(Code.JOB_REPLAYED, f"The job {job.name} was used for another run."), job, user)
         envelopes = self._envelopes(job, kept)
         if isinstance(envelopes, Refusal):
-            return _refused(envelopes, job, user)
+            return refused(envelopes, job, user)
         statement, reviews = envelopes
         release = _release(job, statement, reviews, root, now, revoked)
         if isinstance(release, Refusal):
-            return _refused(release, job, user)
+            return refused(release, job, user)
         resolved = resolve_config(job, release.statement)
         if isinstance(resolved, Refusal):
-            return _refused(resolved, job, user)
+            return refused(resolved, job, user)
         dataset = self._dataset(job)
         if isinstance(dataset, Refusal):
-            return _refused(dataset, job, user)
+            return refused(dataset, job, user)
         policies, untrusted = self._standing.policies(now)
         ids = [p.document.id for p in policies]
         request = replace(
@@ -124,18 +185,22 @@ class Judge:
             return Judgement(decision, None, job, user)
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
         if (twice := self._twice(policy, release, root, now)) is not None:
-            return _refused(twice, job, user)
-        papers = Papers(offer.spec, offer.proof, user, statement, reviews, policy.document.id, policy.sha256)
+            return refused(twice, job, user)
+        papers = Papers(
+            offer.spec,
+            offer.proof,
+            user,
+            statement,
+            reviews,
+            policy.document.id,
+            policy.sha256,
+            offer.generation,
+        )
         trains = job.trains_on(dataset.ref)
         accepted = Accepted(job, user, release, resolved, dataset.id, trains, policy, request, papers)
         return Judgement(decision, accepted, job, user, papers)
 
-    def again(self, papers: Papers, now: datetime) -> Accepted | Refusal:
-        """What the decision on `papers` allowed, as far as it still stands: root, job, release, dataset, policy.
-
-        The user's claims are taken as they were verified at the decision: the token was good then, may have expired
-        since, and a run does not end with it. That the job is signed with that user's key is verified again.
-        """
+    def _again(self, papers: Papers, now: datetime) -> Accepted | Refusal:
         try:
             job = load_json(papers.spec, JobSpec, "the job")
         except Malformed as error:
@@ -143,7 +208,8 @@ class Judge:
         root, revoked = self._standing.federation_root(now), self._standing.revoked()
         if isinstance(root, Refusal):
             return root
-        if (wrong := verify_job(papers.spec, papers.proof, papers.user, proof_required=False)) is not None:
+        wrong = verify_job(papers.spec, papers.proof, papers.user, proof_required=False, generation=papers.generation)
+        if wrong is not None:
             return wrong
         release = _release(job, papers.statement, papers.reviews, root, now, revoked)
         if isinstance(release, Refusal):
@@ -160,12 +226,9 @@ class Judge:
         request = self._request(job, papers.user, release, resolved, dataset, bool(papers.proof))
         trains = job.trains_on(dataset.ref)
         accepted = Accepted(job, papers.user, release, resolved, dataset.id, trains, policy, request, papers)
-        return self.stands(accepted, now) or accepted
+        return self._stands(accepted, now) or accepted
 
-    def stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
-        """Decide anew on a run that has begun: does the key still count that vouched for its user, is its release still
-        trusted, does the policy that allowed it still stand, as these very bytes, and does it still allow it? Its
-        budgets are not asked: the run is part of them."""
+    def _stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
         if (gone := self._standing.site_revoked()) is not None:
             return gone
         root = self._standing.federation_root(now)
@@ -188,14 +251,15 @@ class Judge:
         request = replace(accepted.request, release=release, runs_so_far={}, rounds_so_far={}, confirmed=True)
         return decide(request, (policy,), now).refusal
 
-    def recheck(self, accepted: Accepted, round: int, trains: bool, now: datetime) -> Refusal | None:
-        """Does all that the run rests on still stand, for this round?"""
-        if (refusal := self.stands(accepted, now)) is not None:
+    def _recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
+        if (refusal := self._stands(accepted, now)) is not None:
+            return refusal
+        if (refusal := unasked(accepted.request, order.verb, order.round, order.document)) is not None:
             return refusal
         policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
-        spent = self._ledger.rounds(policy.document.id) if trains else 0
-        return recheck(policy, round, now, spent)
+        spent = self._ledger.rounds(policy.document.id) if order.verb == "train" and order.round > 0 else 0
+        return recheck(policy, order.round, now, spent)
 
     def _twice(
         self, policy: TrustedPolicy, release: TrustedRelease, root: TrustedFederationRoot, now: datetime
@@ -276,5 +340,5 @@ def _withdrawn(policy_id: str) -> Refusal:
     return refuse(Code.NO_POLICY, f"The policy {policy_id} that allowed this run is not in force any more.")
 
 
-def _refused(refusal: Refusal, job: JobSpec | None = None, user: User | None = None) -> Judgement:
+def refused(refusal: Refusal, job: JobSpec | None = None, user: User | None = None) -> Judgement:
     return Judgement(Decision(Verdict.REFUSE, None, None, (), refusal), None, job, user)

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from msfl.protos import sealing
 from msfl.protos.convert import (
+    BadMessage,
     answer_to_wire,
     arrival_to_wire,
     order_from_wire,
@@ -97,12 +98,12 @@ class Link:
         if self._closed:
             channel.close()
 
-    def attend(self, arrival: Arrival) -> Iterator[Order]:
-        """Orders, as they come; ends or raises LineDown when the line is cut."""
+    def attend(self, arrival: Arrival) -> Iterator[Order | BadMessage]:
+        """Orders, as they come, and what is none; ends or raises LineDown when the line is cut."""
         try:
             self._attending = self._stub.Attend(arrival_to_wire(arrival))
             for message in self._attending:
-                yield order_from_wire(message)
+                yield _order(message)
         except (grpc.RpcError, ValueError) as error:
             raise self._translated(error) from error
 
@@ -187,6 +188,13 @@ class Link:
             return _translated(error)
         # grpc's answer to a call on a channel that was closed under it; any other ValueError is a bug.
         return LineDown("the channel is closed") if self._closed else error
+
+
+def _order(message: wire.Order) -> Order | BadMessage:
+    try:
+        return order_from_wire(message)
+    except BadMessage as error:
+        return error
 
 
 class _Movement:

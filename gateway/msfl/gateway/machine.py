@@ -17,7 +17,8 @@ What must hold, and is walked exhaustively in the tests:
 * no `RunTask` unless the policy was re-checked for that very task, just before;
 * at most one worker and one task at a time; a task that was done already is reported again, never done again;
 * a result is sent only after it was sealed, and each attempt of a task has a number that no other attempt had;
-* from ENDED and REFUSED nothing starts; whoever asks an ended run for a task hears why it ended.
+* from ENDED and REFUSED nothing starts; whoever asks an ended run for a task hears why it ended;
+* what is over is over up to the newest generation that a stop order named, also where it never began.
 """
 
 from __future__ import annotations
@@ -156,9 +157,10 @@ class Broken:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The orchestrator ended the run, or let this site go."""
+    """The orchestrator ended the run, or let this site go, in this generation or the site's own, if that is later."""
 
     reason: str
+    generation: int = 0
 
 
 Event: TypeAlias = (
@@ -259,7 +261,8 @@ def advance(state: SiteRun, event: Event) -> Step:
             return _idle(state), ()
         case Broken(code=code):
             return _broken(state, code)
-        case Stopped(reason=reason):
+        case Stopped(reason=reason, generation=generation):
+            state = replace(state, generation=max(state.generation, generation))
             if state.stage in LIVING or state.stage is Stage.PARKED:
                 return _ended(state, reason), (StopWorker(reason),)
             return _ended(state, state.code or reason), ()

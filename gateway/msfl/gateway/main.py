@@ -77,8 +77,9 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.link import Link
     from msfl.gateway.membership import dial_as
     from msfl.gateway.memory import Memory
-    from msfl.gateway.site_run import Surroundings, utc_now
+    from msfl.gateway.site_run import utc_now
     from msfl.gateway.standing import Standing
+    from msfl.gateway.surroundings import Surroundings
     from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
     from msfl.protos.audit_log import AuditLog

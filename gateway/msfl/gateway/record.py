@@ -36,7 +36,8 @@ class BadRecord(ValueError):
 
 @dataclass(frozen=True)
 class Papers:
-    """What a decision rested on. `user` are claims that were verified then; the rest can be verified again."""
+    """What a decision rested on. `user` are claims that were verified then; the rest can be verified again. `proof` is
+    the user's for this `generation`."""
 
     spec: bytes
     proof: str
@@ -45,6 +46,7 @@ class Papers:
     reviews: tuple[bytes, ...]
     policy_id: str
     policy_sha256: str
+    generation: int = 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class RunRecord:
             "reviews": [_base64(r) for r in papers.reviews],
             "policy_id": papers.policy_id,
             "policy_sha256": papers.policy_sha256,
+            "generation": papers.generation,
         }
         write(self._papers, json.dumps(document).encode())
 
@@ -110,6 +113,7 @@ class RunRecord:
                 reviews=tuple(base64.b64decode(r) for r in raw["reviews"]),
                 policy_id=str(raw["policy_id"]),
                 policy_sha256=str(raw["policy_sha256"]),
+                generation=int(raw["generation"]),
             )
         except FileNotFoundError:
             return None
@@ -134,6 +138,14 @@ class RunRecord:
         except BadRecord:
             return True  # It ends with that code.
         return kept is not None and (kept.state.stage in LIVING or kept.state.stage is Stage.PARKED)
+
+    def over(self, generation: int) -> bool:
+        """Whether the run is known to have ended here, in this generation or a later one."""
+        try:
+            kept = self.load()
+        except BadRecord:
+            return False
+        return kept is not None and kept.state.stage is Stage.ENDED and kept.state.generation >= generation
 
 
 def boot_id() -> str:

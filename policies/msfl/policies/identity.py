@@ -6,8 +6,8 @@
                        It brings the e-mail address and organisation that the access token does not have
             the user's own key: cnf.jkt of the access token (DPoP), or else the ID token's nonce `msfl.<jkt>.<random>`
     proof   compact JWS, typ msfl-job+jws, EdDSA only: payload = "sha256:<hex>" of the JobSpec's exact bytes, with
-            "explain " before it when sites are only asked; header jwk = the public key whose RFC 7638 thumbprint the
-            token is bound to
+            "explain " before it when sites are only asked, and "resume N " when a run that had ended is taken up again
+            as its generation N; header jwk = the public key whose RFC 7638 thumbprint the token is bound to
     call    compact JWS, typ msfl-call+jws, as a proof: payload = method, hash of the token, time and a random name, so
             that a token that was read on its way, or in the centre's store, asks for nothing
 
@@ -157,22 +157,27 @@ def nonce_for(jkt: str, random: str) -> str:
     return f"{NONCE_PREFIX}{jkt}.{random}"
 
 
-def sign_job(spec: bytes, key: KeyPair, *, dry_run: bool = False) -> str:
-    """The proof for `spec`, made with the key that the user's token is bound to. `dry_run`: good for asking only."""
-    return _signed_by_user(_job_payload(spec, dry_run), PROOF_TYPE, key)
+def sign_job(spec: bytes, key: KeyPair, *, dry_run: bool = False, generation: int = 1) -> str:
+    """The proof for `spec`, made with the key that the user's token is bound to. `dry_run`: good for asking only.
+    `generation`: counts from 1, the submission; each later one takes up a run that had ended."""
+    return _signed_by_user(_job_payload(spec, dry_run, generation), PROOF_TYPE, key)
 
 
-def verify_job(spec: bytes, proof: str, user: User, proof_required: bool, *, dry_run: bool = False) -> Refusal | None:
-    """None: the job is the user's own. An empty proof passes only where none is required; a wrong one never."""
+def verify_job(
+    spec: bytes, proof: str, user: User, proof_required: bool, *, dry_run: bool = False, generation: int = 1
+) -> Refusal | None:
+    """None: the job is the user's own. An empty proof passes only where none is required; a wrong one never. No run is
+    taken up again without one: that its user has ended it cannot be undone by somebody else."""
     if not proof:
-        if not proof_required:
+        if not proof_required and generation == 1:
             return None
         return refuse(Code.PROOF_REQUIRED, f"The job of {user.name} is not signed by a key bound to the token.")
     payload = _users_payload(proof, PROOF_TYPE, user, "job")
     if isinstance(payload, Refusal):
         return payload
-    if payload != _job_payload(spec, dry_run):
-        return _proof_invalid(user, "job", "it was made for another job, or to ask instead of to run, or the reverse")
+    if payload != _job_payload(spec, dry_run, generation):
+        what = "it was made for another job, or to ask, to run or to resume where something else of these is done"
+        return _proof_invalid(user, "job", what)
     return None
 
 
@@ -399,8 +404,9 @@ def _users_payload(proof: str, kind: str, user: User, what: str) -> bytes | Refu
     return payload if payload is not None else _proof_invalid(user, what, "its signature is wrong")
 
 
-def _job_payload(spec: bytes, dry_run: bool) -> bytes:
-    return (("explain " if dry_run else "") + sha256_of(spec)).encode()
+def _job_payload(spec: bytes, dry_run: bool, generation: int) -> bytes:
+    resumed = "" if generation == 1 else f"resume {generation} "
+    return (("explain " if dry_run else resumed) + sha256_of(spec)).encode()
 
 
 def _hash_of(token: str) -> str:

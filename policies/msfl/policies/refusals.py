@@ -8,7 +8,8 @@
 
 `Code` is the closed vocabulary: nothing else says why a site did not start, and every code has one sentence in
 `ADVICE` that says what to do about it. Codes may leave a site; whether the message and the fields do is the site's own
-setting. A bug is never a Refusal: it is an exception that nobody catches.
+setting. A bug is never a Refusal: it is an exception that nobody catches, but for one place, where a site's decision
+itself fails and the answer is no (`ENGINE_ERROR`: `msfl.gateway.judge`).
 """
 
 from __future__ import annotations
@@ -62,6 +63,9 @@ class Code(StrEnum):
     PROFILE_UNKNOWN = "profile_unknown"
     CONFIG_KEY_UNKNOWN = "config_key_unknown"
     CONFIG_VALUE_INVALID = "config_value_invalid"
+    # An order against the job
+    TASK_NOT_IN_JOB = "task_not_in_job"
+    ROUND_NOT_IN_JOB = "round_not_in_job"
     # The job against the site's policy, in the order of the rules
     NO_POLICY = "no_policy"
     POLICY_SUPERSEDED = "policy_superseded"
@@ -104,6 +108,7 @@ class Code(StrEnum):
     OUTPUT_BLOCKED = "output_blocked"
     OUTPUT_BUDGET_SPENT = "output_budget_spent"
     WORKER_FAILED = "worker_failed"
+    ENGINE_ERROR = "engine_error"
 
 
 ADVICE: Mapping[Code, str] = {
@@ -142,6 +147,8 @@ ADVICE: Mapping[Code, str] = {
     Code.PROFILE_UNKNOWN: "Choose one of the profiles that the release offers.",
     Code.CONFIG_KEY_UNKNOWN: "Remove the key, or use a release that knows it.",
     Code.CONFIG_VALUE_INVALID: "Choose a value of the type and range that the release states.",
+    Code.TASK_NOT_IN_JOB: "The centre ordered what the signed job does not ask for; ask its operator why.",
+    Code.ROUND_NOT_IN_JOB: "The centre ordered more rounds than the job has; for more, run.extend(rounds=…).",
     Code.NO_POLICY: "Ask the site's custodian to sign an asset policy: msfl policy new.",
     Code.POLICY_SUPERSEDED: "Keep one file per policy id at the site, the newest version.",
     Code.EXPLICITLY_REFUSED: "A custodian refuses this user, organisation or image by name; ask at the site.",
@@ -182,6 +189,7 @@ ADVICE: Mapping[Code, str] = {
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",
     Code.OUTPUT_BUDGET_SPENT: "This run has sent as much, or as often, as its rounds need; look why it asks for more.",
     Code.WORKER_FAILED: "Ask the site's staff for the worker's log; it does not leave the site.",
+    Code.ENGINE_ERROR: "The site could not decide, and so refuses; ask its staff for the gateway's log.",
 }
 
 

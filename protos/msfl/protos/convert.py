@@ -7,6 +7,7 @@ acts on the value.
 from __future__ import annotations
 
 import json
+import re
 from typing import assert_never
 
 from msfl.protos.messages import (
@@ -23,6 +24,9 @@ from msfl.protos.messages import (
     TrustPapers,
 )
 from msfl.protos.v1 import federation_pb2 as wire
+
+# A run's name becomes the name of folders and files.
+_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
 
 class BadMessage(ValueError):
@@ -74,7 +78,8 @@ def order_to_wire(order: Order) -> wire.Order:
                 )
             )
         case StopOrder():
-            return wire.Order(stop=wire.StopOrder(run_id=order.run_id, reason=order.reason))
+            stop = wire.StopOrder(run_id=order.run_id, reason=order.reason, generation=order.generation)
+            return wire.Order(stop=stop)
         case _:
             assert_never(order)
 
@@ -84,7 +89,7 @@ def order_from_wire(message: wire.Order) -> Order:
         case "offer":
             o = message.offer
             return Offer(
-                run_id=o.run_id,
+                run_id=_run_id(o.run_id),
                 spec=o.spec,
                 proof=o.proof,
                 token=o.token,
@@ -95,7 +100,7 @@ def order_from_wire(message: wire.Order) -> Order:
         case "task":
             t = message.task
             return TaskOrder(
-                run_id=t.run_id,
+                run_id=_run_id(t.run_id),
                 task_id=t.task_id,
                 verb=t.verb,
                 round=t.round,
@@ -104,9 +109,16 @@ def order_from_wire(message: wire.Order) -> Order:
                 inputs=tuple(Input(i.name, i.task_id, i.round, i.artifact, i.key) for i in t.inputs),
             )
         case "stop":
-            return StopOrder(run_id=message.stop.run_id, reason=message.stop.reason)
+            s = message.stop
+            return StopOrder(run_id=_run_id(s.run_id), reason=s.reason, generation=s.generation)
         case _:
             raise BadMessage("an order of unknown kind")
+
+
+def _run_id(text: str) -> str:
+    if _RUN_ID.fullmatch(text) is None:
+        raise BadMessage("a run's name is 1 to 128 letters, digits, - and _")
+    return text
 
 
 def answer_to_wire(answer: OfferAnswer) -> wire.OfferAnswer:

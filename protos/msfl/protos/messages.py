@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, TypeAlias
 
-PROTOCOL = 2
+PROTOCOL = 3
 # A user's call carries, beside its token, a signature over its method: `identity.sign_call`.
 CALL_PROOF = "msfl-proof"
 PEOPLE_METHOD = "/msfl.protos.v1.People/"
@@ -65,8 +65,11 @@ class TaskOrder:
 
 @dataclass(frozen=True)
 class StopOrder:
+    """The run is over, or this site let go, in this `generation` and all before it; 0: whichever the site is in."""
+
     run_id: str
     reason: str
+    generation: int = 0
 
 
 Order: TypeAlias = Offer | TaskOrder | StopOrder

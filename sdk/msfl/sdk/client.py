@@ -221,8 +221,14 @@ class Client:
         return self._json(self._call("Pause", wire.RunName(run_id=run_id)))
 
     def resume(self, run_id: str) -> JsonObject:
-        """Sign the very bytes of the run's job again and have it go on. Raises NotNow, BadJob."""
-        proof = sign_job(self._signed(run_id), self._credentials.key_pair)
+        """Sign the very bytes of the run's job again and have it go on. Raises NotNow, BadJob.
+
+        One that has ended is taken up as its next generation, and the signature is good for that one alone: what is
+        ended once more stays so, whoever still holds it.
+        """
+        shown = self.show(run_id)
+        generation = int(shown["generation"]) + (shown["ended_at"] is not None)
+        proof = sign_job(self._signed(run_id, shown), self._credentials.key_pair, generation=generation)
         return self._json(self._call("Resume", wire.ResumeRun(run_id=run_id, proof=proof)))
 
     def watch(self, run_id: str, after: int = 0) -> Any:
@@ -249,13 +255,14 @@ class Client:
         temporary.replace(target)
         return target
 
-    def _signed(self, run_id: str) -> bytes:
+    def _signed(self, run_id: str, shown: JsonObject | None = None) -> bytes:
         """The bytes of a run's job. They come from the orchestrator, which nobody has to trust: they are taken only
         if this user's key has signed them before. Raises BadJob."""
-        shown, key = self.show(run_id), self._credentials.key_pair
+        shown, key = shown or self.show(run_id), self._credentials.key_pair
         spec = str(shown["spec_text"]).encode()
         me = User(self.user, self.user, "", "", key.thumbprint, datetime.now(UTC))
-        if verify_job(spec, str(shown["proof"]), me, proof_required=True) is not None:
+        generation = int(shown["generation"])
+        if verify_job(spec, str(shown["proof"]), me, proof_required=True, generation=generation) is not None:
             raise BadJob(
                 f"run {run_id} was not signed with the key of your credentials, so it is not signed again with it: "
                 "use the credentials with which you submitted it, or submit the job anew"

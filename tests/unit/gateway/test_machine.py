@@ -100,6 +100,14 @@ def test_an_offer_that_comes_again_is_answered_again_and_not_judged_again() -> N
         assert asked == [Consider(), Answer(verdict), Answer(verdict)]
 
 
+def test_what_is_over_stays_over_up_to_the_newest_generation_that_was_named() -> None:
+    for before in ((), UP, (Offered(1), Decided("refuse")), (Offered(1), Decided("confirm"))):
+        state, _ = follow(*before, Stopped("aborted", 2))
+        assert (state.stage, state.generation) == (Stage.ENDED, 2)
+        assert follow(Offered(1), Offered(2), state=state) == (state, [])
+        assert Consider() in follow(Offered(3), state=state)[1]
+
+
 def test_a_policy_that_expires_between_rounds_stops_the_worker_before_the_next_one() -> None:
     _, asked = follow(*UP, Ordered(TRAIN, recheck="policy_expired"))
     assert asked[-2:] == [StopWorker("policy_expired"), failure("policy_expired")]
@@ -214,6 +222,7 @@ EVENTS: tuple[Event, ...] = (
     Unwanted(),
     Broken("worker_refusal"),
     Stopped("aborted"),
+    Stopped("aborted", 2),
 )
 BEGINNINGS: tuple[tuple[Event, ...], ...] = (
     (),
@@ -234,6 +243,7 @@ class Watch:
         self.busy: str | None = None
         self.begun: set[tuple[str, int]] = set()
         self.done: set[str] = set()
+        self.over = 0
 
     def hear(self, event: Event) -> None:
         before = self.state
@@ -242,6 +252,9 @@ class Watch:
         after, asked = advance(before, event)
         if after.generation > before.generation or Consider() in asked:
             self.allowed, self.done = False, set()
+        if isinstance(event, Stopped):
+            self.over = max(self.over, before.generation, event.generation)
+        assert Consider() not in asked or after.generation > self.over
         if isinstance(event, WorkerLost) and before.stage in (Stage.STARTING, Stage.WORKING):
             self.up = self.starting = False
             self.busy = None

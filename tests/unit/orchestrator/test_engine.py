@@ -832,7 +832,7 @@ def test_only_those_whose_order_may_have_changed_are_woken(centre: Centre) -> No
 def test_an_ended_run_is_forgotten_by_the_sites_that_have_heard_of_it(centre: Centre) -> None:
     centre.submit()
     centre.play(ended)
-    assert [order for _, order in centre.engine.orders("a")] == [StopOrder(RUN, "finished")]
+    assert [order for _, order in centre.engine.orders("a")] == [StopOrder(RUN, "finished", 1)]
     centre.engine.stop_was_heard(RUN, "a")
     assert centre.engine.orders("a") == []
     assert len(centre.engine.orders("b")) == 1

@@ -138,7 +138,7 @@ def test_too_few_accept_and_the_reason_names_every_code() -> None:
     walk.answer("c", "refuse", "policy_expired")
     assert walk.state.phase is Phase.REFUSED
     assert walk.state.reason == "fewer than 2 sites accept (a: no_policy; c: policy_expired)"
-    assert order_for(walk.state, "b") == StopOrder("run-1", "refused")
+    assert order_for(walk.state, "b") == StopOrder("run-1", "refused", 1)
 
 
 def test_the_run_is_refused_as_soon_as_it_cannot_begin_any_more() -> None:
@@ -393,7 +393,7 @@ def test_an_abort_ends_the_run_wherever_it_is(task: str) -> None:
     walk = started().go_to(task)
     walk.tell(AbortRequested(walk.tick(), "ada@uni.example"))
     assert (walk.state.phase, walk.state.reason) == (Phase.ABORTED, "aborted by ada@uni.example")
-    assert all(order_for(walk.state, s) == StopOrder("run-1", "aborted") for s in ALL)
+    assert all(order_for(walk.state, s) == StopOrder("run-1", "aborted", 1) for s in ALL)
 
 
 def test_an_offer_can_be_aborted() -> None:
@@ -558,7 +558,7 @@ def test_a_refused_site_is_only_told_the_end() -> None:
     while not walk.state.ended:
         assert order_for(walk.state, "b") is None
         walk.do_step()
-    assert order_for(walk.state, "b") == StopOrder("run-1", "finished")
+    assert order_for(walk.state, "b") == StopOrder("run-1", "finished", 1)
 
 
 # ------------------------------------------------------------------------------------------------------- replaying

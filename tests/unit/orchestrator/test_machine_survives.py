@@ -134,7 +134,7 @@ def test_the_third_refusal_in_a_row_and_a_site_is_out() -> None:
         walk.do_step()
         assert walk.state.members["c"].accepted == (round < 5)
     assert walk.state.members["c"].code == "bad_5"
-    assert order_for(walk.state, "c") == StopOrder("run-1", "bad_5")
+    assert order_for(walk.state, "c") == StopOrder("run-1", "bad_5", 1)
     assert walk.to_the_end().phase is Phase.FINISHED
 
 
@@ -202,7 +202,7 @@ def test_an_offer_may_be_paused_and_a_paused_run_aborted() -> None:
     assert walk.task == "start"
     walk.tell(AbortRequested(walk.tick(), "ada"))
     assert (walk.state.phase, walk.state.paused) == (Phase.ABORTED, False)
-    assert order_for(walk.state, "a") == StopOrder("run-1", "aborted")
+    assert order_for(walk.state, "a") == StopOrder("run-1", "aborted", 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- resume

@@ -151,7 +151,8 @@ def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:
 
 def resume(engine: FakeEngine, who: str = ADA, signer: KeyPair | None = None, spec: bytes = b"") -> dict[str, Any]:
     caller = Caller(who, "Resume")
-    proof = sign_job(spec or engine.run.spec_text.encode(), signer or caller.key)
+    generation = engine.run.generation + engine.run.ended
+    proof = sign_job(spec or engine.run.spec_text.encode(), signer or caller.key, generation=generation)
     return dict(json.loads(door(engine).Resume(wire.ResumeRun(run_id=RUN, proof=proof), caller).json))
 
 

@@ -10,7 +10,7 @@ stolen token alone opens nothing; and nobody is served from an address that the 
             and `Now`: whether the run is paused and what it waits for, whenever that changes
     Pause   no new step begins; a step that has begun is finished
     Resume  a paused run goes on; an aborted or failed one is offered to its sites again, with the token of this call
-            and a proof made now over the same bytes
+            and a proof over the same bytes and the number of the resumption: sites take it up for no other
     Show, Abort, List, Fetch
 """
 
@@ -146,11 +146,12 @@ class PeopleDoor(PeopleServicer):
     def Resume(self, request: wire.ResumeRun, context: grpc.ServicerContext) -> wire.Document:
         user, token = self._user(context, "Resume")
         state = self._run_of(context, user, request.run_id)
-        refusal = verify_job(state.spec_text.encode(), request.proof, user, proof_required=False)
-        if refusal is not None:
-            self._refuse(context, refusal)
         if why := why_not_resumed(state):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
+        spec, generation = state.spec_text.encode(), state.generation + state.ended
+        refusal = verify_job(spec, request.proof, user, proof_required=False, generation=generation)
+        if refusal is not None:
+            self._refuse(context, refusal)
         self._engine.post(state.run_id, Resumed(self._engine.now(), user.name, token, request.proof))
         return self._shown(state)
 

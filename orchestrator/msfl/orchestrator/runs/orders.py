@@ -19,7 +19,7 @@ def order_for(state: RunState, site: str) -> Order | None:
     if member is None:
         return None
     if state.ended or member.standing is Standing.OUT:
-        return StopOrder(state.run_id, reason=state.phase.value if state.ended else member.code)
+        return StopOrder(state.run_id, state.phase.value if state.ended else member.code, state.generation)
     if not runnable(state):
         return None
     if member.standing in (Standing.ASKED, Standing.PARKED):

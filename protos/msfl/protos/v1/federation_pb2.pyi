@@ -218,7 +218,7 @@ class ResumeRun(_message.Message):
     PROOF_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     proof: _builtins.str
-    """as in Job, over the very bytes that were submitted (`spec_text` of Show)"""
+    """over the very bytes that were submitted (`spec_text` of Show) and the generation they run as"""
     def __init__(
         self,
         *,
@@ -400,7 +400,7 @@ class Offer(_message.Message):
     token: _builtins.str
     dry_run: _builtins.bool
     generation: _builtins.int
-    """counts from 1; a run that had ended and is resumed is offered, and decided on, again"""
+    """counts from 1; a run that had ended and is resumed is offered again, with a proof for it"""
     @_builtins.property
     def issuer_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """DSSE envelopes: the newest key set of each identity provider that has stewards"""
@@ -502,17 +502,21 @@ class StopOrder(_message.Message):
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     reason: _builtins.str
+    generation: _builtins.int
+    """the newest that is over; 0: whichever the site is in"""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "reason", b"reason", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

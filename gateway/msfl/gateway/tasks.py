@@ -1,0 +1,295 @@
+"""A run's worker at this site, and its tasks, step by step.
+
+    start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker
+    do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ the worker does the verb ▸
+            collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸ within what a run may send?
+    send    upload; the next order may have made that needless
+
+Nothing is half sent, because the sealed file exists only after the last check. Each step ends in an event for the
+machine: `Broken` with a code that may leave, where another attempt would change nothing; `WorkerLost` where it might.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import psutil
+import structlog
+
+from msfl.gateway.datasets import changed_file
+from msfl.gateway.disk import GivenUp, has_room, probe
+from msfl.gateway.egress import allowance, failure_code, progress_of
+from msfl.gateway.judge import Accepted
+from msfl.gateway.link import NotWanted
+from msfl.gateway.machine import Broken, Event, ResultSealed, SealedResult, Sent, Unwanted, WorkerLost, WorkerUp
+from msfl.gateway.record import forget
+from msfl.gateway.reporting import Reporting
+from msfl.gateway.surroundings import Surroundings
+from msfl.gateway.task_files import CannotDo, TaskFiles
+from msfl.policies.decide import allowed_outputs
+from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.protos.messages import SiteProgress, TaskOrder, TaskReport, result_key
+from msfl.protos.tasklink import Progress, Result, Task
+from msfl.registry.interface import RegistryFails
+from msfl.registry.pull import VerifiedImage, pull
+from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
+from msfl.runtime.interface import Limits, StartOrder
+
+Cancelled: TypeAlias = Callable[[], bool]
+# What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
+_BUG = "worker_error"
+REGISTRY_PATIENCE_S = 60.0
+log = structlog.get_logger()
+
+
+class Worker:
+    """`folder` is the run's own. One step at a time, each in a thread of its own; any thread may `stop` or `end` it."""
+
+    def __init__(self, run_id: str, around: Surroundings, folder: Path, say: Reporting) -> None:
+        self.process: HostedProcess | None = None
+        self._run_id = run_id
+        self._around = around
+        self._home = around.home
+        self._site = around.home.settings().site
+        self._folder = folder
+        self._box = folder / "box"  # all of this folder that the worker can see
+        self._files = TaskFiles(around.home, run_id, self._site, folder)
+        self._say = say
+
+    def start(self, order: TaskOrder, accepted: Accepted, unconfirmed: Refusal | None, cancelled: Cancelled) -> Event:
+        """Verify data and image, and start it; what is left of an earlier one is ended first."""
+        self.end(0.0)
+        if unconfirmed is not None:
+            return self._broken(order, unconfirmed.code.value, unconfirmed.message)
+        self._say.beat(SiteProgress(self._run_id, order.task_id, "verify data and image", 0, 3))
+        dataset = self._home.dataset(accepted.dataset_id)
+        if isinstance(dataset, Refusal):
+            return self._broken(order, dataset.code.value, dataset.message)
+        if changed := changed_file(dataset, self._home.dataset_folder(dataset.id)):
+            why = f"{changed} of {dataset.id} is not what was published"
+            return self._broken(order, Code.DATASET_CHANGED.value, why)
+        digest, images = accepted.release.statement.digest, self._home.root / "images"
+        try:
+            image = self._pulled(order, digest, images)
+        except Refused as refused:
+            return self._broken(order, refused.refusal.code.value, refused.refusal.message)
+        except RegistryFails as error:
+            return self._broken(order, Code.REGISTRY_UNREACHABLE.value, str(error))
+        self._say.beat(SiteProgress(self._run_id, order.task_id, "start worker", 1, 3))
+        start = StartOrder(
+            run_id=self._run_id,
+            image=image,
+            release=accepted.job.release,
+            role="worker",
+            folder=self._box,
+            data=self._home.dataset_folder(accepted.dataset_id),
+            site=self._site,
+            log=self._folder / "worker.log",
+            limits=_limits(accepted),
+        )
+        policy = accepted.policy.document
+        most = policy.approval.max_runs
+        if not self._say.with_room(lambda: self._around.ledger.begin_run(self._run_id, policy.id, most)):
+            why = f"{most} runs of {policy.id} have begun"
+            return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
+        # The image may have taken its time: nothing starts once it is known that it must not.
+        refusal = self._say.with_room(lambda: self._around.judge.stands(accepted, self._around.clock()))
+        if refusal is not None:
+            return self._broken(order, refusal.code.value, refusal.message)
+        protections = self._around.runtime.protections()
+        self._say.audit(
+            "worker starts",
+            digest=image.digest,
+            isolation=protections.isolation.value,
+            protections="; ".join(protections.detail),
+        )
+        try:
+            self.process = process = self._say.with_room(
+                lambda: HostedProcess.start(self._around.runtime, start, cancelled=cancelled)
+            )
+        except Refused as refused:
+            return self._broken(order, refused.refusal.code.value, refused.refusal.message)
+        except ProcessGone as gone:
+            return self._lost(order, gone.code, str(gone))
+        if cancelled():
+            process.stop(2.0)  # The run ended while its worker came up, and who ended it saw no worker to stop.
+        return WorkerUp()
+
+    def _pulled(self, order: TaskOrder, digest: str, images: Path) -> VerifiedImage:
+        """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
+        give_up = time.monotonic() + REGISTRY_PATIENCE_S
+        while True:
+            try:
+                return self._say.with_room(lambda: pull(self._around.registry, digest, images))
+            except RegistryFails as error:
+                log.warning("the registry cannot be asked", run=self._run_id, why=str(error))
+                if time.monotonic() >= give_up:
+                    raise
+            self._say.beat(SiteProgress(self._run_id, order.task_id, "wait for the registry", 0, 3))
+            if self._say.pause(2.0):
+                raise GivenUp
+
+    def stop(self, grace_s: float) -> None:
+        """End it; what waits for its answer hears that it is gone."""
+        if (process := self.process) is not None:
+            process.stop(grace_s)
+
+    def end(self, grace_s: float) -> None:
+        """The same, for good."""
+        self.stop(grace_s)
+        self.process = None
+
+    def do(self, order: TaskOrder, attempt: int, accepted: Accepted) -> Event:
+        began = time.monotonic()
+        if order.verb == "train" and order.round > 0:
+            policy_id = accepted.policy.document.id
+            self._say.with_room(lambda: self._around.ledger.begin_round(self._run_id, order.round, policy_id))
+        again = {"attempt": str(attempt)} if attempt > 1 else {}
+        wire = str(accepted.resolved.get("wire", "float32"))
+        shown = "steps, train_loss" if "loss" in allowed_outputs(accepted.policy).metrics else "steps"
+        self._say.audit(
+            "task begins", task=order.task_id, verb=order.verb, round=str(order.round), progress=shown, **again
+        )
+        files_here, process = self._files, self.process
+        assert process is not None
+        try:
+            files_here.clear()
+            document, files, received = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
+            if (refusal := self._around.judge.unasked(accepted, order, document)) is not None:
+                raise CannotDo(refusal.code.value, refusal.message)
+            weights = next((files_here.inbox / f for f in files.values()), None)
+            template = weights if order.verb == "train" else None
+            if order.verb == "train" and document.get("stream") == "local":
+                document["send_weights"] = allowed_outputs(accepted.policy).local_model
+            task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
+            result = process.call(task, lambda said: self._on_progress(order, said, accepted))
+            sealed = self._say.with_room(
+                lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
+            )
+        except CannotDo as error:
+            return self._broken(order, error.code, str(error))
+        except TaskFailed as failed:
+            if failed.code == _BUG:
+                return self._lost(order, failed.code, failed.detail)
+            # The code is the worker's own word; what it says stays here unless it is one that is known.
+            return self._broken(order, failure_code(failed.code), f"{failed.code}: {failed.detail}")
+        except ProcessGone as gone:
+            return self._lost(order, gone.code, str(gone))
+        except NotWanted as unwanted:
+            log.warning("nobody waits for this task", run=self._run_id, task=order.task_id, why=str(unwanted))
+            return Unwanted()
+        finally:
+            if files_here.inbox.is_dir():
+                files_here.clear()
+        report = TaskReport(
+            run_id=self._run_id,
+            task_id=order.task_id,
+            attempt=attempt,
+            key=result_key(order.task_id, self._site, attempt),
+            bytes_up=sealed.file.stat().st_size,
+            bytes_down=received,
+            seconds=time.monotonic() - began,
+            peak_rss_mib=self._peaks(result),
+        )
+        most = allowance(accepted.job.rounds, allowed_outputs(accepted.policy))
+        if not self._say.with_room(lambda: self._around.ledger.send(self._run_id, report.key, report.bytes_up, most)):
+            sealed.file.unlink()
+            why = f"the run would send more than {most.uploads} results or {most.bytes} bytes"
+            return self._broken(order, Code.OUTPUT_BUDGET_SPENT.value, why)
+        self._say.audit(
+            "result leaves",
+            task=order.task_id,
+            verb=order.verb,
+            round=str(order.round),
+            attempt=str(attempt),
+            bytes=str(report.bytes_up),
+            blake3=sealed.blake3,
+            fields=", ".join(sealed.fields),
+            withheld=", ".join(sealed.withheld),
+            weights=sealed.weights,
+            stream=str(document.get("stream", "")),
+            report="bytes, seconds, peak memory",
+        )
+        return ResultSealed(SealedResult(report, sealed.file.name))
+
+    def send(self, result: SealedResult) -> Event:
+        file = self._folder / result.file
+        try:
+            self._say.until_sent(lambda: self._around.link.upload(self._run_id, result.report.key, file))
+        except NotWanted as unwanted:
+            # The centre has closed this step without us; the next order says how it goes on.
+            log.warning("nobody waits for this result", run=self._run_id, task=result.report.task_id, why=str(unwanted))
+            return Unwanted()
+        return Sent()
+
+    def end_leftovers(self) -> None:
+        """The worker dies with its gateway; should one be left all the same, it ends now."""
+        if (left := self._around.runtime.recover(self._box)) is not None:
+            self._around.runtime.stop(left, 1.0)
+        for leftover in self._folder.glob("incoming*"):
+            leftover.unlink()
+
+    def tidy(self, *, for_good: bool) -> None:
+        """Pictures stay, in a folder of the site. What else the worker left, and the run's keys, go at once, or stay
+        for a run that may be resumed."""
+        figures = self._box / "figures"
+        if figures.is_dir():
+            kept = self._home.root / "figures" / self._run_id
+            kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for picture in figures.iterdir():
+                # Written by the worker: only plain files, and never through a link.
+                if picture.is_file() and not picture.is_symlink():
+                    shutil.move(picture, kept / picture.name)
+        for leftover in (*self._folder.glob("incoming*"), *self._folder.glob("result*")):
+            leftover.unlink()
+        if for_good:
+            forget(self._folder)
+
+    def _download(self, key: str, take: Callable[[bytes], None]) -> int:
+        """Goes on at the byte where the line was cut."""
+        got = 0
+
+        def take_on(piece: bytes) -> None:
+            nonlocal got
+            take(piece)
+            got += len(piece)
+
+        self._say.until_sent(lambda: self._around.link.download(self._run_id, key, got, take_on))
+        return got
+
+    def _on_progress(self, order: TaskOrder, progress: Progress, accepted: Accepted) -> None:
+        rules = allowed_outputs(accepted.policy)
+        self._say.beat(progress_of(self._run_id, order.task_id, progress, rules))
+
+    def _lost(self, order: TaskOrder, code: str, why: str) -> Event:
+        """The worker is gone. On a full disk that is nobody's fault: wait for room, then begin the task anew."""
+        if self._say.given_up():
+            raise GivenUp
+        self._say.audit("worker lost", task=order.task_id, code=code)
+        log.error("the worker is lost", run=self._run_id, task=order.task_id, code=code, why=why)
+        if not has_room(self._folder):
+            self._say.with_room(lambda: probe(self._folder))
+            return WorkerLost(code, blameless=True)
+        return WorkerLost(code)
+
+    def _broken(self, order: TaskOrder, code: str, why: str) -> Broken:
+        # `why` may quote what must stay here; only the code goes out.
+        self._say.audit("task failed", task=order.task_id, code=code)
+        log.error("task failed", run=self._run_id, task=order.task_id, code=code, why=why)
+        return Broken(code)
+
+    def _peaks(self, result: Result) -> dict[str, float]:
+        own = psutil.Process().memory_info().rss / 2**20
+        peaks = {"gateway": round(own, 1)}
+        if isinstance(worker := result.document.get("peak_rss_mib"), int | float):
+            peaks["worker"] = float(worker)
+        return peaks
+
+
+def _limits(accepted: Accepted) -> Limits:
+    resources = accepted.policy.document.resources
+    return Limits(gpus=resources.gpus, memory_bytes=resources.memory_gib << 30)

@@ -1,0 +1,79 @@
+"""An order that means nothing, or whose run's name leads out of the site's folder of runs: not taken, and written down.
+
+A run's name becomes the name of folders and files at a site, so `../confirmed/run-9` would be a custodian's word on
+another run, and `/etc/…` whatever the gateway may write.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from fakes.governance import key
+from fakes.governed_sites import GovernedSite
+from fakes.keyrings import make_keyring
+from fakes.members import member_home
+from msfl.gateway.agent import Agent
+from msfl.gateway.link import Link
+from msfl.policies.identity import sign_job
+from msfl.protos.convert import order_to_wire
+from msfl.protos.messages import PROTOCOL, Arrival, Offer, Order
+from msfl.protos.v1 import federation_pb2 as wire
+
+POISON = [
+    wire.Order(),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"{")),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"[]")),
+]
+
+
+def offer(site: GovernedSite, run_id: str) -> Order:
+    spec = site.spec("run-1")
+    return Offer(run_id, spec, sign_job(spec, key("ada")), site.world.token, dry_run=False)
+
+
+@pytest.fixture
+def agent(site: GovernedSite) -> Agent:
+    """It looks after a certificate, so there is one."""
+    folder = site.home.root.parent
+    shutil.copytree(member_home(folder / "member", make_keyring(folder)).root / "tls", site.home.root / "tls")
+    return Agent(site.around, "test")
+
+
+def hears(site: GovernedSite, agent: Agent, monkeypatch: pytest.MonkeyPatch, *orders: wire.Order) -> None:
+    link = Link(grpc.insecure_channel("127.0.0.1:1"))
+    monkeypatch.setattr(link, "_stub", SimpleNamespace(Attend=lambda hello: iter(orders)))
+    for order in link.attend(Arrival(PROTOCOL, "test", ())):
+        agent.dispatch(order)
+    link.close()
+    site.runs += agent.runs()
+
+
+@pytest.mark.parametrize("poison", POISON)
+def test_the_gateway_hears_the_next_order(
+    site: GovernedSite, agent: Agent, monkeypatch: pytest.MonkeyPatch, poison: wire.Order
+) -> None:
+    hears(site, agent, monkeypatch, poison, order_to_wire(offer(site, "run-1")))
+    assert site.answered() == "allow"
+    assert site.audited("order refused") == ["malformed_document"]
+
+
+@pytest.mark.parametrize("run_id", ["../confirmed/run-9", "..", "", "{outside}", "x" * 300])
+def test_a_runs_name_leads_nowhere_else(
+    site: GovernedSite, agent: Agent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_id: str
+) -> None:
+    site.sign_policy(text=site.world.policy_yaml.replace("mode: auto", "mode: confirm"))
+    before = {file for file in tmp_path.rglob("*") if "audit" not in file.parts}
+    named = run_id.format(outside=tmp_path / "outside")
+    hears(site, agent, monkeypatch, order_to_wire(offer(site, named)))
+    site.close()
+    after = {file for file in tmp_path.rglob("*") if "audit" not in file.parts}
+    site.start_gateway()
+    assert after == before
+    assert site.line.answers.empty()
+    assert site.runtime.started == []
+    assert site.audited("order refused") == ["malformed_document"]
