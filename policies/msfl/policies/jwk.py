@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPublicNumbers
 
 from msfl.policies.encoding import canonical_json, read_json
-from msfl.policies.keys import BadKey
+from msfl.policies.keys import BadKey, ed25519_public
 
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {"OKP": ("EdDSA",), "EC": ("ES256",), "RSA": ("RS256", "PS256")}
 MAX_JWKS_BYTES = 256 * 1024
@@ -55,7 +55,7 @@ def public_key(jwk: Mapping[str, Any]) -> PublicKey:
     try:
         match kty:
             case "OKP":
-                return Ed25519PublicKey.from_public_bytes(numbers[0])
+                return ed25519_public(numbers[0])
             case "EC":
                 if any(len(n) != 32 for n in numbers):
                     raise BadKey("a coordinate on P-256 has 32 bytes")
