@@ -50,7 +50,7 @@ from msfl.policies.envelope import (
     Signed,
     sign,
 )
-from msfl.policies.identity import sign_job
+from msfl.policies.identity import mint_token, sign_job
 from msfl.policies.keys import encode_public
 from msfl.protos.audit_log import AuditLog, read_entries
 from msfl.protos.messages import Offer, OfferAnswer, SiteProgress, TaskOrder, TaskReport, TrustPapers
@@ -254,11 +254,21 @@ class GovernedSite:
         spec = encode(job)
         run = RunAtSite(run_id, self.around)
         self.runs.append(run)
-        run.hear(Offer(run_id, spec, sign_job(spec, key("ada")), self.world.token, dry_run=False))
+        self.offered = Offer(run_id, spec, sign_job(spec, key("ada")), self.token(), dry_run=False)
+        return self.offer_again()
+
+    def offer_again(self) -> str:
+        """The same offer to the newest run; the next answer."""
+        self.runs[-1].hear(self.offered)
         answer = self.line.answers.get(timeout=PATIENCE_S)
         if answer.verdict != "refuse":
             return answer.verdict
         return str(answer.decision["refusal"]["code"])
+
+    def token(self) -> str:
+        """Ada's, given to her just now."""
+        bound, who = key("ada").thumbprint, ("user-1", "ada@uni.example", "uni.example")
+        return mint_token(key("issuer"), ISSUER, AUDIENCE, *who, bound, self.now)
 
     def order(self, verb: str = "start", round: int = 0) -> None:
         """A task for the newest run."""

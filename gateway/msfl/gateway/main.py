@@ -18,9 +18,10 @@ from rich.table import Table
 
 from msfl.gateway import words
 from msfl.gateway.home import Home
+from msfl.gateway.memory import Memory
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
-from msfl.policies.trust import trust_confirmation
+from msfl.policies.trust import Revoked, trust_confirmation
 from msfl.protos.audit_log import LOG_NAME, read_entries, read_lines
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
@@ -177,8 +178,10 @@ def confirm(
         raise CannotProceed(f"{key}: {error}") from error
     now = datetime.now(UTC).replace(microsecond=0)
     envelope = signed(asked.model_copy(update={"issued": now}), pair, site.confirmed(run))
-    trusted = site.site_root(now)
-    root = trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now)
+    trusted, revoked = site.site_root(now), _revoked(site)
+    root = (
+        trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now, revoked=revoked)
+    )
     if isinstance(root, Refusal) and root.code is not Code.TOO_FEW_SIGNERS:
         raise Refused(root)
     site.confirm(run, envelope)
@@ -192,6 +195,13 @@ def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(h
     _waiting(site, run)
     site.decline(run, by)
     console.print(f"refused {run}")
+
+
+def _revoked(site: Home) -> Revoked:
+    memory = Memory(site.memory_file)
+    found = memory.revoked()
+    memory.close()
+    return found
 
 
 def _waiting(site: Home, run: str) -> dict[str, Any]:
