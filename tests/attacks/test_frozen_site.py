@@ -19,8 +19,10 @@ from structlog.testing import capture_logs
 from fakes.keyrings import NOW, Applicant, make_keyring, make_token
 from fakes.members import joined
 from msfl.orchestrator.doors.admission import Admission
+from msfl.orchestrator.doors.turned_away import TurnedAway
 from msfl.orchestrator.keyring.client import KeyringDown
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring, SecretUnusable, SiteStanding
+from msfl.protos.audit_log import AuditLog, read_entries
 from msfl.protos.certificates import Identity, sign_renewal
 from msfl.protos.channel import SERVER_OPTIONS, dial, key_sha256, make_csr, mutual_server_credentials
 from msfl.protos.registration import RegistrationToken
@@ -152,7 +154,9 @@ class Centre:
         now = datetime.now(UTC)
         self.keyring = Keyring.create(folder / "keyring", "msfl-01", now)
         self.down = False
-        self.admission = Admission(self._ask)
+        self._log = folder / "audit/log.jsonl"
+        self._audit = AuditLog(self._log, "orchestrator msfl-01")
+        self.admission = Admission(self._ask, TurnedAway(self._audit, lambda: datetime.now(UTC)).note)
         self.calls: list[str] = []
         self.streaming = threading.Event()
         key, certificate = self.keyring.server_certificate(("127.0.0.1",), now)
@@ -198,8 +202,15 @@ class Centre:
     def dial(self, identity: Identity) -> grpc.Channel:
         return dial(f"127.0.0.1:{self.port}", self.keyring.ca_pem, identity.key_pem, identity.certificate_pem)
 
+    def turned_away(self) -> list[tuple[str, str]]:
+        """Who, and why, as the centre's audit log has it."""
+        entries = read_entries(self._log)
+        assert all((e.action, e.object, e.fields["peer"]) == ("turned away", "gateways", "127.0.0.1") for e in entries)
+        return [(str(e.fields["who"]), str(e.fields["code"])) for e in entries]
+
     def close(self) -> None:
         self._server.stop(0).wait()
+        self._audit.close()
 
 
 @pytest.fixture
@@ -234,7 +245,8 @@ def test_a_frozen_site_is_refused_on_the_connection_that_it_has(centre: Centre) 
         (alarm,) = [entry for entry in logs if entry["log_level"] == "critical"]
         assert (alarm["site"], alarm["why"]) == ("site-a", "its laptop was stolen")
         assert "site unfreeze site-a" in alarm["do"]
-        assert ask(channel) == "PERMISSION_DENIED site_frozen"
+        assert ask(channel) == ask(channel) == "PERMISSION_DENIED site_frozen"
+        assert centre.turned_away() == [("site-a", "site_frozen")], "once, however often it knocks"
         assert ask(other) == "hello"
         assert len(centre.calls) == 3
         centre.keyring.unfreeze("site-a")
@@ -261,6 +273,7 @@ def test_streams_of_a_frozen_site_are_cut_and_those_of_others_are_not(centre: Ce
             next(cut)
         assert ended.value.code() is grpc.StatusCode.CANCELLED
         assert isinstance(upload.exception(PATIENCE_S), grpc.RpcError)
+        assert centre.turned_away() == [("site-a", "site_frozen")]
         more.set()
         assert left.is_active()
         left.cancel()
@@ -274,6 +287,7 @@ def test_a_revoked_certificate_is_refused_on_an_open_connection_while_the_new_on
             centre.admission.refresh()
             assert ask(old) == "PERMISSION_DENIED certificate_revoked"
             assert ask(new) == "hello"
+            assert centre.turned_away() == [("site-a", "certificate_revoked")]
 
 
 def test_a_key_used_from_elsewhere_than_its_token_named(centre: Centre) -> None:
@@ -281,6 +295,7 @@ def test_a_key_used_from_elsewhere_than_its_token_named(centre: Centre) -> None:
         centre.admission.refresh()
         assert ask(channel) == "PERMISSION_DENIED address_not_allowed"
     assert centre.calls == []
+    assert centre.turned_away() == [("site-a", "address_not_allowed")]
 
 
 def test_an_address_is_what_the_socket_says_and_no_header(centre: Centre) -> None:
@@ -290,6 +305,8 @@ def test_an_address_is_what_the_socket_says_and_no_header(centre: Centre) -> Non
         with pytest.raises(grpc.RpcError) as refused:
             channel.unary_unary("/Door/Ask")(b"hello", metadata=claims, timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert centre.calls == []
+    assert centre.turned_away() == [("site-a", "address_not_allowed")]
 
 
 def test_nobody_is_admitted_before_the_keyring_has_been_heard_and_its_last_word_counts(centre: Centre) -> None:

@@ -16,6 +16,7 @@ from msfl.orchestrator.doors.admission import Admission
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
 from msfl.orchestrator.doors.link import Datasets, LinkDoor
 from msfl.orchestrator.doors.people import PeopleDoor
+from msfl.orchestrator.doors.turned_away import TurnedAway
 from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
@@ -75,16 +76,18 @@ def serve_orchestrator(home: CentreHome) -> None:
     starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
     audit, clock = AuditLog(home.audit / LOG_NAME, f"orchestrator {settings.federation}"), lambda: datetime.now(UTC)
     notary = Notary(audit, home.audit, f"centre:{settings.federation}", clock)
+    turned_away = TurnedAway(audit, clock).note
     runs = AuditedRuns(SqliteRunStore(home.runs), audit, clock)
     engine = Engine(runs, FolderArtifacts(home.root / "artifacts"), starter)
     datasets = Datasets()
 
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
-    admission = Admission(asked_by_runs.standings)
+    admission = Admission(asked_by_runs.standings, turned_away)
     people = _server("people", PEOPLE_THREADS)
-    add_PeopleServicer_to_server(PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers), people)
-    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
+    staff = PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers, turned_away)
+    add_PeopleServicer_to_server(staff, people)
+    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh, turned_away), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)
     door = LinkDoor(engine, datasets, keyring, notary, home.key_sets, home.trust_papers)

@@ -20,6 +20,7 @@ from typing import Any
 import grpc
 import structlog
 
+from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.keyring.client import KeyringDown
 from msfl.orchestrator.keyring.keyring import SiteStanding
 from msfl.protos.channel import inside, key_sha256, peer_certificate, peer_ip, peer_site
@@ -74,8 +75,9 @@ def judge(caller: Caller, standings: Mapping[str, SiteStanding]) -> NotAdmitted 
 class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no types for its classes
     """`ask`: every site's standing, or KeyringDown."""
 
-    def __init__(self, ask: Callable[[], Mapping[str, SiteStanding]]) -> None:
+    def __init__(self, ask: Callable[[], Mapping[str, SiteStanding]], turned_away: Note = no_note) -> None:
         self._ask = ask
+        self._turned_away = turned_away
         self._lock = threading.Lock()
         self._standings: Mapping[str, SiteStanding] | None = None
         self._open: dict[grpc.ServicerContext, Caller] = {}
@@ -104,6 +106,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         for context, caller in under_way:
             if (refused := judge(caller, new)) is not None:
                 log.warning("a call is cut", site=caller.site, peer=caller.ip, code=refused.code)
+                self._turned_away("gateways", refused.code, caller.site or "", caller.ip)
                 context.cancel()
 
     def keep_fresh(self, stop: threading.Event) -> None:
@@ -152,6 +155,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
             context.abort(grpc.StatusCode.UNAVAILABLE, "the centre's keyring has not been heard yet; try again")
         if (refused := judge(caller, standings or {})) is not None:
             log.warning("not admitted", site=caller.site, peer=caller.ip, code=refused.code)
+            self._turned_away("gateways", refused.code, caller.site or "", caller.ip)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(refused))
 
     def _ended(self, context: grpc.ServicerContext) -> None:

@@ -26,6 +26,7 @@ import grpc
 
 from msfl.orchestrator.doors.addresses import FORWARDED, Callers
 from msfl.orchestrator.doors.link import PART_BYTES, Datasets
+from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import AbortRequested, CentralDone, Event, PauseRequested, Resumed, Submitted
@@ -58,6 +59,7 @@ class PeopleDoor(PeopleServicer):
         releases: Releases,
         key_sets: KeySets,
         callers: Callers,
+        turned_away: Note = no_note,
     ) -> None:
         self._engine = engine
         self._root = root
@@ -65,6 +67,7 @@ class PeopleDoor(PeopleServicer):
         self._releases = releases
         self._key_sets = key_sets
         self._callers = callers
+        self._turned_away = turned_away
         self._calls = CallsSeen()
 
     def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
@@ -81,7 +84,7 @@ class PeopleDoor(PeopleServicer):
             raise AssertionError("abort returns never") from error
         refusal = verify_job(request.spec, request.proof, user, proof_required=False, dry_run=request.dry_run)
         if refusal is not None:
-            self._refuse(context, refusal)
+            self._refuse(context, refusal, user.name)
         known = self._datasets.all()
         missing = [ref for ref in spec.datasets if not any(d["ref"] == ref for ds in known.values() for d in ds)]
         if missing:
@@ -139,7 +142,7 @@ class PeopleDoor(PeopleServicer):
         state = self._run_of(context, user, request.run_id)
         refusal = verify_job(state.spec_text.encode(), request.proof, user, proof_required=False)
         if refusal is not None:
-            self._refuse(context, refusal)
+            self._refuse(context, refusal, user.name)
         if why := why_not_resumed(state):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
         self._engine.post(state.run_id, Resumed(self._engine.now(), user.name, token, request.proof))
@@ -225,11 +228,11 @@ class PeopleDoor(PeopleServicer):
             raise AssertionError("abort returns never")
         call = verify_call(str(said.get(CALL_PROOF, "")), PEOPLE_METHOD + method, token, user, now)
         if isinstance(call, Refusal):
-            self._unknown(context, call)
+            self._unknown(context, call, user.name)
             raise AssertionError("abort returns never")
         if call and not self._calls.first(call, now):
             what = f"This call of {user.name} was made before."
-            self._unknown(context, refuse(Code.PROOF_INVALID, what, user=user.name))
+            self._unknown(context, refuse(Code.PROOF_INVALID, what, user=user.name), user.name)
         return user, token
 
     def _own(self, context: grpc.ServicerContext, method: str, run_id: str) -> RunState:
@@ -258,12 +261,12 @@ class PeopleDoor(PeopleServicer):
             what = f"run {start.run} has no model of round {start.round}; kept are those of rounds {shown}"
             context.abort(grpc.StatusCode.NOT_FOUND, f"start_from: {what}")
 
-    @staticmethod
-    def _unknown(context: grpc.ServicerContext, refusal: Refusal) -> None:
+    def _unknown(self, context: grpc.ServicerContext, refusal: Refusal, who: str = "") -> None:
+        self._turned_away("people", refusal.code.value, who, peer_ip(context))
         context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{refusal.code.value}: {refusal.message}")
 
-    @staticmethod
-    def _refuse(context: grpc.ServicerContext, refusal: Refusal) -> None:
+    def _refuse(self, context: grpc.ServicerContext, refusal: Refusal, who: str = "") -> None:
+        self._turned_away("people", refusal.code.value, who, peer_ip(context))
         context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{refusal.code.value}: {refusal.message}")
 
 
