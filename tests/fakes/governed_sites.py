@@ -248,14 +248,15 @@ class GovernedSite:
 
     def offer(self, run_id: str = "run-1", **changes: Any) -> str:
         """`allow`, `confirm`, or the code of the refusal, as the centre hears it."""
-        job = self.world.job.model_copy(
-            update={"digest": self.digest, "nonce": f"nonce-of-{run_id}-0123456789", **changes}
-        )
-        spec = encode(job)
-        run = RunAtSite(run_id, self.around)
-        self.runs.append(run)
-        self.offered = Offer(run_id, spec, sign_job(spec, key("ada")), self.token(), dry_run=False)
+        self.runs.append(RunAtSite(run_id, self.around))
+        self.offered = Offer(run_id, *self.signed_job(run_id, **changes), self.token(), dry_run=False)
         return self.offer_again()
+
+    def signed_job(self, run_id: str, **changes: Any) -> tuple[bytes, str]:
+        nonce = f"nonce-of-{run_id}-0123456789"
+        job = self.world.job.model_copy(update={"digest": self.digest, "nonce": nonce, **changes})
+        spec = encode(job)
+        return spec, sign_job(spec, key("ada"))
 
     def offer_again(self) -> str:
         """The same offer to the newest run; the next answer."""

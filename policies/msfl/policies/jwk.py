@@ -90,8 +90,10 @@ def signature_keys(jwks: bytes) -> tuple[dict[str, str], ...]:
     for key in listed:
         if _SECRETS & set(key):
             raise BadKey("the JWKS holds a private or secret key: whoever published it has lost it")
-        kty = key.get("kty")
-        if kty not in ALGORITHMS or key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ("verify",)):
+        kty, operations = key.get("kty"), key.get("key_ops", ("verify",))
+        if not isinstance(kty, str) or kty not in ALGORITHMS or key.get("use", "sig") != "sig":
+            continue
+        if not isinstance(operations, tuple) or "verify" not in operations:
             continue
         alg = key.get("alg", ALGORITHMS[kty][0])
         if alg not in ALGORITHMS[kty] or key.get("crv") != _CURVES.get(kty):
