@@ -6,8 +6,11 @@ which checkpoint, whose. The attacker owns everything of the party it attacks, i
 
 from __future__ import annotations
 
+import errno
 import json
+import queue
 import random
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -17,18 +20,29 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fakes.audit_logs import Party, federation, meet, verified
+from fakes.governed_sites import PATIENCE_S, GovernedSite
+from msfl.gateway.site_run import RunAtSite
 from msfl.policies.audit import Entry, append, from_line
 from msfl.policies.audit_files import Exported, Tampering, Verdict, read_export, verify_files
 from msfl.policies.documents import parse_utc
 from msfl.policies.encoding import Malformed, encode
 from msfl.protos.audit_log import AuditBroken
 from msfl.protos.audit_main import app
+from msfl.protos.messages import Offer
 from msfl.protos.notary import NoAudit, export_of
 
 
 @pytest.fixture
 def parties(tmp_path: Path) -> Iterator[list[Party]]:
     yield from federation(tmp_path)
+
+
+@pytest.fixture
+def site_at_work(tmp_path: Path) -> Iterator[GovernedSite]:
+    site = GovernedSite(tmp_path)
+    assert site.hear(site.papers()) == []
+    yield site
+    site.close()
 
 
 @pytest.fixture
@@ -242,6 +256,30 @@ def test_a_gateway_does_not_start_behind_a_log_whose_end_was_cut(site: Party) ->
         site.open()
     site.file.write_bytes(whole)
     site.open()
+
+
+def test_what_cannot_be_written_down_does_not_happen(
+    tmp_path: Path, site_at_work: GovernedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk of the audit log is full: the decision waits for room, and so does all that would follow from it."""
+    asked = threading.Event()
+
+    def full(*_: object) -> None:
+        asked.set()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    site = site_at_work
+    with monkeypatch.context() as disk:
+        disk.setattr(site.audit_log, "write", full)
+        site.runs.append(RunAtSite("run-1", site.around))
+        site.offered = Offer("run-1", *site.signed_job("run-1"), site.fresh_token(), dry_run=False)
+        site.runs[0].hear(site.offered)
+        assert asked.wait(PATIENCE_S)
+        with pytest.raises(queue.Empty):
+            site.line.answers.get(timeout=0.2)
+        assert (site.runtime.started, site.line.uploads) == ([], [])
+    assert site.line.answers.get(timeout=PATIENCE_S).verdict == "allow", "with room again it goes on by itself"
+    assert site.audited("run decided") == [""]
 
 
 # ------------------------------------------------------------------------------------------ at a terminal

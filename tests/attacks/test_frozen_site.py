@@ -157,7 +157,8 @@ def test_a_frozen_site_is_refused_on_the_connection_that_it_has(centre: Centre) 
         (alarm,) = [entry for entry in logs if entry["log_level"] == "critical"]
         assert (alarm["site"], alarm["why"]) == ("site-a", "its laptop was stolen")
         assert "site unfreeze site-a" in alarm["do"]
-        assert ask(channel) == "PERMISSION_DENIED site_frozen"
+        assert ask(channel) == ask(channel) == "PERMISSION_DENIED site_frozen"
+        assert centre.turned_away() == [("site-a", "site_frozen")], "once, however often it knocks"
         assert ask(other) == "hello"
         assert len(centre.calls) == 3
         centre.keyring.unfreeze("site-a", "otto", NOW)
@@ -184,6 +185,7 @@ def test_streams_of_a_frozen_site_are_cut_and_those_of_others_are_not(centre: Ce
             next(cut)
         assert ended.value.code() is grpc.StatusCode.CANCELLED
         assert isinstance(upload.exception(PATIENCE_S), grpc.RpcError)
+        assert centre.turned_away() == [("site-a", "site_frozen")]
         more.set()
         assert left.is_active()
         left.cancel()
@@ -197,6 +199,7 @@ def test_a_revoked_certificate_is_refused_on_an_open_connection_while_the_new_on
             centre.admission.refresh()
             assert ask(old) == "PERMISSION_DENIED certificate_revoked"
             assert ask(new) == "hello"
+            assert centre.turned_away() == [("site-a", "certificate_revoked")]
 
 
 def test_a_key_used_from_elsewhere_than_its_token_named(centre: Centre) -> None:
@@ -204,6 +207,7 @@ def test_a_key_used_from_elsewhere_than_its_token_named(centre: Centre) -> None:
         centre.admission.refresh()
         assert ask(channel) == "PERMISSION_DENIED address_not_allowed"
     assert centre.calls == []
+    assert centre.turned_away() == [("site-a", "address_not_allowed")]
 
 
 def test_an_address_is_what_the_socket_says_and_no_header(centre: Centre) -> None:
@@ -213,6 +217,8 @@ def test_an_address_is_what_the_socket_says_and_no_header(centre: Centre) -> Non
         with pytest.raises(grpc.RpcError) as refused:
             channel.unary_unary("/Door/Ask")(b"hello", metadata=claims, timeout=PATIENCE_S)
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert centre.calls == []
+    assert centre.turned_away() == [("site-a", "address_not_allowed")]
 
 
 def test_nobody_is_admitted_before_the_keyring_has_been_heard_and_its_last_word_counts(centre: Centre) -> None:

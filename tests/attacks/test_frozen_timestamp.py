@@ -99,3 +99,13 @@ def test_a_clock_that_was_ahead_is_accepted_by_the_custodian_alone(site: Governe
     assert site.offer("run-2") == "allow"
     site.restart()
     assert site.offer("run-3") == "allow"
+
+
+def test_after_a_clock_that_was_ahead_time_is_remembered_from_the_accepted_one_on(site: GovernedSite) -> None:
+    site.standing.tick(NOW + 300 * DAY)
+    site.memory.say("clock", "2026-12-01T12:00:00Z", "cleo")
+    site.standing.look_at_words(NOW)
+    site.standing.tick(NOW + DAY)
+    site.restart()
+    assert site.offer() == Code.CLOCK_SET_BACK.value
+    site.nothing_started("clock_set_back")

@@ -13,8 +13,9 @@ import pytest
 
 from fakes.registries import CODE, Image, digest_of, tar_of
 from msfl.policies.refusals import Code, Refused
-from msfl.registry.interface import INDEX, LAYER, MANIFEST, Descriptor
+from msfl.registry.interface import INDEX, LAYER, MANIFEST, Descriptor, NotInRegistry, referrers_tag
 from msfl.registry.layer import LayerLimits
+from msfl.registry.oci_layout import LayoutRegistry
 from msfl.registry.publish import statements_of, submit_statement
 from msfl.registry.pull import PullLimits, pull
 
@@ -261,6 +262,35 @@ def test_a_cached_blob_that_was_changed_is_fetched_again(tmp_path: Path) -> None
     for blob in (tmp_path / "blobs").iterdir():
         blob.write_bytes(b"evil")
     assert pull(image.registry, digest, tmp_path, LIMITS).digest == digest
+
+
+INDEXES = {
+    "no JSON": b"{",
+    "very deep": b"[" * 100_000,
+    "a list": b"[]",
+    "no manifests": b"{}",
+    "manifests that are none": b'{"manifests": ["x", null]}',
+    "annotations that are none": b'{"manifests": [{"annotations": 7}]}',
+    "a path for a digest": b'{"manifests": [{"mediaType": "x", "digest": "../../x", "size": 1, "annotations": {}}]}',
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+@pytest.mark.parametrize("which", ["index", "referrers"])
+def test_a_broken_index_is_a_registry_without_papers(tmp_path: Path, name: str, which: str) -> None:
+    """Not an error that ends the gateway which asked."""
+    registry = LayoutRegistry.create(tmp_path / "layout")
+    body = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST, "config": {}, "layers": []}).encode()
+    digest = registry.put_manifest(body)
+    submit_statement(registry, digest, b"honest")
+    assert statements_of(registry, digest) == (b"honest", ())
+    if which == "index":
+        (registry.root / "index.json").write_bytes(INDEXES[name])
+    else:
+        at = registry.resolve(referrers_tag(digest)).removeprefix("sha256:")
+        (registry.root / "blobs/sha256" / at).write_bytes(INDEXES[name])
+    with pytest.raises(NotInRegistry):
+        statements_of(registry, digest)
 
 
 def test_papers_of_another_image_and_unreadable_papers_are_nobodys_word(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from fakes.governance import DIGEST, LATER, POLICY_YAML, World, edit, key, member
-from fakes.governed_sites import JOB, OfferedSite, forge, must_be_refused
+from fakes.governed_sites import JOB, GovernedSite, OfferedSite, forge, must_be_refused
 from fakes.registries import MemoryRegistry
+from msfl.gateway.confirmations import confirmation, signed
 from msfl.gateway.home import write
 from msfl.policies.documents import SiteRoot
 from msfl.policies.encoding import encode
@@ -107,6 +108,22 @@ def test_the_signature_of_another_job(tmp_path: Path) -> None:
 def test_a_job_for_another_sites_dataset(tmp_path: Path) -> None:
     job = JOB.model_copy(update={"datasets": ("site-b/ms-cohort", "site-c/ms-clinic")})
     must_be_refused(OfferedSite(tmp_path).told(job), "job_inconsistent")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"policy_sha256": OTHER}, {"run": "run-2"}, {"digest": OTHER}, {"dataset": "site-a/ms-other"}, {"generation": 2}],
+    ids=str,
+)
+def test_a_yes_to_another_policy_or_run(site: GovernedSite, changes: dict[str, Any]) -> None:
+    """The custodian's own, and not to this."""
+    site.sign_policy(4, text=site.world.policy_yaml.replace("mode: auto", "mode: confirm"))
+    assert site.offer() == "confirm"
+    document = confirmation({**site.home.pending()["run-1"]["asked"], **changes})
+    site.runs[0].custodian_signed(signed(document, key("cleo"), None))
+    assert site.offer_again() == "confirm", "it waits on"
+    assert site.audited("confirmation not taken") == ["confirmation_differs"]
+    assert (site.runtime.started, site.line.uploads, site.audited("worker starts")) == ([], [], [])
 
 
 def test_an_older_version_that_is_left_beside_the_newer_one(tmp_path: Path) -> None:

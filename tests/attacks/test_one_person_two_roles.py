@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fakes.governance import NOW, key, member
@@ -58,6 +60,18 @@ def test_one_custodian_with_helpers_who_are_none_is_one_of_two(site: GovernedSit
     both = (member("cleo"), member("cleo", "cleo-again"), member("carl"))
     hand_over(site, *both, threshold=2, by=("carl",))
     site.sign_policy(version=4, by=signers)
+    assert site.offer() == Code.TOO_FEW_SIGNERS.value
+    site.nothing_started("too_few_signers")
+
+
+def test_one_signature_under_two_ids_is_one(site: GovernedSite) -> None:
+    """cleo's own signature once more, under carl's id."""
+    hand_over(site, member("cleo"), member("carl"), threshold=2, by=("carl",))
+    site.sign_policy(version=4)
+    file = site.home.root / "policies/one.dsse"
+    envelope = json.loads(file.read_bytes())
+    envelope["signatures"].append({**envelope["signatures"][0], "keyid": key("carl").id})
+    write(file, json.dumps(envelope).encode())
     assert site.offer() == Code.TOO_FEW_SIGNERS.value
     site.nothing_started("too_few_signers")
 

@@ -1,9 +1,9 @@
 """Attack 25: a patient's name, number, UID and path, planted wherever they occur in a hospital, never leave it.
 
-They stand in file names, in NIfTI headers and their extensions, in the folder's path, and in everything that a worker
-says: standard output, tracebacks, failure codes, phases, metrics, an undeclared field of a result. A
-recorder at the gateway's socket reads every byte in clear; sealed streams are opened with the keys of both sides. Then
-the centre's whole folder and its logs are searched.
+They stand in file names, in NIfTI headers and their extensions, in `dataset.json`, in the folder's path, and in
+everything that a worker says: standard output, tracebacks, failure codes, phases, metrics, an undeclared field of a
+result. A recorder at the gateway's socket reads every byte in clear; sealed streams (fingerprints, summaries, weights)
+are opened with the keys of both sides. Then the centre's whole folder, its logs and what a user is shown are searched.
 """
 
 from __future__ import annotations
@@ -99,6 +99,9 @@ def leaky_release(folder: Path) -> Path:
 
 def hospital_data(folder: Path, seed: int) -> Path:
     data = tiny_dataset(folder, n_train=5, n_test=2, seed=seed, prefix=f"{NAME}_{NUMBER}_")
+    description = json.loads((data / "dataset.json").read_text())
+    said = {"name": NAME, "description": f"{NAME} {NUMBER} {UID}", "reference": FOLDER, "patients": {NUMBER: UID}}
+    (data / "dataset.json").write_text(json.dumps({**description, **said}))
     for file in data.rglob("*.nii.gz"):
         image = nibabel.load(file)
         assert isinstance(image, nibabel.Nifti1Image)
@@ -147,6 +150,11 @@ def recorded(live: LiveFederation, site: str) -> Recorder:
     return line
 
 
+def data_folder(live: LiveFederation, site: str) -> Path:
+    """Where that hospital keeps its images."""
+    return Home(live.home(site)).dataset_folder(DATASET)
+
+
 def spellings(word: str) -> Iterator[bytes]:
     """As it stands, and as encodings that are not encryption would write it."""
     for text in {word, word.lower(), word.replace("_", " ")}:
@@ -168,6 +176,7 @@ def test_what_was_planted_was_there_to_be_found(hospitals: tuple[LiveFederation,
     log = (live.home("site-a") / "runs" / run.run_id / "worker.log").read_bytes()
     assert set(planted_in(log)) == set(PLANTED)
     assert planted_in(f"x{base64.b64encode(b'ab' + UID.encode()).decode()}".encode()) == [UID]
+    assert planted_in((data_folder(live, "site-c") / "dataset.json").read_bytes()) == list(PLANTED)
     state = run.state()
     assert len(state["rounds"]) == 2
     assert state["sites"]["site-b"]["code"] == "worker_failed"
@@ -207,6 +216,14 @@ def test_the_centre_and_its_logs_do_not_hold_it(hospitals: tuple[LiveFederation,
     assert len(files) > 20
     for file in files:
         assert planted_in(file.read_bytes()) == [], file
+
+
+def test_what_a_user_is_shown_does_not_hold_it(hospitals: tuple[LiveFederation, dict[str, Recorder], Run]) -> None:
+    live, _, run = hospitals
+    shown = [run.state(), live.client.datasets(), *live.client.watch(run.run_id)]
+    text = json.dumps(shown, ensure_ascii=False, default=str)
+    assert "output_blocked" in text
+    assert planted_in(text.encode()) == []
 
 
 def test_the_sites_own_audit_log_can_be_shown_to_an_auditor(

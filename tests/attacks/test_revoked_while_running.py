@@ -10,9 +10,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fakes.governance import key
-from fakes.governed_sites import PATIENCE_S, GovernedSite
+from fakes.governance import key, member
+from fakes.governed_sites import PATIENCE_S, GovernedSite, later
+from msfl.gateway.confirmations import confirmation, signed
+from msfl.gateway.home import write
 from msfl.gateway.main import app
+from msfl.gateway.standing import next_of
+from msfl.policies.encoding import encode
+from msfl.policies.envelope import SITE_ROOT, sign
 from msfl.policies.refusals import Code
 from msfl.registry.publish import add_review
 
@@ -131,6 +136,34 @@ def test_a_custodians_revocation_survives_a_lost_memory_and_stands_in_the_audit_
     site.hear(papers)
     assert len(site.audited("revoked here")) == 1
     assert site.offer().endswith("_revoked")
+
+
+@pytest.mark.parametrize("when", ["before the yes", "after it, before the start"])
+def test_a_custodian_whose_key_was_stolen_and_revoked_confirms_nothing(site: GovernedSite, when: str) -> None:
+    """The other custodian's policy stands; the thief says yes to a run that waits for one."""
+    both = later(site.site_root, custodians=(member("cleo"), member("carl")))
+    write(next_of(site.home.site_root_file), sign(encode(both), SITE_ROOT, [key("cleo")]))
+    site.standing.look_at_words(site.now)
+    site.sign_policy(4, text=site.world.policy_yaml.replace("mode: auto", "mode: confirm"))
+    assert site.offer() == "confirm"
+    revoke = by_custodian("--key", key("carl").id)
+    asked = confirmation(site.home.pending()["run-1"]["asked"])
+    if when == "before the yes":
+        revoke(site)
+    site.runs[0].custodian_signed(signed(asked, key("carl"), None))
+    if when == "before the yes":
+        assert site.offer_again() == "confirm", "it waits on"
+        assert site.audited("confirmation not taken") == [Code.KEY_REVOKED.value]
+        site.order()
+        assert site.audited("custodian answered") == []
+    else:
+        assert site.offer_again() == "allow"
+        revoke(site)
+        site.order()
+        assert site.failure() == Code.KEY_REVOKED.value
+    assert site.runtime.started == []
+    assert site.line.uploads == []
+    assert site.audited("worker starts") == []
 
 
 def test_a_job_that_names_a_revoked_site_is_refused_at_the_others(site: GovernedSite) -> None:

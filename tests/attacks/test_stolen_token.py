@@ -1,6 +1,7 @@
 """A user's token in other hands: read on its way, in the centre's store or at another site; and calls from elsewhere.
 
-Each attempt ends at the door: no run is stored, nothing is listed, and the answer carries a code.
+Each attempt ends at the door: no run is stored, nothing is listed, and the answer carries the code that stands in the
+centre's audit log.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ class Door:
         proxies: tuple[str, ...] = (),
         revoked: Revoked = NOTHING_REVOKED,
     ) -> None:
+        self.turned_away: list[tuple[str, str, str]] = []
         self.engine = SilentEngine()
         datasets = Datasets()
         for ref in SPEC.datasets:
@@ -80,15 +82,21 @@ class Door:
         engine, root = cast(Engine, self.engine), World().federation_root
         callers = Callers.of(allowed, proxies)
         releases, key_sets = cast(Releases, None), KeySets(Path("none"))
-        self._door = PeopleDoor(engine, root, datasets, releases, key_sets, callers, lambda: revoked)
+        self._door = PeopleDoor(engine, root, datasets, releases, key_sets, callers, lambda: revoked, self._note)
+
+    def _note(self, door: str, code: str, who: str, peer: str) -> None:
+        assert door == "people"
+        self.turned_away.append((code, who, peer))
 
     def list(self, *metadata: tuple[str, str], peer: str = "ipv4:127.0.0.1:40000") -> str:
         """Empty: the runs were listed. Else what was said instead."""
+        answer = ""
         try:
             self._door.List(wire.ListWhat(what="runs"), Context(peer, *metadata))
         except Said as said:
-            return str(said)
-        return ""
+            answer = str(said)
+        assert not answer or answer.startswith(f"{self.turned_away[-1][0]}: ")
+        return answer
 
     def submit(self, *metadata: tuple[str, str], proof: str, dry_run: bool = False) -> str:
         job = wire.Job(protocol=PROTOCOL, spec=encode(SPEC), proof=proof, dry_run=dry_run)
@@ -122,7 +130,8 @@ def test_its_owner_is_served() -> None:
 
 def test_a_stolen_token_without_its_key_opens_nothing() -> None:
     door, token = Door(), bearer()
-    assert "proof_required" in door.list(("authorization", f"Bearer {token}"))
+    assert "proof_required:" in door.list(("authorization", f"Bearer {token}"))
+    assert door.turned_away == [("proof_required", ADA, "127.0.0.1")]
     assert "proof_other_key" in door.list(*call(token, signer="mallory"))
     assert "proof_invalid" in door.list(("authorization", f"Bearer {token}"), (CALL_PROOF, "x.y.z"))
     assert "proof_invalid" in door.list(("authorization", f"Bearer {token}"), (CALL_PROOF, token))
@@ -132,6 +141,7 @@ def test_a_call_that_was_recorded_is_answered_once() -> None:
     door, recorded = Door(), call(bearer())
     assert door.list(*recorded) == ""
     assert "was made before" in door.list(*recorded)
+    assert door.turned_away == [("proof_invalid", ADA, "127.0.0.1")]
 
 
 def test_a_recorded_call_serves_no_other_method_token_or_time() -> None:
@@ -159,6 +169,7 @@ def test_a_job_that_was_only_asked_about_is_not_run_nor_the_reverse() -> None:
     assert "proof_invalid" in door.submit(*call(token, "Submit"), proof=asked)
     assert "proof_invalid" in door.submit(*call(token, "Submit"), proof=wanted, dry_run=True)
     assert door.engine.submitted == []
+    assert door.turned_away == [("proof_invalid", ADA, "127.0.0.1")] * 2
     assert door.submit(*call(token, "Submit"), proof=asked, dry_run=True) == ""
     assert door.submit(*call(token, "Submit"), proof=wanted) == ""
     assert [event.dry_run for event in door.engine.submitted] == [True, False]
@@ -186,7 +197,9 @@ def test_a_job_that_names_a_revoked_site_is_not_taken() -> None:
 
 @pytest.mark.parametrize("peer", ["ipv4:10.9.9.9:1", "ipv6:[2001:db8::1]:1", "ipv6:[::ffff:10.9.9.9]:1", "unix:/tmp/s"])
 def test_an_address_that_is_not_allowed_is_not_served_even_with_everything_else(peer: str) -> None:
-    assert "address_not_allowed" in Door().list(*call(bearer()), peer=peer)
+    door = Door()
+    assert "address_not_allowed" in door.list(*call(bearer()), peer=peer)
+    assert [(code, who) for code, who, _ in door.turned_away] == [("address_not_allowed", "")]
 
 
 def test_a_forwarded_header_of_nobody_in_particular_says_nothing() -> None:

@@ -220,6 +220,7 @@ def test_the_right_key_shown_beside_another_signature_is_refused() -> None:
         {"alg": "HS256"},
         {"jwk": None},
         {"jwk": {"kty": "OKP", "crv": "Ed25519"}},
+        {"jwk": {"kty": "OKP", "crv": "Ed25519", "x": b64(bytes([1, *bytes(31)]))}},  # a point of small order
         {"jwk": {"kty": "oct", "k": "AAAA"}},
         {"kid": "x"},
     ],

@@ -58,7 +58,7 @@ from msfl.policies.envelope import (
     Signed,
     sign,
 )
-from msfl.policies.identity import sign_job
+from msfl.policies.identity import mint_token, sign_job
 from msfl.policies.keys import encode_public
 from msfl.protos.audit_log import AuditLog, read_entries
 from msfl.protos.messages import Offer, OfferAnswer, SiteProgress, TaskOrder, TaskReport, TrustPapers
@@ -155,8 +155,8 @@ class GovernedSite:
         self.start_gateway()
 
     def _image(self) -> tuple[MemoryRegistry, str]:
-        image = Image()
-        return image.registry, image.push()
+        self.image = Image()
+        return self.image.registry, self.image.push()
 
     def put_release(self, **changes: Any) -> None:
         """A statement and its reviews, all validly signed, on the image that the job names."""
@@ -275,8 +275,23 @@ class GovernedSite:
         spec = self.spec(run_id, **changes)
         run = self.come_back(run_id)
         proof = sign_job(spec, key("ada")) if proof is None else proof
-        run.hear(Offer(run_id, spec, proof, token or self.token, dry_run=False))
+        self.offered = Offer(run_id, spec, proof, token or self.token, dry_run=False)
+        run.hear(self.offered)
         return run
+
+    def offer_again(self) -> str:
+        """The same offer to the newest run; the next answer."""
+        self.runs[-1].hear(self.offered)
+        return self.answered()
+
+    def signed_job(self, run_id: str, **changes: Any) -> tuple[bytes, str]:
+        spec = self.spec(run_id, **changes)
+        return spec, sign_job(spec, key("ada"))
+
+    def fresh_token(self) -> str:
+        """Ada's, given to her just now."""
+        bound, who = key("ada").thumbprint, ("user-1", "ada@uni.example", "uni.example")
+        return mint_token(key("issuer"), ISSUER, AUDIENCE, *who, bound, self.now)
 
     def resend(
         self, generation: int, *, signed_for: int | None = None, proof: str | None = None, token: str = ""

@@ -16,9 +16,11 @@ import grpc
 
 from fakes.keyrings import Applicant, make_token
 from msfl.orchestrator.doors.admission import Admission
+from msfl.orchestrator.doors.turned_away import TurnedAway
 from msfl.orchestrator.keyring.client import KeyringDown
 from msfl.orchestrator.keyring.keyring import Enrolled, Keyring, SiteStanding
 from msfl.policies.trust import NOTHING_REVOKED
+from msfl.protos.audit_log import AuditLog, read_entries
 from msfl.protos.certificates import Identity
 from msfl.protos.channel import SERVER_OPTIONS, dial, make_csr, mutual_server_credentials
 
@@ -33,7 +35,10 @@ class Centre:
         self.keyring = Keyring.create(folder / "keyring", "msfl-01", now)
         self.down = False
         self.revoked = NOTHING_REVOKED
-        self.admission = Admission(self._ask, lambda: self.revoked)
+        self._log = folder / "audit/log.jsonl"
+        self._audit = AuditLog(self._log, "orchestrator msfl-01")
+        note = TurnedAway(self._audit, lambda: datetime.now(UTC)).note
+        self.admission = Admission(self._ask, lambda: self.revoked, turned_away=note)
         self.calls: list[str] = []
         self.streaming = threading.Event()
         key, certificate = self.keyring.server_certificate(("127.0.0.1",), now)
@@ -79,8 +84,15 @@ class Centre:
     def dial(self, identity: Identity) -> grpc.Channel:
         return dial(f"127.0.0.1:{self.port}", self.keyring.ca_pem, identity.key_pem, identity.certificate_pem)
 
+    def turned_away(self) -> list[tuple[str, str]]:
+        """Who, and why, as the centre's audit log has it."""
+        entries = read_entries(self._log)
+        assert all((e.action, e.object, e.fields["peer"]) == ("turned away", "gateways", "127.0.0.1") for e in entries)
+        return [(str(e.fields["who"]), str(e.fields["code"])) for e in entries]
+
     def close(self) -> None:
         self._server.stop(0).wait()
+        self._audit.close()
 
 
 @contextmanager

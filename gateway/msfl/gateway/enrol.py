@@ -38,6 +38,7 @@ from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import EnrolmentStub
 
 SITE_ROOT_LIFE = timedelta(days=730)
+PATIENCE_S = 30.0
 
 
 class EnrolmentFailed(CannotProceed):
@@ -117,10 +118,10 @@ def _ask(token: RegistrationToken, csr: bytes, *, again: bool) -> wire.Enrolment
     stub = EnrolmentStub(channel)
     try:
         begin = wire.BeginEnrolment(protocol=PROTOCOL, token_id=token.token_id)
-        nonce = stub.Begin(begin, timeout=30, wait_for_ready=True).nonce
+        nonce = stub.Begin(begin, timeout=PATIENCE_S, wait_for_ready=True).nonce
         shown = proof(token.secret, csr, token.ca_sha256, nonce)
         asked = wire.EnrolmentProof(token_id=token.token_id, csr_pem=csr, nonce=nonce, proof=shown, again=again)
-        answer: wire.EnrolmentCertificate = stub.Enrol(asked, timeout=30)
+        answer: wire.EnrolmentCertificate = stub.Enrol(asked, timeout=PATIENCE_S)
     except grpc.RpcError as error:
         what = f"{token.endpoint} did not enrol {token.site}: {error.details()} ({error.code().name})"
         raise EnrolmentFailed(what) from error

@@ -8,6 +8,7 @@ import signal
 import threading
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,11 @@ from rich.table import Table
 
 from msfl.gateway import words
 from msfl.gateway.home import Home
+from msfl.gateway.memory import Memory
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
-from msfl.policies.trust import trust_confirmation
-from msfl.protos.audit_log import LOG_NAME, read_entries, read_lines
+from msfl.policies.trust import Revoked, trust_confirmation
+from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify the chain of the audit log and show it.", invoke_without_command=True)
@@ -82,20 +84,19 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.surroundings import Surroundings
     from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
-    from msfl.protos.audit_log import AuditLog
     from msfl.protos.messages import SOFTWARE
     from msfl.protos.notary import Notary
     from msfl.registry.location import open_registry
     from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
-    threading.excepthook = _end_of_a_thread
     site = Home(home)
     settings = site.settings()
     registry = open_registry(settings.registry, site.registry_access)
     runtime = ProcessRuntime()
     ledger = Ledger(home / "ledger.sqlite")
     audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))
+    threading.excepthook = partial(_end_of_a_thread, audit)
     notary = Notary(audit, site.audit, f"site:{settings.site}", utc_now)
     memory = Memory(site.memory_file)
     memory.recall(read_entries(site.audit / LOG_NAME))
@@ -129,13 +130,16 @@ def doctor(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = 
     raise typer.Exit(0 if healthy(findings) else 1)
 
 
-def _end_of_a_thread(ended: threading.ExceptHookArgs) -> None:
+def _end_of_a_thread(audit: AuditLog, ended: threading.ExceptHookArgs) -> None:
     """A bug that ends a thread ends the process: its runs are durable, and go on when it is started again; a run whose
     thread is gone would stand still while the gateway looks alive."""
     name = ended.thread.name if ended.thread is not None else "?"
     error = (ended.exc_type, ended.exc_value or ended.exc_type(), ended.exc_traceback)
     structlog.get_logger().critical("a thread died of a bug; the gateway ends", thread=name, exc_info=error)
-    os._exit(70)  # EX_SOFTWARE
+    try:
+        audit.write(datetime.now(UTC), "gateway ends", name, {"code": "bug", "error": ended.exc_type.__name__})
+    finally:
+        os._exit(70)  # EX_SOFTWARE
 
 
 @app.command()
@@ -178,8 +182,10 @@ def confirm(
         raise CannotProceed(f"{key}: {error}") from error
     now = datetime.now(UTC).replace(microsecond=0)
     envelope = signed(asked.model_copy(update={"issued": now}), pair, site.confirmed(run))
-    trusted = site.site_root(now)
-    root = trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now)
+    trusted, revoked = site.site_root(now), _revoked(site)
+    root = (
+        trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now, revoked=revoked)
+    )
     if isinstance(root, Refusal) and root.code is not Code.TOO_FEW_SIGNERS:
         raise Refused(root)
     site.confirm(run, envelope)
@@ -193,6 +199,13 @@ def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(h
     _waiting(site, run)
     site.decline(run, by)
     console.print(f"refused {run}")
+
+
+def _revoked(site: Home) -> Revoked:
+    memory = Memory(site.memory_file)
+    found = memory.revoked()
+    memory.close()
+    return found
 
 
 def _waiting(site: Home, run: str) -> dict[str, Any]:

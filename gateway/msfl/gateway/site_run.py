@@ -158,7 +158,7 @@ class RunAtSite:
         accepted = self._accepted
         if accepted is None or self._state.stage not in LIVING or self._forbidden:
             return
-        refusal = self._around.judge.stands(accepted, self._around.clock())
+        refusal = self._around.judge.stands(accepted, self._around.clock()) or self._unconfirmed(accepted)
         if refusal is None or self._accepted is not accepted:
             return
         log.error("the run is not allowed any more", run=self.run_id, code=refusal.code.value, why=refusal.message)
@@ -354,7 +354,9 @@ class RunAtSite:
             kept = None
         judgement = self._say.with_room(lambda: self._around.judge.judge(offer, self._around.clock(), kept))
         self._accepted = judgement.accepted
-        asked = fail_closed(self._asked) if judgement.decision.verdict is Verdict.CONFIRM else None
+        asked = (
+            fail_closed(lambda: self._asked(self._trusted())) if judgement.decision.verdict is Verdict.CONFIRM else None
+        )
         if isinstance(asked, EngineError):  # What no custodian could sign is refused.
             judgement, asked = refused(asked, judgement.job, judgement.user), None
             self._accepted = None
@@ -406,16 +408,23 @@ class RunAtSite:
             self._home.unpark(self.run_id)
             self._home.forget_said(self.run_id)
 
-    def _asked(self) -> RunConfirmation:
+    def _asked(self, accepted: Accepted) -> RunConfirmation:
         """What a custodian would have to sign for this run, as it was verified here."""
-        accepted, site, now = self._trusted(), self._site, self._around.clock()
-        return confirmations.asked(accepted, site, self.run_id, self._state.generation, now)
+        now = self._around.clock()
+        return confirmations.asked(accepted, self._site, self.run_id, self._state.generation, now)
+
+    def _confirmed_by(self, envelope: bytes, accepted: Accepted) -> tuple[str, ...] | Refusal:
+        """The custodians of today's root, none of their keys revoked, who signed a yes to exactly this run."""
+        standing, now = self._around.standing, self._around.clock()
+        root = standing.site_root(now)
+        if isinstance(root, Refusal):
+            return root
+        return trust_confirmation(envelope, self._asked(accepted), root, now, revoked=standing.revoked())
 
     def _take_confirmation(self, envelope: bytes) -> None:
         if self._state.stage is not Stage.PARKED:
             return
-        root, now = self._home.site_root(self._around.clock()), self._around.clock()
-        people = root if isinstance(root, Refusal) else trust_confirmation(envelope, self._asked(), root, now)
+        people = self._confirmed_by(envelope, self._trusted())
         if isinstance(people, Refusal):
             # Also when a second custodian is still to sign: the run waits on.
             self._say.audit("confirmation not taken", code=people.code.value)
@@ -429,11 +438,10 @@ class RunAtSite:
         """Where the policy asks for the custodian's yes: why there is none for exactly this run, now."""
         if not asks_custodian(accepted.policy.document, accepted.user):
             return None
-        file, now = self._folder / confirmations.FILE, self._around.clock()
+        file = self._folder / confirmations.FILE
         if not file.exists():
             return refuse(Code.NOT_CONFIRMED, f"No custodian has confirmed {self.run_id}.")
-        root = self._home.site_root(now)
-        people = root if isinstance(root, Refusal) else trust_confirmation(file.read_bytes(), self._asked(), root, now)
+        people = self._confirmed_by(file.read_bytes(), accepted)
         return people if isinstance(people, Refusal) else None
 
     def _recheck(self, order: TaskOrder) -> str:

@@ -223,6 +223,7 @@ class Standing:
                 if word.kind == "clock":
                     self._audit.write(now, CLOCK_ACCEPTED, self._settings.site, {"by": word.by})
                     self._memory.accept_clock(parse_utc(word.what))
+                    self._ticked = None
                 else:
                     self._audit.write(now, REVOKED_HERE, f"{word.kind} {word.what}", {"by": word.by})
                 self._memory.heard(word)

@@ -16,6 +16,7 @@ from msfl.orchestrator.doors.admission import Admission
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
 from msfl.orchestrator.doors.link import Datasets, LinkDoor, parting_word
 from msfl.orchestrator.doors.people import PeopleDoor
+from msfl.orchestrator.doors.turned_away import TurnedAway
 from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.home import CentreHome
@@ -79,6 +80,7 @@ def serve_orchestrator(home: CentreHome) -> None:
     asked_by_runs = KeyringClient(home.keyring_socket, patience_s=0.5)
     starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
     notary = Notary(audit, home.audit, f"centre:{settings.federation}", clock)
+    turned_away = TurnedAway(audit, clock).note
     runs = AuditedRuns(SqliteRunStore(home.runs), audit, clock)
     artifacts = FolderArtifacts(home.root / "artifacts")
     engine = Engine(runs, artifacts, starter, revoked_sites=lambda: trust.revoked().sites)
@@ -86,11 +88,13 @@ def serve_orchestrator(home: CentreHome) -> None:
 
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
-    admission = Admission(asked_by_runs.standings, trust.revoked, parting_word(home.trust_papers))
+    admission = Admission(asked_by_runs.standings, trust.revoked, parting_word(home.trust_papers), turned_away)
     people = _server("people", PEOPLE_THREADS)
-    for_people = PeopleDoor(engine, root, datasets, releases, home.key_sets, settings.callers, trust.revoked)
+    for_people = PeopleDoor(
+        engine, root, datasets, releases, home.key_sets, settings.callers, trust.revoked, turned_away
+    )
     add_PeopleServicer_to_server(for_people, people)
-    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh), people)
+    add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh, turned_away), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
     link = _server("link", LINK_THREADS, admission)
     door = LinkDoor(engine, datasets, keyring, notary, home.key_sets, home.trust_papers)

@@ -31,14 +31,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import jwt
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from jwt.api_jws import PyJWS
 
 from msfl.policies.documents import IssuerKeys
 from msfl.policies.encoding import Malformed, read_json, sha256_of
 from msfl.policies.issuers import TrustedKeySet, key_set_of
 from msfl.policies.jwk import ALGORITHMS, PublicKey, base64url, key_id_of, public_key, to_base64url
-from msfl.policies.keys import KeyPair, decode_public, thumbprint
+from msfl.policies.keys import BadKey, KeyPair, decode_public, ed25519_public, thumbprint
 from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 from msfl.policies.trust import NOTHING_REVOKED, Revoked
 
@@ -247,7 +246,7 @@ def _keys(issuer: IssuerKeys, now: datetime, key_sets: tuple[TrustedKeySet, ...]
         if signed is None or not signed.issued - LEEWAY <= now < signed.expires:
             return None
         jwks = signed.jwks
-    embedded = (Ed25519PublicKey.from_public_bytes(decode_public(k)) for k in issuer.keys)
+    embedded = (ed25519_public(decode_public(k)) for k in issuer.keys)
     listed = (IssuerKey(jwk.alg, public_key(jwk.model_dump())) for jwk in jwks)
     return (*(IssuerKey(_USER_ALGORITHM, key) for key in embedded), *listed)
 
@@ -400,7 +399,7 @@ def _users_payload(proof: str, kind: str, user: User, what: str) -> bytes | Refu
             f"The {what} was signed with the key {thumbprint(public)}, which the token of {user.name} is not bound to."
         )
         return refuse(Code.PROOF_OTHER_KEY, said, user=user.name)
-    payload = _verified(proof, Ed25519PublicKey.from_public_bytes(public), _USER_ALGORITHM)
+    payload = _verified(proof, ed25519_public(public), _USER_ALGORITHM)
     return payload if payload is not None else _proof_invalid(user, what, "its signature is wrong")
 
 
@@ -424,8 +423,12 @@ def _jwk_public(jwk: object) -> bytes | None:
         return None
     if jwk["kty"] != "OKP" or jwk["crv"] != "Ed25519" or not isinstance(jwk["x"], str):
         return None
-    public = base64url(jwk["x"])
-    return public if public is not None and len(public) == 32 else None
+    public = base64url(jwk["x"]) or b""
+    try:
+        ed25519_public(public)
+    except BadKey:
+        return None
+    return public
 
 
 def _invalid(why: str) -> Refusal:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey, RSAPubli
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from msfl.policies.encoding import canonical_json, read_json
-from msfl.policies.keys import BadKey
+from msfl.policies.keys import BadKey, ed25519_public
 
 ALGORITHMS: Mapping[str, tuple[str, ...]] = {"OKP": ("EdDSA",), "EC": ("ES256",), "RSA": ("RS256", "PS256")}
 MAX_JWKS_BYTES = 256 * 1024
@@ -61,7 +61,7 @@ def public_key(jwk: Mapping[str, Any]) -> PublicKey:
     try:
         match kty:
             case "OKP":
-                return Ed25519PublicKey.from_public_bytes(numbers[0])
+                return ed25519_public(numbers[0])
             case "EC":
                 if any(len(n) != 32 for n in numbers):
                     raise BadKey("a coordinate on P-256 has 32 bytes")
@@ -96,8 +96,10 @@ def signature_keys(jwks: bytes) -> tuple[dict[str, str], ...]:
     for key in listed:
         if _SECRETS & set(key):
             raise BadKey("the JWKS holds a private or secret key: whoever published it has lost it")
-        kty = key.get("kty")
-        if kty not in ALGORITHMS or key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ("verify",)):
+        kty, operations = key.get("kty"), key.get("key_ops", ("verify",))
+        if not isinstance(kty, str) or kty not in ALGORITHMS or key.get("use", "sig") != "sig":
+            continue
+        if not isinstance(operations, tuple) or "verify" not in operations:
             continue
         alg = key.get("alg", ALGORITHMS[kty][0])
         if alg not in ALGORITHMS[kty] or key.get("crv") != _CURVES.get(kty):

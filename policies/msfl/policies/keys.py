@@ -2,6 +2,9 @@
 
     key id = lower-case hex of SHA-256 over the key's DER SubjectPublicKeyInfo (canonical: one encoding per key)
 
+A point of small order, or one that is not in its only spelling (RFC 8032, 5.1.3), is no key: under the former one
+signature is good for many messages, and the latter would be one key with two ids.
+
 In documents a public key is the base64 of its 32 raw bytes; the private key is PKCS#8 PEM, encrypted under a
 passphrase when one is given. Bytes in, bytes out: whoever keeps the file sets its mode to 0600.
 `thumbprint` is the RFC 7638 name of the same key, as tokens carry it in `cnf.jkt`.
@@ -25,6 +28,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+_P = 2**255 - 19
+# The y of the points whose order divides 8, whatever their sign.
+_ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
+_SMALL_ORDER = frozenset({0, 1, _P - 1, _ORDER_8, _P - _ORDER_8})
+
 
 class BadKey(ValueError):
     """The bytes are not an Ed25519 key, or the passphrase does not open it."""
@@ -32,8 +40,20 @@ class BadKey(ValueError):
 
 def key_id(public: bytes) -> str:
     """`public` is the raw 32-byte key. Raises BadKey."""
-    der = _public(public).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    der = ed25519_public(public).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()
+
+
+def ed25519_public(raw: bytes) -> Ed25519PublicKey:
+    """The library takes any 32 bytes. Raises BadKey."""
+    try:
+        public = Ed25519PublicKey.from_public_bytes(raw)
+    except ValueError as error:
+        raise BadKey("not an Ed25519 public key") from error
+    y = int.from_bytes(raw, "little") % 2**255
+    if y >= _P or y in _SMALL_ORDER:
+        raise BadKey("not an Ed25519 public key: a point of small order, or in a second spelling")
+    return public
 
 
 def thumbprint(public: bytes) -> str:
@@ -98,10 +118,3 @@ class KeyPair:
     @property
     def thumbprint(self) -> str:
         return thumbprint(self.public)
-
-
-def _public(raw: bytes) -> Ed25519PublicKey:
-    try:
-        return Ed25519PublicKey.from_public_bytes(raw)
-    except ValueError as error:
-        raise BadKey("not an Ed25519 public key") from error

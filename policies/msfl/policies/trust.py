@@ -314,7 +314,12 @@ def trust_policy(
 
 
 def trust_confirmation(
-    envelope: bytes, asked: RunConfirmation, root: TrustedSiteRoot, now: datetime, file: str = "confirmation"
+    envelope: bytes,
+    asked: RunConfirmation,
+    root: TrustedSiteRoot,
+    now: datetime,
+    file: str = "confirmation",
+    revoked: Revoked = NOTHING_REVOKED,
 ) -> tuple[str, ...] | Refusal:
     """The custodians of the site's own root who signed a yes to exactly what is `asked`, whenever that was."""
     if root.document.expires <= now:
@@ -322,7 +327,7 @@ def trust_confirmation(
     signed = _open(envelope, RUN_CONFIRMATION, file)
     if isinstance(signed, Refusal):
         return signed
-    if refusal := _enough(signed, root.document.custodians, root.document.threshold, file):
+    if refusal := _enough(signed, root.document.custodians, root.document.threshold, file, revoked):
         return refusal
     said = _read(signed)
     if isinstance(said, Refusal):
@@ -331,7 +336,7 @@ def trust_confirmation(
     if encode(said) != encode(asked):  # As bytes: to Python, true equals 1.
         differs = ", ".join(k for k, v in said.model_dump().items() if repr(v) != repr(getattr(asked, k)))
         return refuse(Code.CONFIRMATION_DIFFERS, f"{file} is for another {differs}.", differs=differs)
-    return _people(signed.signed_by(root.document.custodians))
+    return _people(revoked.without(signed.signed_by(root.document.custodians)))
 
 
 def separate_roles(

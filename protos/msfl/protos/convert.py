@@ -40,7 +40,7 @@ def json_bytes(document: JsonObject) -> bytes:
 def json_object(data: bytes) -> JsonObject:
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage("a document is not JSON") from error
     if not isinstance(value, dict):
         raise BadMessage("a document is not a JSON object")

@@ -13,7 +13,6 @@ The note is a parcel without tensors whose document has one entry, `broadcast`.
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -90,7 +89,7 @@ def note_in(document: JsonObject) -> Note | None:
     try:
         secrets = {k: base64.b64decode(said[k], validate=True) for k in ("secret", "difference_secret") if k in said}
         note = Note(**{**said, **secrets})
-    except (KeyError, TypeError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise BadNote("a note of other fields") from error
     texts = (note.task_id, note.artifact, note.blake3, note.base)
     if not all(isinstance(t, str) for t in texts) or type(note.round) is not int or len(note.secret) != KEY:

@@ -114,11 +114,12 @@ def decode(body: bytes) -> Frame:
     """Raises BrokenFrame for anything that is not exactly one known frame with exactly its fields."""
     try:
         raw = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenFrame("a frame is not JSON") from error
-    if not isinstance(raw, dict) or raw.get("frame") not in _FRAMES:
+    name = raw.pop("frame", None) if isinstance(raw, dict) else None
+    if not isinstance(name, str) or name not in _FRAMES:
         raise BrokenFrame("a frame of unknown kind")
-    kind = _FRAMES[raw.pop("frame")]
+    kind = _FRAMES[name]
     known = {f.name: f for f in fields(kind)}
     if unknown := set(raw) - set(known):
         raise BrokenFrame(f"{kind.__name__} has unknown fields {sorted(unknown)}")

@@ -120,10 +120,10 @@ class LayoutRegistry:
 
     def _referrers(self, subject: str) -> tuple[Descriptor, ...]:
         try:
-            index = json.loads(self.get_manifest(self.resolve(referrers_tag(subject))))
+            digest = self.resolve(referrers_tag(subject))
         except NotInRegistry:
             return ()
-        return tuple(Descriptor.from_json(raw) for raw in index["manifests"])
+        return tuple(Descriptor.from_json(raw) for raw in _read_index(self.get_manifest(digest), digest)["manifests"])
 
     def _point(self, tag: str, descriptor: Descriptor) -> None:
         index = self._index()
@@ -132,8 +132,8 @@ class LayoutRegistry:
         _write(self.root / "index.json", _to_bytes(index))
 
     def _index(self) -> JsonObject:
-        index: JsonObject = json.loads((self.root / "index.json").read_bytes())
-        return index
+        file = self.root / "index.json"
+        return _read_index(file.read_bytes(), str(file))
 
     def _path(self, digest: str) -> Path:
         return self._blobs / checked_digest(digest).removeprefix("sha256:")
@@ -146,6 +146,17 @@ class LayoutRegistry:
             yield
         finally:
             os.close(descriptor)
+
+
+def _read_index(data: bytes, where: str) -> JsonObject:
+    """Raises NotInRegistry: whoever may write this folder must not be able to end those who only ask."""
+    try:
+        index = json.loads(data)
+        for entry in index["manifests"]:
+            Descriptor.from_json(entry)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise NotInRegistry(f"{where} is no index of manifests ({error!r:.80}): put it back from a copy") from error
+    return dict(index)
 
 
 def _to_bytes(document: JsonObject) -> bytes:

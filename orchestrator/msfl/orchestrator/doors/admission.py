@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 import structlog
 
+from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.keyring.client import KeyringDown
 from msfl.orchestrator.keyring.keyring import SiteStanding
 from msfl.policies.refusals import Code
@@ -92,10 +93,12 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         ask: Callable[[], Mapping[str, SiteStanding]],
         revoked: Callable[[], Revoked],
         parting: Callable[[str, Any], Any] = lambda method, request: None,
+        turned_away: Note = no_note,
     ) -> None:
         self._ask = ask
         self._ask_revoked = revoked
         self._parting = parting
+        self._turned_away = turned_away
         self._revoked = NOTHING_REVOKED
         self._lock = threading.Lock()
         self._standings: Mapping[str, SiteStanding] | None = None
@@ -128,6 +131,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         for context, caller in under_way:
             if (refused := judge(caller, new, revoked)) is not None:
                 log.warning("a call is cut", site=caller.site, peer=caller.ip, code=refused.code)
+                self._turned_away("gateways", refused.code, caller.site or "", caller.ip)
                 context.cancel()
 
     def keep_fresh(self, stop: threading.Event) -> None:
@@ -181,6 +185,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
             context.abort(grpc.StatusCode.UNAVAILABLE, "the centre's keyring has not been heard yet; try again")
         if (refused := judge(caller, standings or {}, revoked)) is not None:
             log.warning("not admitted", site=caller.site, peer=caller.ip, code=refused.code)
+            self._turned_away("gateways", refused.code, caller.site or "", caller.ip)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(refused))
 
     def _ended(self, context: grpc.ServicerContext) -> None:

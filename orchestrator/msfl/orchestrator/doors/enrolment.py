@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import grpc
 
+from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.keyring.client import KeyringClient
 from msfl.orchestrator.keyring.keyring import EnrolmentRefusal
 from msfl.protos.channel import peer_ip
@@ -30,11 +31,16 @@ MAX_NONCES = 1000
 
 class EnrolmentDoor(EnrolmentServicer):
     def __init__(
-        self, keyring: KeyringClient, federation_root: bytes, changed: Callable[[], None] = lambda: None
+        self,
+        keyring: KeyringClient,
+        federation_root: bytes,
+        changed: Callable[[], None] = lambda: None,
+        turned_away: Note = no_note,
     ) -> None:
         """`changed` is called when a site joined, or may have been frozen by a second use of its token."""
         self._keyring = keyring
         self._changed = changed
+        self._turned_away = turned_away
         self._federation_root = federation_root
         self._lock = threading.Lock()
         self._nonces: dict[bytes, float] = {}
@@ -66,6 +72,9 @@ class EnrolmentDoor(EnrolmentServicer):
         )
         self._changed()
         if isinstance(answer, EnrolmentRefusal):
+            # The token's id is no secret; what is none is not repeated here.
+            which = f"token {request.token_id}" if answer.code != "unknown_token" else ""
+            self._turned_away("enrolment", answer.code, which, peer_ip(context))
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{answer.code}: {answer.message}")
             raise AssertionError("abort returns never")
         return wire.EnrolmentCertificate(certificate_pem=answer.certificate_pem, federation_root=self._federation_root)

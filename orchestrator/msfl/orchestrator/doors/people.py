@@ -26,6 +26,7 @@ import grpc
 
 from msfl.orchestrator.doors.addresses import FORWARDED, Callers
 from msfl.orchestrator.doors.link import PART_BYTES, Datasets
+from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import AbortRequested, CentralDone, Event, PauseRequested, Resumed, Submitted
@@ -59,6 +60,7 @@ class PeopleDoor(PeopleServicer):
         key_sets: KeySets,
         callers: Callers,
         revoked: Callable[[], Revoked],
+        turned_away: Note = no_note,
     ) -> None:
         self._engine = engine
         self._root = root
@@ -67,6 +69,7 @@ class PeopleDoor(PeopleServicer):
         self._key_sets = key_sets
         self._callers = callers
         self._revoked = revoked
+        self._turned_away = turned_away
         self._calls = CallsSeen()
 
     def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
@@ -83,10 +86,10 @@ class PeopleDoor(PeopleServicer):
             raise AssertionError("abort returns never") from error
         refusal = verify_job(request.spec, request.proof, user, proof_required=False, dry_run=request.dry_run)
         if refusal is not None:
-            self._refuse(context, refusal)
+            self._refuse(context, refusal, user.name)
         if gone := sorted(self._revoked().sites.intersection(spec.sites)):
             what = f"The job names {gone[0]}, which is revoked."
-            self._refuse(context, refuse(Code.SITE_REVOKED, what, site=gone[0]))
+            self._refuse(context, refuse(Code.SITE_REVOKED, what, site=gone[0]), user.name)
         known = self._datasets.all()
         missing = [ref for ref in spec.datasets if not any(d["ref"] == ref for ds in known.values() for d in ds)]
         if missing:
@@ -151,7 +154,7 @@ class PeopleDoor(PeopleServicer):
         spec, generation = state.spec_text.encode(), state.generation + state.ended
         refusal = verify_job(spec, request.proof, user, proof_required=False, generation=generation)
         if refusal is not None:
-            self._refuse(context, refusal)
+            self._refuse(context, refusal, user.name)
         self._engine.post(state.run_id, Resumed(self._engine.now(), user.name, token, request.proof))
         return self._shown(state)
 
@@ -237,11 +240,11 @@ class PeopleDoor(PeopleServicer):
             raise AssertionError("abort returns never")
         call = verify_call(str(said.get(CALL_PROOF, "")), PEOPLE_METHOD + method, token, user, now)
         if isinstance(call, Refusal):
-            self._unknown(context, call)
+            self._unknown(context, call, user.name)
             raise AssertionError("abort returns never")
         if call and not self._calls.first(call, now):
             what = f"This call of {user.name} was made before."
-            self._unknown(context, refuse(Code.PROOF_INVALID, what, user=user.name))
+            self._unknown(context, refuse(Code.PROOF_INVALID, what, user=user.name), user.name)
         return user, token
 
     def _own(self, context: grpc.ServicerContext, method: str, run_id: str) -> RunState:
@@ -270,12 +273,12 @@ class PeopleDoor(PeopleServicer):
             what = f"run {start.run} has no model of round {start.round}; kept are those of rounds {shown}"
             context.abort(grpc.StatusCode.NOT_FOUND, f"start_from: {what}")
 
-    @staticmethod
-    def _unknown(context: grpc.ServicerContext, refusal: Refusal) -> None:
+    def _unknown(self, context: grpc.ServicerContext, refusal: Refusal, who: str = "") -> None:
+        self._turned_away("people", refusal.code.value, who, peer_ip(context))
         context.abort(grpc.StatusCode.UNAUTHENTICATED, f"{refusal.code.value}: {refusal.message}")
 
-    @staticmethod
-    def _refuse(context: grpc.ServicerContext, refusal: Refusal) -> None:
+    def _refuse(self, context: grpc.ServicerContext, refusal: Refusal, who: str = "") -> None:
+        self._turned_away("people", refusal.code.value, who, peer_ip(context))
         context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{refusal.code.value}: {refusal.message}")
 
 
