@@ -1,4 +1,4 @@
-"""A site's staff and their browsers, in process: `StaffedSite` is a home with accounts and the page before it, `Browser`
+"""A site's staff and their browsers, in process: `StaffedSite` is a home with accounts and its page, `Browser`
 sends to the page what a browser would, or what an attacker has it send.
 
     site = StaffedSite(folder)

@@ -127,8 +127,7 @@ class Told:
     release: str
     user: str
     outcome: str
-    results: int
-    size: str
+    left: str
 
 
 def running(home: Home, entries: Iterable[Entry]) -> tuple[Running, ...]:
@@ -186,8 +185,12 @@ def waiting(home: Home) -> tuple[Waiting, ...]:
 
 
 def _waiting(home: Home, run: str, shown: dict[str, Any]) -> Waiting:
-    asked = confirmation(shown["asked"])
     declined = home.declined(run)
+    try:
+        asked = confirmation(shown["asked"])
+    except Malformed as error:
+        unread = Block("What is asked for cannot be read; nobody should confirm it.", (str(error),))
+        return Waiting(run, "?", "?", "?", "?", (unread,), "", "" if declined is None else declined.get("by", "?"))
     return Waiting(
         run=run,
         release=asked.release,
@@ -250,16 +253,16 @@ def history(entries: Iterable[Entry], most: int = 20) -> tuple[Told, ...]:
 
 def _told(run: str, entries: list[Entry]) -> Told:
     decided = next(entry for entry in reversed(entries) if entry.action == "run decided")
-    left = [one for one in sent.departures(entries, run) if one.bytes]
-    outcome = _outcome(entries)
+    results = [one for one in sent.departures(entries, run) if one.bytes]
+    size = sent.size_in_words(sum(one.bytes for one in results))
+    left = f"{len(results)} sealed result{'s' if len(results) > 1 else ''}, {size}" if results else "no result"
     return Told(
         run=run,
         at=decided.at,
         release=str(decided.fields.get("release", "")),
         user=str(decided.fields.get("user", "")),
-        outcome=outcome,
-        results=len(left),
-        size=sent.size_in_words(sum(one.bytes for one in left)),
+        outcome=_outcome(entries),
+        left=left,
     )
 
 
