@@ -84,13 +84,6 @@ class Page:
         self._clock = clock
         self._tls = origins[0].startswith("https://")
         self._cookie = "__Host-msfl" if self._tls else "msfl"
-        self._templates = jinja2.Environment(
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            loader=jinja2.FunctionLoader(_template),
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
         self._passwords = CapacityLimiter(PASSWORDS_AT_ONCE)
         self._alarmed: dict[tuple[Code, str], datetime] = {}
 
@@ -320,7 +313,7 @@ class Page:
         return self._html("message.html.j2", status, visitor, head=head, what=what)
 
     def _html(self, template: str, status: int, visitor: Visitor | None, **shown: Any) -> Response:
-        text = self._templates.get_template(template).render(
+        text = _TEMPLATES.get_template(template).render(
             site=self._site,
             now=f"{self._clock():%Y-%m-%d %H:%M} UTC",
             account=visitor.account if visitor else None,
@@ -347,3 +340,12 @@ def _address(request: Request) -> str:
 
 def _template(name: str) -> str:
     return resources.files("msfl.gateway.page").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+_TEMPLATES = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    loader=jinja2.FunctionLoader(_template),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
