@@ -128,19 +128,22 @@ class Page:
 
     def _get(self, view: View) -> Callable[[Request], Response]:
         def endpoint(request: Request) -> Response:
-            visitor = self._desk.who(self._id(request))
-            if isinstance(visitor, Refusal):
-                return self._ask_to_log_in(request, visitor)
-            return self._view(view, Asked(visitor, _address(request), request.path_params.get("run", ""), {}))
+            return self._if_it_works(partial(self._look, view, request))
 
         return endpoint
+
+    def _look(self, view: View, request: Request) -> Response:
+        visitor = self._desk.who(self._id(request))
+        if isinstance(visitor, Refusal):
+            return self._ask_to_log_in(request, visitor)
+        return self._view(view, Asked(visitor, _address(request), request.path_params.get("run", ""), {}))
 
     def _post(self, view: View, acts: bool = False, secret: bool = False) -> Callable[[Request], Awaitable[Response]]:
         """`acts`: for custodians only. `secret`: a password is looked at, which takes a while."""
 
         async def endpoint(request: Request) -> Response:
             body = await _body(request)
-            turn = partial(self._word, view, request, body, acts)
+            turn = partial(self._if_it_works, partial(self._word, view, request, body, acts))
             return await to_thread.run_sync(turn, limiter=self._passwords if secret else None)
 
         return endpoint
@@ -171,10 +174,15 @@ class Page:
             return view(asked)
         except CannotProceed as error:
             return self._say(409, "That is not possible", str(error), asked.visitor)
-        except OSError as error:
+
+    def _if_it_works(self, turn: Callable[[], Response]) -> Response:
+        """What cannot be written into the audit log is not done. Who has not logged in learns nothing of why."""
+        try:
+            return turn()
+        except (OSError, CannotProceed) as error:
             log.error("the page cannot do its work", why=str(error))
             what = "The gateway's folder cannot be read or written, so nothing was done; msfl gateway doctor says more."
-            return self._say(503, "Not now", what, asked.visitor)
+            return self._say(503, "Not now", what, None)
 
     def _acts(self, visitor: Visitor) -> bool:
         """Asked each time: who is taken out of the site root is no custodian any more."""
@@ -198,7 +206,8 @@ class Page:
 
     async def _login(self, request: Request) -> Response:
         body = await _body(request)
-        return await to_thread.run_sync(partial(self._log_in, request, body), limiter=self._passwords)
+        turn = partial(self._if_it_works, partial(self._log_in, request, body))
+        return await to_thread.run_sync(turn, limiter=self._passwords)
 
     def _log_in(self, request: Request, body: bytes) -> Response:
         fields, address = self._own_form(request, body), _address(request)
@@ -206,11 +215,7 @@ class Page:
             self._alarm(fields.code, address)
             return self._html("login.html.j2", 403, None, why=fields.message)
         name, password = fields.get("name", ""), fields.get("password", "")
-        try:
-            visitor = self._desk.log_in(name, password, address, self._id(request))
-        except (OSError, CannotProceed) as error:
-            log.error("nobody can log in: it cannot be written down", why=str(error))
-            return self._html("login.html.j2", 503, None, why="Nobody can log in now; the page's own log says why.")
+        visitor = self._desk.log_in(name, password, address, self._id(request))
         if isinstance(visitor, Refusal):
             status = 429 if visitor.code is Code.LOGIN_LOCKED else 401
             return self._html("login.html.j2", status, None, why=visitor.message)
@@ -307,9 +312,9 @@ class Page:
     def _not_here(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = "This page does not know that address." if error.status_code == 404 else "That is not possible here."
-        return self._html("message.html.j2", error.status_code, None, head="Not found", what=what)
+        return self._say(error.status_code, "Not found", what, None)
 
-    def _say(self, status: int, head: str, what: str, visitor: Visitor) -> Response:
+    def _say(self, status: int, head: str, what: str, visitor: Visitor | None) -> Response:
         return self._html("message.html.j2", status, visitor, head=head, what=what)
 
     def _html(self, template: str, status: int, visitor: Visitor | None, **shown: Any) -> Response:

@@ -221,6 +221,10 @@ class Desk:
         self._book.set_locked(name, False)
         self._book.count(f"account {name}", Failures())
 
+    def unlock_address(self, address: str, by: str) -> None:
+        self._audit.write(self._clock(), "staff address unlocked", address, {"by": by})
+        self._book.count(f"address {_network(address)}", Failures())
+
     def remove(self, name: str, by: str) -> None:
         self._known(name)
         self._audit.write(self._clock(), "staff account removed", name, {"by": by})

@@ -73,11 +73,21 @@ def lock(name: Name, home: HomeOption, by: By) -> None:
 
 
 @account.command()
-def unlock(name: Name, home: HomeOption, by: By) -> None:
-    """Lift a lock, an administrator's or one for wrong passwords."""
+def unlock(
+    home: HomeOption,
+    by: By,
+    name: Annotated[str, typer.Argument(help="The person's name.")] = "",
+    address: Annotated[str, typer.Option(help="An address that was locked, as the audit log has it.")] = "",
+) -> None:
+    """Lift a lock: an administrator's, or one for wrong passwords."""
+    if bool(name) == bool(address):
+        raise typer.BadParameter("name an account, or --address")
     with _desk(home) as desk:
-        desk.unlock_account(name, by)
-    typer.echo(f"{name} may log in again")
+        if name:
+            desk.unlock_account(name, by)
+        else:
+            desk.unlock_address(address, by)
+    typer.echo(f"{name or address} may log in again")
 
 
 @account.command()
