@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -127,7 +127,7 @@ def page(
     from msfl.gateway.page.serve import listen, serve
 
     door = listen(host, port, cert, key)
-    with _desk(home) as desk, _audit(home) as audit:
+    with _staff(home) as (desk, audit):
         if not desk.accounts():
             typer.echo("nobody has an account here yet: msfl gateway account add NAME")
         typer.echo(f"the page of {Home(home).settings().site}: {door.origins[0]}/")
@@ -139,16 +139,13 @@ def utc_now() -> datetime:
 
 
 @contextmanager
-def _audit(home: Path) -> Iterator[AuditLog]:
-    log = AuditLog(Home(home).audit / LOG_NAME, f"staff {Home(home).settings().site}")
-    try:
-        yield log
-    finally:
-        log.close()
+def _desk(home: Path) -> Iterator[Desk]:
+    with _staff(home) as (desk, _):
+        yield desk
 
 
 @contextmanager
-def _desk(home: Path) -> Iterator[Desk]:
+def _staff(home: Path) -> Iterator[tuple[Desk, AuditLog]]:
     from msfl.gateway.staff.book import Book
     from msfl.gateway.staff.desk import Desk
     from msfl.gateway.staff.passwords import Passwords
@@ -158,12 +155,8 @@ def _desk(home: Path) -> Iterator[Desk]:
         name = site.settings().site
     except FileNotFoundError as error:
         raise CannotProceed(f"{home} is no gateway's folder; join a federation first: msfl gateway enrol") from error
-    with _audit(home) as audit:
-        book = Book(site.staff)
-        try:
-            yield Desk(book, audit, Passwords(), name, utc_now, os.urandom)
-        finally:
-            book.close()
+    with closing(AuditLog(site.audit / LOG_NAME, f"staff {name}")) as audit, closing(Book(site.staff)) as book:
+        yield Desk(book, audit, Passwords(), name, utc_now, os.urandom), audit
 
 
 def _role(home: Path, name: str, role: str) -> Role:
