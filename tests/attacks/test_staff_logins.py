@@ -162,8 +162,9 @@ def test_guesses_at_the_same_time_are_all_counted_before_any_is_looked_at(page: 
 
 def test_by_their_text_nobody_can_tell_a_name_that_is_no_account(page: StaffedSite) -> None:
     page.desk.lock_account("vera", "ida")
+    page.desk.invite("nora", Role.VIEWER, "ida")
     rounds: list[list[tuple[int, str, tuple[tuple[str, str], ...]]]] = []
-    for name in ("cleo", "vera", "nobody", "<script>", "../cleo", "", "cleo\x00"):
+    for name in ("cleo", "vera", "nora", "nobody", "<script>", "../cleo", "", "cleo\x00"):
         guesser = page.browser(f"10.0.{len(rounds)}.1")
         rounds.append([(a.status, a.body, a.headers) for a in (guesser.log_in(name, f"guess {n}") for n in range(7))])
     assert all(answers == rounds[0] for answers in rounds)
@@ -172,6 +173,7 @@ def test_by_their_text_nobody_can_tell_a_name_that_is_no_account(page: StaffedSi
 
 def test_by_their_time_neither_every_name_costs_one_look_at_one_hash(page: StaffedSite) -> None:
     page.desk.lock_account("vera", "ida")
+    page.desk.invite("nora", Role.VIEWER, "ida")
     looked: list[str] = []
 
     class Counting(Passwords):
@@ -180,9 +182,9 @@ def test_by_their_time_neither_every_name_costs_one_look_at_one_hash(page: Staff
             return super().compare(hash, password)
 
     page.desk._passwords = Counting(CHEAP)
-    for name in ("cleo", "vera", "nobody", "<script>", ""):
+    for name in ("cleo", "vera", "nora", "nobody", "<script>", ""):
         page.browser().log_in(name, "wrong")
-    assert looked == ["$argon2id$v=19$m=8,t=1,p=1"] * 5
+    assert looked == ["$argon2id$v=19$m=8,t=1,p=1"] * 6
 
 
 def test_what_is_typed_as_a_name_is_written_nowhere(page: StaffedSite) -> None:
@@ -208,6 +210,65 @@ def test_a_password_is_kept_nowhere(page: StaffedSite) -> None:
     everything = page.everything_written()
     for secret in (*PASSWORDS.values(), "another secret that is wrong", browser.cookies["msfl"]):
         assert secret.encode() not in everything
+
+
+# ------------------------------------------------------------------------------------------------------- invitations
+
+NEW = "seven lamps under brown water"
+
+
+def accepted(page: StaffedSite, name: str, code: str, address: str = "10.0.0.9") -> int:
+    return page.browser(address).post("/setup", name=name, code=code, new=NEW, again=NEW, token=None).status
+
+
+def test_an_invitation_serves_once_for_one_name_and_for_a_day(page: StaffedSite) -> None:
+    code, _ = page.desk.invite("vera", None, "ida")
+    assert accepted(page, "cleo", code) == 401
+    assert accepted(page, "vera", code) == 303
+    assert accepted(page, "vera", code) == 401
+    late, _ = page.desk.invite("vera", None, "ida")
+    page.later(days=1)
+    assert accepted(page, "vera", late) == 401
+    assert page.codes("staff login failed") == [Code.LOGIN_REFUSED] * 3
+
+
+def test_an_invitation_is_void_after_a_newer_one_a_new_password_a_lock_and_a_removal(page: StaffedSite) -> None:
+    old, _ = page.desk.invite("vera", None, "ida")
+    newer, _ = page.desk.invite("vera", None, "ida")
+    assert accepted(page, "vera", old) == 401
+    page.desk.set_password("vera", NEW, "ida")
+    assert accepted(page, "vera", newer) == 401
+    locked, _ = page.desk.invite("vera", None, "ida")
+    page.desk.lock_account("vera", "ida")
+    assert accepted(page, "vera", locked) == 401
+    page.desk.remove("vera", "ida")
+    page.desk.add("vera", Role.VIEWER, NEW, "ida")
+    assert accepted(page, "vera", locked) == 401
+
+
+def test_guessing_codes_is_counted_like_guessing_passwords(page: StaffedSite) -> None:
+    page.desk.invite("vera", None, "ida")
+    for name in ("vera", "cleo", "nobody"):
+        address = f"10.0.0.{len(name)}"
+        assert [accepted(page, name, f"{n:032x}", address) for n in range(7)] == [401] * 5 + [429] * 2
+        assert page.desk.log_in(name, "anything", address).code is Code.LOGIN_LOCKED  # type: ignore[union-attr]
+
+
+def test_who_has_not_set_a_password_yet_has_none(page: StaffedSite) -> None:
+    page.desk.invite("nora", Role.VIEWER, "ida")
+    for password in ("", "nora", "None", "$argon2id$"):
+        assert is_out(page.browser().log_in("nora", password))
+
+
+def test_a_code_is_kept_nowhere_and_another_page_cannot_use_it(page: StaffedSite) -> None:
+    code, _ = page.desk.invite("vera", None, "ida")
+    everything = page.everything_written()
+    assert code.encode() not in everything
+    assert code.replace("-", "").encode() not in everything
+    fields = {"name": "vera", "code": code, "new": NEW, "again": NEW, "token": None}
+    assert is_out(page.browser().post("/setup", {"origin": "https://evil.example"}, **fields))
+    assert page.codes("staff request refused") == [Code.REQUEST_FORGED]
+    assert accepted(page, "vera", code) == 303
 
 
 # --------------------------------------------------------------------------------------------------- planted, stolen

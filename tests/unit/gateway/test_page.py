@@ -248,6 +248,15 @@ def test_an_account_is_made_with_a_password_that_is_typed_twice(home: Home) -> N
     assert {e.fields["by"] for e in read_entries(home.audit / "log.jsonl")} == {"ida"}
 
 
+def test_an_invitation_is_a_file_for_one_person(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "cleo.txt"
+    said(home, "invite", "cleo", "--role", "custodian", "--by", "ida", "--out", str(file))
+    assert file.stat().st_mode & 0o077 == 0
+    assert "Name: cleo\nCode: " in file.read_text()
+    assert "no password yet" in said(home, "list")
+    assert "is there already" in said(home, "invite", "cleo", "--by", "ida", "--out", str(file), code=1)
+
+
 def test_no_option_takes_a_password(home: Home) -> None:
     assert said(home, "add", "cleo", "--password", PASSWORD, "--by", "ida", code=2)
     assert "nobody has an account" in said(home, "list")

@@ -13,7 +13,7 @@ from fakes.governance import LATER, NOW, key, member
 from fakes.staff import CHEAP, PASSWORDS, StaffedSite
 from msfl.gateway.home import Home, SiteSettings, write
 from msfl.gateway.staff.accounts import Role, is_name, weakness
-from msfl.gateway.staff.desk import Visitor
+from msfl.gateway.staff.desk import INVITED_FOR, Visitor
 from msfl.gateway.staff.lockout import FORGOTTEN, LONGEST, Failures, Locked, failed, lock, seen
 from msfl.gateway.staff.passwords import Passwords
 from msfl.gateway.staff.sessions import IDLE, LIFE, Session, csrf_token, fits, key_of, new_id, over
@@ -278,6 +278,34 @@ def test_every_change_of_an_account_stands_in_the_audit_log_with_who_made_it(sit
         "account removed",
     ]
     assert said == [(word, "ida") for word in words]
+
+
+def test_an_invited_person_sets_the_password_and_nobody_else_knows_it(site: StaffedSite) -> None:
+    code_, until = site.desk.invite("nora", Role.VIEWER, "ida")
+    assert until == NOW + INVITED_FOR
+    assert code(site.desk.log_in("nora", "", "10.0.0.1")) == Code.LOGIN_REFUSED
+    visitor = inside(site.desk.accept(" Nora ", code_.upper().replace("-", " "), GOOD, "10.0.0.1"))
+    assert inside(site.desk.who(visitor.session)).account.name == "nora"
+    assert code(site.desk.log_in("nora", GOOD, "10.0.0.1")) == "in"
+    said = [(e.action, e.fields["by"]) for e in site.entries() if e.object == "nora" and "by" in e.fields]
+    assert said == [("staff invited", "ida"), ("staff password changed", "nora")]
+
+
+def test_an_invitation_of_one_who_has_a_password_changes_nothing_until_it_is_used(site: StaffedSite) -> None:
+    code_, _ = site.desk.invite("cleo", None, "ida")
+    before = inside(enter(site))
+    assert code(site.desk.accept("cleo", code_, "password1234", "10.0.0.1")) == Code.PASSWORD_WEAK
+    assert code(site.desk.accept("cleo", code_, GOOD, "10.0.0.1")) == "in"
+    assert code(site.desk.who(before.session)) == Code.SESSION_OVER
+    assert code(enter(site)) == Code.LOGIN_REFUSED
+    assert [a.role for a in site.desk.accounts() if a.name == "cleo"] == [Role.CUSTODIAN]
+
+
+def test_who_is_invited_has_a_name_and_a_role(site: StaffedSite) -> None:
+    with pytest.raises(CannotProceed, match="say which --role"):
+        site.desk.invite("nora", None, "ida")
+    with pytest.raises(CannotProceed, match="no name of a person"):
+        site.desk.invite("<script>", Role.VIEWER, "ida")
 
 
 def test_what_counts_for_nothing_any_more_goes(site: StaffedSite) -> None:

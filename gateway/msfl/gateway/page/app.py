@@ -91,7 +91,9 @@ class Page:
         routes = [
             Route("/style.css", self._style, methods=["GET"]),
             Route("/login", self._login_form, methods=["GET"]),
-            Route("/login", self._login, methods=["POST"]),
+            Route("/login", self._open(self._log_in), methods=["POST"]),
+            Route("/setup", self._setup_form, methods=["GET"]),
+            Route("/setup", self._open(self._set_up), methods=["POST"]),
             Route("/logout", self._post(self._logout), methods=["POST"]),
             Route("/password", self._get(self._password_form), methods=["GET"]),
             Route("/password", self._post(self._change_password, secret=True), methods=["POST"]),
@@ -204,21 +206,47 @@ class Page:
             return RedirectResponse("/", 303)
         return self._html("login.html.j2", 200, None, why="")
 
-    async def _login(self, request: Request) -> Response:
-        body = await _body(request)
-        turn = partial(self._if_it_works, partial(self._log_in, request, body))
-        return await to_thread.run_sync(turn, limiter=self._passwords)
+    def _setup_form(self, request: Request) -> Response:
+        return self._html("setup.html.j2", 200, None, why="")
+
+    def _open(self, turn: Callable[[Request, bytes], Response]) -> Callable[[Request], Awaitable[Response]]:
+        """For those who are not logged in."""
+
+        async def endpoint(request: Request) -> Response:
+            body = await _body(request)
+            return await to_thread.run_sync(
+                partial(self._if_it_works, partial(turn, request, body)), limiter=self._passwords
+            )
+
+        return endpoint
 
     def _log_in(self, request: Request, body: bytes) -> Response:
-        fields, address = self._own_form(request, body), _address(request)
+        def let(fields: Mapping[str, str]) -> Visitor | Refusal:
+            name, password = fields.get("name", ""), fields.get("password", "")
+            return self._desk.log_in(name, password, _address(request), self._id(request))
+
+        return self._entrance("login.html.j2", request, body, let)
+
+    def _set_up(self, request: Request, body: bytes) -> Response:
+        def let(fields: Mapping[str, str]) -> Visitor | Refusal:
+            name, code, new, again = (fields.get(field, "") for field in ("name", "code", "new", "again"))
+            if new != again:
+                return Refusal(Code.PASSWORD_WEAK, "The new password was typed in two ways.")
+            return self._desk.accept(name, code, new, _address(request), self._id(request))
+
+        return self._entrance("setup.html.j2", request, body, let)
+
+    def _entrance(
+        self, template: str, request: Request, body: bytes, let: Callable[[Mapping[str, str]], Visitor | Refusal]
+    ) -> Response:
+        fields = self._own_form(request, body)
         if isinstance(fields, Refusal):
-            self._alarm(fields.code, address)
-            return self._html("login.html.j2", 403, None, why=fields.message)
-        name, password = fields.get("name", ""), fields.get("password", "")
-        visitor = self._desk.log_in(name, password, address, self._id(request))
+            self._alarm(fields.code, _address(request))
+            return self._html(template, 403, None, why=fields.message)
+        visitor = let(fields)
         if isinstance(visitor, Refusal):
-            status = 429 if visitor.code is Code.LOGIN_LOCKED else 401
-            return self._html("login.html.j2", status, None, why=visitor.message)
+            status = {Code.LOGIN_LOCKED: 429, Code.PASSWORD_WEAK: 400}.get(visitor.code, 401)
+            return self._html(template, status, None, why=visitor.message)
         return self._let_in(visitor)
 
     def _let_in(self, visitor: Visitor) -> Response:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 
 from pydantic import TypeAdapter, ValidationError
@@ -33,12 +34,21 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Account:
-    """`password` is an argon2id hash with its parameters. `locked`: by an administrator, until it is lifted."""
+    """`password` is an argon2id hash with its parameters; empty until the person has set one, and then nobody logs in.
+    `locked`: by an administrator, until it is lifted."""
 
     name: str
     role: Role
     password: str
     locked: bool = False
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """To set a password once, before `until`, with a code of 128 random bits; `code` is the SHA-256 of it."""
+
+    code: str
+    until: datetime
 
 
 def is_name(text: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from msfl.gateway.durable import DurableTables
-from msfl.gateway.staff.accounts import Account, Role
+from msfl.gateway.staff.accounts import Account, Invitation, Role
 from msfl.gateway.staff.lockout import FORGOTTEN, Failures
 from msfl.gateway.staff.sessions import LIFE, Session
 
@@ -18,6 +18,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS accounts (
     name TEXT PRIMARY KEY, role TEXT NOT NULL, password TEXT NOT NULL, locked INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS invitations (name TEXT PRIMARY KEY, code TEXT NOT NULL, until INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS failures (what TEXT PRIMARY KEY, count INTEGER NOT NULL, latest INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS sessions (
     key TEXT PRIMARY KEY, account TEXT NOT NULL, proof TEXT NOT NULL, begun INTEGER NOT NULL, seen INTEGER NOT NULL
@@ -59,6 +60,18 @@ class Book:
 
     def remove(self, name: str) -> None:
         self._tables.do("DELETE FROM accounts WHERE name = ?", name)
+
+    def invitation(self, name: str) -> Invitation | None:
+        rows = self._tables.ask("SELECT code, until FROM invitations WHERE name = ?", name)
+        return Invitation(rows[0][0], _time(rows[0][1])) if rows else None
+
+    def invite(self, name: str, invitation: Invitation) -> None:
+        """The one before it, if any, counts no more."""
+        values = (name, invitation.code, _number(invitation.until))
+        self._tables.do("INSERT OR REPLACE INTO invitations VALUES (?, ?, ?)", *values)
+
+    def uninvite(self, name: str) -> None:
+        self._tables.do("DELETE FROM invitations WHERE name = ?", name)
 
     # ---------------------------------------------------------------- failures
 
@@ -102,6 +115,7 @@ class Book:
         """What counts for nothing any more goes, so that strangers cannot fill the disk."""
         self._tables.do("DELETE FROM failures WHERE latest <= ?", _number(now - FORGOTTEN))
         self._tables.do("DELETE FROM sessions WHERE begun <= ?", _number(now - LIFE))
+        self._tables.do("DELETE FROM invitations WHERE until <= ?", _number(now))
 
     def close(self) -> None:
         self._tables.close()

@@ -15,6 +15,8 @@ not get into the audit log: people type their passwords there.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ipaddress
 import threading
 from collections.abc import Callable
@@ -23,17 +25,20 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from msfl.gateway.staff.accounts import Account, Role, is_name, weakness
+from msfl.gateway.staff.accounts import Account, Invitation, Role, is_name, weakness
 from msfl.gateway.staff.book import Book
 from msfl.gateway.staff.lockout import FREE_PER_ACCOUNT, FREE_PER_ADDRESS, Failures, Locked, failed, lock, seen
-from msfl.gateway.staff.passwords import Passwords
+from msfl.gateway.staff.passwords import Compared, Passwords
 from msfl.gateway.staff.sessions import ID_BYTES, Session, key_of, new_id, over, proof_of
 from msfl.policies.documents import format_utc
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused, refuse
 from msfl.protos.audit_log import AuditLog
 
 SEEN_EVERY = timedelta(seconds=15)
+INVITED_FOR = timedelta(days=1)
+CODE_BYTES = 16
 _NOBODY = "unknown"
+_NO_NAME = "{0!r} is no name of a person: small letters, digits and . _ + @ - between them"
 log = structlog.get_logger()
 
 
@@ -70,9 +75,44 @@ class Desk:
     def log_in(self, name: str, password: str, address: str, before: str = "") -> Visitor | Refusal:
         """`before`: the id that the browser came with; it ends."""
         account = self._proven(name, password, address)
-        return account if isinstance(account, Refusal) else self._begin(account, address, before)
+        if isinstance(account, Refusal):
+            return account
+        if self._passwords.outdated(account.password):
+            account = self._rehashed(account, password)
+        return self._begin(account, address, before)
+
+    def accept(self, name: str, code: str, new: str, address: str, before: str = "") -> Visitor | Refusal:
+        """Set the password that an invitation asks for, and log in. Wrong codes count as wrong passwords do."""
+        offered = _code_key(code)
+
+        def compared(account: Account | None) -> Compared:
+            held = None if account is None or account.locked else self._book.invitation(account.name)
+            good = held is not None and self._clock() < held.until
+            return Compared(good and held is not None and hmac.compare_digest(held.code, offered))
+
+        if (weak := weakness(new, name.strip(), self._site)) is not None:
+            return weak
+        wrong = "Name or code is wrong, or the code was used or is too old."
+        account = self._counted(name, address, compared, wrong)
+        if isinstance(account, Refusal):
+            return account
+        with self._lock:  # Once: of two who come at the same time the second finds none.
+            held = self._book.invitation(account.name)
+            if held is None or held.code != offered:
+                return refuse(Code.LOGIN_REFUSED, wrong)
+            self._book.uninvite(account.name)
+        return self._begin(self._with_password(account, new, account.name), address, before)
 
     def _proven(self, name: str, password: str, address: str) -> Account | Refusal:
+        def compared(account: Account | None) -> Compared:
+            open = account is not None and not account.locked and account.password
+            return self._passwords.compare(account.password if account and open else None, password)
+
+        return self._counted(name, address, compared, "Name or password is wrong.")
+
+    def _counted(
+        self, name: str, address: str, compare: Callable[[Account | None], Compared], wrong: str
+    ) -> Account | Refusal:
         name = name.strip().casefold()
         counted = {f"account {name[:128]}": FREE_PER_ACCOUNT, f"address {_network(address)}": FREE_PER_ADDRESS}
         account = self._book.account(name) if is_name(name) else None
@@ -84,17 +124,16 @@ class Desk:
                 return refuse(Code.LOGIN_LOCKED, what, until=format_utc(_up(locked.until)))
             for what in counted:
                 self._book.count(what, failed(self._book.failures(what), now))
-        hash = None if account is None or account.locked else account.password
-        found = self._passwords.compare(hash, password)
+        found = compare(account)
         if not found.right or account is None:
             self._note_failure(account, address, counted)
-            return refuse(Code.LOGIN_REFUSED, "Name or password is wrong.")
+            return refuse(Code.LOGIN_REFUSED, wrong)
         with self._lock:
             for what in counted:
                 before_it = self._book.failures(what)
                 kept = before_it.count - 1 if what.startswith("address ") else 0
                 self._book.count(what, replace(before_it, count=kept) if kept > 0 else Failures())
-        return self._rehashed(account, password) if found.outdated else account
+        return account
 
     def _locked(self, counted: dict[str, int], now: datetime) -> Locked | None:
         """The lock that ends last. Failures that lie in the future, by a clock that went back, are now from now on."""
@@ -187,7 +226,7 @@ class Desk:
     def add(self, name: str, role: Role, password: str, by: str) -> None:
         """Raises CannotProceed, Refused."""
         if not is_name(name):
-            raise CannotProceed(f"{name!r} is no name of a person: small letters, digits and . _ + @ - between them")
+            raise CannotProceed(_NO_NAME.format(name))
         if self._book.account(name) is not None:
             raise CannotProceed(f"there is an account {name}; a new password: msfl gateway account password {name}")
         if (weak := weakness(password, name, self._site)) is not None:
@@ -195,6 +234,21 @@ class Desk:
         account = Account(name, role, self._passwords.hash(password))
         self._audit.write(self._clock(), "staff account added", name, {"role": role.value, "by": by})
         self._book.add(account)
+
+    def invite(self, name: str, role: Role | None, by: str) -> tuple[str, datetime]:
+        """A code with which this person sets a password, once; where there is no such account, it is made with `role`.
+        Raises CannotProceed."""
+        account = self._book.account(name)
+        if account is None and role is None:
+            raise CannotProceed(f"there is no account {name}; say which --role it shall have")
+        if account is None and not is_name(name):
+            raise CannotProceed(_NO_NAME.format(name))
+        now, code = self._clock(), self._random(CODE_BYTES).hex()
+        self._audit.write(now, "staff invited", name, {"role": role.value if role else "", "by": by})
+        if account is None and role is not None:
+            self._book.add(Account(name, role, ""))
+        self._book.invite(name, Invitation(_code_key(code), now + INVITED_FOR))
+        return "-".join(code[n : n + 8] for n in range(0, len(code), 8)), now + INVITED_FOR
 
     def set_password(self, name: str, password: str, by: str) -> None:
         """Raises CannotProceed, Refused."""
@@ -229,6 +283,7 @@ class Desk:
         self._known(name)
         self._audit.write(self._clock(), "staff account removed", name, {"by": by})
         self._book.remove(name)
+        self._book.uninvite(name)
         self._book.end_all(name)
 
     def _with_password(self, account: Account, password: str, by: str) -> Account:
@@ -236,12 +291,18 @@ class Desk:
         fresh = replace(account, password=self._passwords.hash(password))
         self._audit.write(self._clock(), "staff password changed", account.name, {"by": by})
         self._book.set_password(account, fresh.password)
+        self._book.uninvite(account.name)
         return fresh
 
     def _known(self, name: str) -> Account:
         if (account := self._book.account(name)) is None:
             raise CannotProceed(f"there is no account {name}; msfl gateway account list shows all")
         return account
+
+
+def _code_key(code: str) -> str:
+    """As it is typed: with blanks or hyphens, in capitals or not."""
+    return hashlib.sha256("".join(c for c in code.casefold() if c.isalnum()).encode()).hexdigest()
 
 
 def _network(address: str) -> str:

@@ -17,10 +17,7 @@ from msfl.gateway.staff.accounts import normal
 
 @dataclass(frozen=True)
 class Compared:
-    """`outdated`: the password is right, and its hash has other parameters than a new one would have."""
-
     right: bool
-    outdated: bool = False
 
 
 class Passwords:
@@ -37,4 +34,8 @@ class Passwords:
             self._hasher.verify(hash or self._nobodys, normal(password))
         except (VerificationError, InvalidHashError):
             return Compared(False)
-        return Compared(hash is not None, hash is not None and self._hasher.check_needs_rehash(hash))
+        return Compared(hash is not None)
+
+    def outdated(self, hash: str) -> bool:
+        """Whether it has other parameters than a new one would have."""
+        return self._hasher.check_needs_rehash(hash)

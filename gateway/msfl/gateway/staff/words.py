@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msfl.gateway.home import Home
+from msfl.gateway.home import Home, write
 from msfl.policies.documents import format_utc
 from msfl.policies.refusals import CannotProceed
 from msfl.protos.audit_log import LOG_NAME, AuditLog
@@ -43,6 +43,24 @@ def add(
         wanted = _role(home, name, role)
         desk.add(name, wanted, _password(), by)
     typer.echo(f"{name} may log in as {wanted}")
+
+
+@account.command()
+def invite(
+    name: Name,
+    home: HomeOption,
+    by: By,
+    out: Annotated[Path, typer.Option(help="The file to write; give it to this person, and to nobody else.")],
+    role: Annotated[str, typer.Option(help="custodian or viewer, where there is no such account yet.")] = "",
+) -> None:
+    """Let a person set the password at the page, so that nobody else knows it: a code for one use, within a day."""
+    if out.exists():
+        raise CannotProceed(f"{out} is there already; name another file")
+    with _desk(home) as desk:
+        code, until = desk.invite(name, _role(home, name, role) if role else None, by)
+    text = f"Open /setup at the page of {Home(home).settings().site}.\nName: {name}\nCode: {code}\n"
+    write(out, f"{text}Good once, until {format_utc(until.replace(microsecond=0))}.\n".encode())
+    typer.echo(f"wrote {out}; until {name} has used it, an earlier password stays as it is")
 
 
 @account.command()
@@ -105,7 +123,9 @@ def list_(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = F
         found = []
         for one in desk.accounts():
             until = desk.lock_of(one.name)
-            state = "locked" if one.locked else f"locked until {format_utc(until.until)}" if until else "open"
+            state = "open" if one.password else "no password yet"
+            if one.locked or until:
+                state = "locked" if one.locked or until is None else f"locked until {format_utc(until.until)}"
             found.append({"name": one.name, "role": one.role.value, "state": state})
     if as_json:
         typer.echo(json.dumps(found, indent=1))
