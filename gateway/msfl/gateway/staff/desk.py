@@ -9,8 +9,8 @@
               audit ▸ new session ▸ id
 
 Counting first means that guesses made at the same time, or cut short by a kill, have been counted. Wrong name, wrong
-password and an account that an administrator locked get one answer, after the same work. A name that is no account does
-not get into the audit log: people type their passwords there.
+password and an account that an administrator locked get one answer, after the same work. A name that is no account is
+written nowhere: people type their passwords there. It is counted under a keyed hash, whose key ends with the process.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Desk:
         self._site = site
         self._clock = clock
         self._random = random
+        self._key = random(32)
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------ log-in
@@ -90,12 +91,12 @@ class Desk:
             good = held is not None and self._clock() < held.until
             return Compared(good and held is not None and hmac.compare_digest(held.code, offered))
 
-        if (weak := weakness(new, name.strip(), self._site)) is not None:
-            return weak
         wrong = "Name or code is wrong, or the code was used or is too old."
         account = self._counted(name, address, compared, wrong)
         if isinstance(account, Refusal):
             return account
+        if (weak := weakness(new, account.name, self._site)) is not None:
+            return weak
         with self._lock:  # Once: of two who come at the same time the second finds none.
             held = self._book.invitation(account.name)
             if held is None or held.code != offered:
@@ -114,8 +115,9 @@ class Desk:
         self, name: str, address: str, compare: Callable[[Account | None], Compared], wrong: str
     ) -> Account | Refusal:
         name = name.strip().casefold()
-        counted = {f"account {name[:128]}": FREE_PER_ACCOUNT, f"address {_network(address)}": FREE_PER_ADDRESS}
         account = self._book.account(name) if is_name(name) else None
+        who = name if account is not None else hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()
+        counted = {f"account {who}": FREE_PER_ACCOUNT, f"address {_network(address)}": FREE_PER_ADDRESS}
         with self._lock:
             now = self._clock()
             self._book.sweep(now)
