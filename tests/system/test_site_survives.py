@@ -230,7 +230,7 @@ def test_the_custodian_stops_a_run_and_it_goes_on_without_the_site(live: LiveFed
     run.abort()
     again = live.command("gateway", "stop", run.run_id, "--home", live.home(SITE), "--by", "cleo")
     assert again.returncode == 1
-    assert "no run" in again.stdout
+    assert "no run" in again.stderr
 
 
 def test_an_aborted_run_keeps_what_a_resumed_one_needs(live: LiveFederation) -> None:

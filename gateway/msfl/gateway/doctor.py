@@ -135,6 +135,7 @@ def _tags(home: Home) -> int:
 
 def _exposed(root: Path) -> tuple[str, ...]:
     secrets = [root / "runs", *sorted((root / "tls").glob("*.pem")), *sorted((root / "secrets").iterdir())]
+    secrets += sorted((root / "staff").glob("*"))
     return tuple(str(f.relative_to(root)) for f in secrets if stat.S_IMODE(f.stat().st_mode) & 0o077)
 
 

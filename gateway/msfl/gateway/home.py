@@ -15,6 +15,7 @@
     stopped/                   running runs that the custodian wants ended
     runs/<run>/                one folder per run: its record (`record`), the worker's box, sealed files, worker.log
     images/                    verified releases by digest
+    staff/                     accounts of the site's staff, hashed passwords, sessions (`staff.book`)
 
 Secrets are 0600, folders 0700. Writes go to a temporary name first: a torn file never takes a good one's place.
 """
@@ -30,8 +31,9 @@ from typing import Any
 import structlog
 
 from msfl.gateway.reveal import Reveal
-from msfl.policies.documents import DatasetRecord
+from msfl.policies.documents import DatasetRecord, SiteRoot
 from msfl.policies.encoding import Malformed, load_json
+from msfl.policies.envelope import SITE_ROOT, Signed
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import (
     NOTHING_REVOKED,
@@ -89,6 +91,10 @@ class Home:
         return self.root / "secrets" / "registry.json"
 
     @property
+    def staff(self) -> Path:
+        return self.root / "staff"
+
+    @property
     def audit(self) -> Path:
         return self.root / "audit"
 
@@ -142,6 +148,15 @@ class Home:
 
     def site_root(self, now: datetime) -> TrustedSiteRoot | Refusal:
         return trust_site_root(self.site_root_file.read_bytes(), self.settings().site, now)
+
+    def custodians(self) -> frozenset[str]:
+        """The people whom the site root names, also once it has expired; nobody where it cannot be read."""
+        try:
+            data = self.site_root_file.read_bytes()
+            root = load_json(Signed.parse(data, SITE_ROOT, "site root").payload_of_kind(), SiteRoot, "site root")
+        except (OSError, Malformed):
+            return frozenset()
+        return frozenset(member.person for member in root.custodians)
 
     def federation_root(self, now: datetime) -> TrustedFederationRoot | Refusal:
         """Trusted because its hash is the one the custodian accepted at enrolment."""

@@ -10,16 +10,17 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from msfl.gateway import words
+from msfl.gateway import answers, words
 from msfl.gateway.home import Home
 from msfl.gateway.memory import Memory
+from msfl.gateway.staff import words as staff_words
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import Revoked, trust_confirmation
@@ -31,6 +32,8 @@ app.add_typer(audit_app, name="audit")
 app.command()(words.revoke)
 app.command()(words.clock)
 app.add_typer(words.root, name="root")
+app.add_typer(staff_words.account, name="account")
+app.command()(staff_words.page)
 console = Console()
 # Absolute: a sandbox starts in another folder.
 HomeOption = Annotated[Path, typer.Option("--home", resolve_path=True, help="The gateway's folder.")]
@@ -169,7 +172,7 @@ def confirm(
     from msfl.policies.keys import BadKey, KeyPair
 
     site = Home(home)
-    shown = _waiting(site, run)
+    shown = answers.waiting(site, run)
     asked = confirmation(shown["asked"])
     for line in in_words(asked, shown["last"]):
         typer.echo(line)
@@ -195,9 +198,7 @@ def confirm(
 @app.command()
 def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """Keep a run away from this site."""
-    site = Home(home)
-    _waiting(site, run)
-    site.decline(run, by)
+    answers.decline(Home(home), run, by)
     console.print(f"refused {run}")
 
 
@@ -208,25 +209,10 @@ def _revoked(site: Home) -> Revoked:
     return found
 
 
-def _waiting(site: Home, run: str) -> dict[str, Any]:
-    if (shown := site.pending().get(run)) is None:
-        raise CannotProceed(f"no run {run} waits here; `msfl gateway pending` lists those that do")
-    return shown
-
-
 @app.command()
 def stop(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """End a running run at this site: its worker within seconds, for good. The run goes on without the site."""
-    from msfl.gateway.record import RunRecord
-
-    site = Home(home)
-    if "/" in run or not RunRecord(site.run_folder(run)).living() or run in site.pending():
-        console.print(
-            f"[red]no run {run} is running here[/red]; `msfl gateway audit` shows what ran, and "
-            "`msfl gateway refuse` keeps away a run that waits for you"
-        )
-        raise typer.Exit(1)
-    site.ask_to_stop(run, by)
+    answers.stop(Home(home), run, by)
     console.print(f"asked the gateway to stop {run}")
 
 

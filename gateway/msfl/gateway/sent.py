@@ -40,9 +40,9 @@ def departures(entries: Iterable[Entry], run_id: str) -> list[Departure]:
 def in_words(left: list[Departure], run_id: str) -> list[str]:
     """Lines for a terminal."""
     results = [one for one in left if one.bytes]
-    lines = [f"{run_id}: {len(results)} sealed results, {_size(sum(one.bytes for one in results))} in all"]
+    lines = [f"{run_id}: {len(results)} sealed results, {size_in_words(sum(one.bytes for one in results))} in all"]
     for one in left:
-        lines.append(f"{one.at}  {one.what}{f', {_size(one.bytes)} sealed' if one.bytes else ''}")
+        lines.append(f"{one.at}  {one.what}{f', {size_in_words(one.bytes)} sealed' if one.bytes else ''}")
         if one.fields:
             lines.append(f"    numbers in it: {', '.join(one.fields)}")
         if one.withheld:
@@ -103,5 +103,5 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(", ") if name)
 
 
-def _size(n: int) -> str:
+def size_in_words(n: int) -> str:
     return f"{n / 2**20:.1f} MiB" if n >= 2**20 else f"{n / 1024:.1f} KiB"

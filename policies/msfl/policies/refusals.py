@@ -109,6 +109,13 @@ class Code(StrEnum):
     OUTPUT_BUDGET_SPENT = "output_budget_spent"
     WORKER_FAILED = "worker_failed"
     ENGINE_ERROR = "engine_error"
+    # Staff of a site, at its own page
+    LOGIN_REFUSED = "login_refused"
+    LOGIN_LOCKED = "login_locked"
+    PASSWORD_WEAK = "password_weak"  # noqa: S105
+    SESSION_OVER = "session_over"
+    REQUEST_FORGED = "request_forged"
+    NOT_A_CUSTODIAN = "not_a_custodian"
 
 
 ADVICE: Mapping[Code, str] = {
@@ -190,6 +197,12 @@ ADVICE: Mapping[Code, str] = {
     Code.OUTPUT_BUDGET_SPENT: "This run has sent as much, or as often, as its rounds need; look why it asks for more.",
     Code.WORKER_FAILED: "Ask the site's staff for the worker's log; it does not leave the site.",
     Code.ENGINE_ERROR: "The site could not decide, and so refuses; ask its staff for the gateway's log.",
+    Code.LOGIN_REFUSED: "Try again; who looks after the gateway can set a new password: msfl gateway account password.",
+    Code.LOGIN_LOCKED: "Wait until then, or have it lifted where the gateway runs: msfl gateway account unlock.",
+    Code.PASSWORD_WEAK: "Choose a longer one: four or five words that have nothing to do with each other will do.",
+    Code.SESSION_OVER: "Log in again.",
+    Code.REQUEST_FORGED: "Nothing was done. Open this site's page yourself, and use its own buttons.",
+    Code.NOT_A_CUSTODIAN: "Ask a custodian of this site; who they are, the site root says.",
 }
 
 

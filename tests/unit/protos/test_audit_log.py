@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -94,3 +95,58 @@ def test_entries_from_many_threads_make_one_chain(tmp_path: Path) -> None:
     log.close()
     assert len(lines(tmp_path / "log.jsonl")) == 20
     assert verify(lines(tmp_path / "log.jsonl")) is None
+
+
+def test_two_processes_write_one_chain(tmp_path: Path) -> None:
+    """Two open logs on one file, as a gateway and its page for staff have: each goes on behind the other."""
+    file = tmp_path / "log.jsonl"
+    gateway, page = AuditLog(file, "gateway site-a"), AuditLog(file, "page site-a")
+    for n in range(3):
+        gateway.write(NOW, "task begins", f"run-{n}", {})
+        page.write(NOW, "staff logged in", "cleo", {})
+    assert (gateway.size, page.size) == (6, 6)
+    assert gateway.look(lambda chain: chain.head) == page.look(lambda chain: chain.head)
+    gateway.close()
+    page.close()
+    assert verify(lines(file)) is None
+    assert [json.loads(line)["actor"] for line in lines(file)] == ["gateway site-a", "page site-a"] * 3
+
+
+def test_real_processes_do_not_lose_an_entry_of_each_other(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    log = AuditLog(file, "gateway site-a")
+    context = multiprocessing.get_context("fork")
+    others = [context.Process(target=_write_some, args=(file,)) for _ in range(2)]
+    for other in others:
+        other.start()
+    for _ in range(20):
+        log.write(NOW, "task begins", "run-1", {})
+    for other in others:
+        other.join()
+    log.close()
+    assert verify(lines(file)) is None
+    assert len(lines(file)) == 60
+
+
+def _write_some(file: Path) -> None:
+    log = AuditLog(file, "page site-a")
+    for _ in range(20):
+        log.write(NOW, "staff logged in", "cleo", {})
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda all: [*all, all[0]], lambda all: all[:2], lambda all: [*all, b"{}\n"]],
+    ids=["repeated", "cut", "foreign"],
+)
+def test_nobody_goes_on_behind_a_change_that_was_made_while_the_log_was_open(
+    file: Path, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    log = AuditLog(file, "gateway site-a")
+    file.write_bytes(b"".join(change(lines(file))))
+    before = file.read_bytes()
+    with pytest.raises(AuditBroken):
+        log.write(NOW, "worker starts", "run-9", {})
+    log.close()
+    assert file.read_bytes() == before
