@@ -412,6 +412,16 @@ class AnyHistory(RuleBasedStateMachine):
             self.all_is_put_in_order(kind)
             self.the_run_goes_on()
 
+    @rule(kind=st.sampled_from(["the timestamp is old", "the clock is set back"]))
+    def a_run_too_late_or_too_early(self, kind: str) -> None:
+        """All else is in order, as far as it can be."""
+        if self.run is None:
+            self.all_is_put_in_order("auto")
+            self.time_goes_on(24 if kind == "the timestamp is old" else 13)
+            if kind == "the clock is set back":
+                self.the_clock_is_set_back(6)
+            self.the_run_goes_on()
+
     def ada_asks_for_a_run(self) -> None:
         self.counter += 1
         why = self.plain.against_beginning()
