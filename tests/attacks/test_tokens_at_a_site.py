@@ -130,7 +130,7 @@ def with_provider(site: GovernedSite, provider: Provider, *key_sets: bytes) -> N
 
 
 def offered_with(site: GovernedSite, monkeypatch: pytest.MonkeyPatch, token: str, run: str = "run-1") -> str:
-    monkeypatch.setattr(site, "token", lambda: token)
+    monkeypatch.setattr(site, "token", token)
     return site.offer(run)
 
 
