@@ -107,7 +107,10 @@ class Apart:
         centre.msfl(
             "orchestrator", "init", "--home", "home", "--federation", "apart", "--root", "root.dsse",
             "--registry", "registry", "--host", centre.address, "--name", centre.address,
+            "--people-from", f"{self.user.address}/32",
         )  # fmt: skip
+        centre.msfl("federation", "revoke", "--trust", "home/trust", "--key", f"{KEEPER}.pem")
+        centre.msfl("federation", "timestamp", "--trust", "home/trust", "--key", f"{KEEPER}.pem")
         centre.start("orchestrator", "keyring", "--home", "home")
         centre.start("orchestrator", "serve", "--home", "home")
 
