@@ -216,7 +216,7 @@ class AnyHistory(RuleBasedStateMachine):
     def _over(self, why: set[str]) -> None:
         """The run has ended here, and the site says why to whoever asks for its next task."""
         self.counter += 1
-        self.site.order("start", self.counter)
+        self.site.order("start", nth=self.counter)
         assert self.site.failure() in why
         self.run = None
 
@@ -463,7 +463,7 @@ class AnyHistory(RuleBasedStateMachine):
         why = self.plain.against(self.run)
         spent = self.plain.begun >= MOST_RUNS
         self.counter += 1
-        self.site.order("start", self.counter)
+        self.site.order("start", nth=self.counter)
         code = self.site.failure()
         if why or spent:
             assert code in why | ({"run_budget_spent"} if spent else set())

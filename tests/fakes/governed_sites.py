@@ -149,7 +149,7 @@ class GovernedSite:
             ),
             expires=LATER,
         )
-        self.token = self.world.token
+        self.token = ""  # what offers carry; Ada's, given to her just now, where a story names no other
         self._make_home(folder)
         self.runs: list[RunAtSite] = []
         self.start_gateway()
@@ -275,7 +275,7 @@ class GovernedSite:
         spec = self.spec(run_id, **changes)
         run = self.come_back(run_id)
         proof = sign_job(spec, key("ada")) if proof is None else proof
-        self.offered = Offer(run_id, spec, proof, token or self.token, dry_run=False)
+        self.offered = Offer(run_id, spec, proof, token or self.token or self.fresh_token(), dry_run=False)
         run.hear(self.offered)
         return run
 
@@ -301,7 +301,7 @@ class GovernedSite:
         spec = self.spec(run.run_id)
         if proof is None:
             proof = sign_job(spec, key("ada"), generation=generation if signed_for is None else signed_for)
-        run.hear(Offer(run.run_id, spec, proof, token or self.token, False, generation))
+        run.hear(Offer(run.run_id, spec, proof, token or self.token or self.fresh_token(), False, generation))
 
     def spec(self, run_id: str = "run-1", **changes: Any) -> bytes:
         """The bytes of the job that `run_id` is offered with."""
@@ -325,10 +325,10 @@ class GovernedSite:
         self.come_back(offer.run_id).hear(offer)
         return self.line.answers.get(timeout=PATIENCE_S)
 
-    def order(self, verb: str = "start", round: int = 0, **document: Any) -> None:
-        """A task for the newest run."""
+    def order(self, verb: str = "start", round: int = 0, *, nth: int = 0, **document: Any) -> None:
+        """A task for the newest run; another one than the first of that round where `nth` says so."""
         run = self.runs[-1]
-        run.hear(TaskOrder(run.run_id, f"{verb}/{round}", verb, round, 1, document, ()))
+        run.hear(TaskOrder(run.run_id, f"{verb}/{nth or round}", verb, round, 1, document, ()))
 
     def failure(self) -> str:
         """The code that the next report gives; empty: the task is done."""
@@ -396,7 +396,9 @@ class OfferedSite(GovernedSite):
         self.start_gateway()
         try:
             assert self.hear(self.papers()) == []
-            answer = self.answer(replace(Offer("run-1", data, proof, self.token, False), **changes))
+            answer = self.answer(
+                replace(Offer("run-1", data, proof, self.token or self.fresh_token(), False), **changes)
+            )
         finally:
             self.close()
         last = read_entries(self.home.root / "audit/log.jsonl")[-1]
