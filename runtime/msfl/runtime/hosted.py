@@ -15,7 +15,6 @@ process leaves in its outbox is read through `msfl.runtime.collect` only.
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
 import threading
 import time
@@ -106,10 +105,10 @@ class HostedProcess:
         cancelled: Callable[[], bool],
     ) -> socket.socket:
         give_up = time.monotonic() + patience_s
+        listener.settimeout(0.2)
         while time.monotonic() < give_up and not cancelled():
-            ready, _, _ = select.select([listener], [], [], 0.2)
-            if ready:
-                connection, _ = listener.accept()
+            with contextlib.suppress(TimeoutError):
+                connection, _ = listener.accept()  # It waits for ever itself, whatever the listener does.
                 return connection
             if runtime.poll(handle) is not None:
                 raise ProcessGone("process_ended_at_start", order.log)

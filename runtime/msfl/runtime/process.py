@@ -370,8 +370,10 @@ class _Told:
         os.close(self.descriptor)
         self.descriptor = -1
         said = b""
+        waiting = select.poll()  # `select` ends at descriptor 1024.
+        waiting.register(self._reader, select.POLLIN)
         while True:
-            if not select.select([self._reader], [], [], 0.2)[0]:
+            if not waiting.poll(200):
                 if os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     continue
                 _kill_session(leader)
