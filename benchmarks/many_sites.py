@@ -31,9 +31,10 @@ sys.path.insert(0, str(ECHO))  # The release's own part of the package msfl.
 
 from msfl.gateway.agent import BEAT_S  # noqa: E402
 from msfl.gateway.enrol import enrol  # noqa: E402
-from msfl.gateway.home import Home, write  # noqa: E402
+from msfl.gateway.home import Home  # noqa: E402
 from msfl.gateway.link import LineDown, Link, NotWanted  # noqa: E402
 from msfl.gateway.membership import dial_as  # noqa: E402
+from msfl.gateway.record import RunRecord  # noqa: E402
 from msfl.gateway.task_files import TaskFiles  # noqa: E402
 from msfl.orchestrator.home import CentreHome  # noqa: E402
 from msfl.orchestrator.keyring.client import KeyringClient  # noqa: E402
@@ -103,7 +104,7 @@ class SimulatedSite:
     def _allow(self, offer: Offer) -> None:
         secret = secrets.token_bytes(32)
         site_key = self._home.secret("site.key")
-        write(self._folder(offer.run_id) / "run.secret", secret)
+        RunRecord(self._folder(offer.run_id)).save_secret(secret, site_key)
         (self._folder(offer.run_id) / "box/inbox").mkdir(parents=True, exist_ok=True)
         (self._folder(offer.run_id) / "box/outbox").mkdir(exist_ok=True)
         wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, offer.run_id, self.site, site_key)
@@ -141,7 +142,7 @@ class SimulatedSite:
         return got
 
     def _sealed(self, order: TaskOrder, folder: Path, tensors: Path | None) -> Path:
-        key = run_key((folder / "run.secret").read_bytes(), self._home.secret("site.key"), order.run_id, self.site)
+        key = run_key(*RunRecord(folder).secret(), order.run_id, self.site)
         header = StreamHeader(order.run_id, order.task_id, order.round, self.site, order.attempt, "up", "result")
         target = folder / "result.sealed"
         with target.open("wb") as out:
