@@ -387,6 +387,7 @@ def test_the_round_budget_ends_a_run() -> None:
 
 def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
     policy = World().policy
+    assert recheck(policy, 60, NOW, 59) is None
     refusal = recheck(policy, 61, NOW, 60)
     assert refusal is not None
     assert refusal.code is Code.CONFIG_OUT_OF_RANGE
