@@ -121,9 +121,7 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         disk=attempt(lambda: disk(root, largest_file(home.runs))),
         line=attempt(lambda: line(home.settings().link_endpoint, home.ca_pem, home.identity_file)),
         protections=ProcessRuntime().protections(),
-        tags=attempt(
-            lambda: len(open_registry(home.settings().registry, home.registry_access).tags()), (RegistryFails,)
-        ),
+        tags=attempt(lambda: _tags(home), (RegistryFails,)),
         pending=attempt(lambda: tuple(home.pending())),
         issuers=attempt(lambda: _issuers(home, now)),
     )

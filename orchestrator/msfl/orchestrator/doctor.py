@@ -135,9 +135,7 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         aggregators_bytes=total_bytes(folder / "aggregators"),
         root=attempt(lambda: _root(home, now)),
         timestamp=attempt(lambda: _timestamp(home, now)),
-        tags=attempt(
-            lambda: len(open_registry(home.settings().registry, home.registry_access).tags()), (RegistryFails,)
-        ),
+        tags=attempt(lambda: _tags(home), (RegistryFails,)),
         protections=ProcessRuntime().protections(),
         frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
         issuers=attempt(lambda: _issuers(home, now)),

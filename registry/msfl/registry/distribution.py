@@ -314,29 +314,27 @@ class DistributionRegistry:
             answer = self._http.send(self._http.build_request(method, url, content=content, headers=sent), stream=True)
             if method != "GET" or answer.status_code not in (301, 302, 303, 307, 308):
                 return answer
-            url = self._next_address(answer)
             answer.close()
+            url = self._next_address(answer)
         raise RegistryFails(f"{self._address.host} sends us round in circles")
 
     def _next_address(self, answer: httpx.Response) -> str:
         """Where `Location` points, if we may go there."""
         location = answer.headers.get("Location", "")
-        url = str(answer.url.join(location)) if location else ""
-        if not self._address.admits(url):
-            elsewhere = urlsplit(url).netloc or "nowhere"
-            raise RegistryFails(
-                f"{self._address.host} sends us to {elsewhere}; if that is right, name it among the registry's hosts"
-            )
-        return url
+        return self._admitted(str(answer.url.join(location)) if location else "", "sends us to")
 
     def _link(self, answer: httpx.Response) -> str | None:
         found = answer.links.get("next", {}).get("url")
-        if found is None:
-            return None
-        url = str(answer.url.join(found))
-        if not self._address.admits(url):
-            raise RegistryFails(f"{self._address.host} continues its list at {urlsplit(url).netloc}")
-        return url
+        return None if found is None else self._admitted(str(answer.url.join(found)), "continues its list at")
+
+    def _admitted(self, url: str, does: str) -> str:
+        """The same address, if we may go there."""
+        if self._address.admits(url):
+            return url
+        elsewhere = urlsplit(url).netloc or "nowhere"
+        raise RegistryFails(
+            f"{self._address.host} {does} {elsewhere}; if that is right, name it among the registry's hosts"
+        )
 
     def _authorized(self, challenge: str, scope: str) -> str:
         """The header for this scope, as the challenge asks: HTTP basic, or a token from where the challenge says."""
@@ -353,11 +351,7 @@ class DistributionRegistry:
                 raise RegistryFails(f"{self._address.host} refuses us and does not say how to log in")
 
     def _token(self, realm: str, service: str, scope: str) -> str:
-        if not self._address.admits(realm):
-            raise RegistryFails(
-                f"{self._address.host} wants us to log in at {urlsplit(realm).netloc or 'nowhere'}; if that is right, "
-                "name it among the registry's hosts"
-            )
+        self._admitted(realm, "wants us to log in at")
         asked = {"service": service, "scope": f"repository:{self._address.repository}:{scope}"}
         who = {} if self._credentials is None else {"Authorization": self._credentials.header}
         with self._http.stream("GET", realm, params=asked, headers=who) as answer:
