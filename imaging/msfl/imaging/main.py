@@ -134,7 +134,8 @@ def import_(
     description: Annotated[str, typer.Option(help="A sentence for the report.")] = "",
 ) -> None:
     """Check a dataset and write its record: what `msfl data publish` shows. The images stay where they are."""
-    from msfl.imaging.record import NotADataset, make_record, write_whole
+    from msfl.imaging.record import NotADataset, make_record
+    from msfl.imaging.workspace import write_whole
     from msfl.policies.encoding import encode
 
     try:

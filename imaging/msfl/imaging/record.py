@@ -6,11 +6,11 @@ is another version of the dataset.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from msfl.imaging.datasets import DatasetReport, check_dataset, dataset_files, dataset_version
+from msfl.imaging.workspace import write_whole
 from msfl.policies.documents import DatasetRecord
 from msfl.policies.encoding import encode, load_json
 
@@ -56,14 +56,3 @@ def publish_record(record: Path, data: Path, home: Path) -> DatasetRecord:
     write_whole(catalogue / f"{published.id}.path", str(data.resolve()).encode())
     write_whole(catalogue / f"{published.id}.json", encode(published))
     return published
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Whole or not at all: a torn file never takes a good one's place."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.new")
-    with temporary.open("wb") as target:
-        target.write(data)
-        target.flush()
-        os.fsync(target.fileno())
-    temporary.replace(file)
