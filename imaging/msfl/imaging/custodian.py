@@ -21,18 +21,21 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
 from msfl.imaging.deidentify.keys import Pseudonyms, site_key
 from msfl.imaging.faults import Fault, unusable
-from msfl.imaging.hand import import_order
+from msfl.imaging.hand import visit_json
 from msfl.imaging.hands import at_work
 from msfl.imaging.importing import ImportOptions, Outcome, case_name
+from msfl.imaging.publishing import Extent, Finished, LeftOut, register, site_of, usable
 from msfl.imaging.sources.archive import Limits
 from msfl.imaging.sources.finding import find
-from msfl.imaging.sources.found import Found, LeftOut, Question
+from msfl.imaging.sources.found import Found, Question
+from msfl.imaging.sources.found import LeftOut as Unread
+from msfl.imaging.split import Part, Shares
 from msfl.imaging.workspace import (
     CHANNELS,
     Case,
@@ -46,7 +49,8 @@ from msfl.imaging.workspace import (
     read_json,
     write_json,
 )
-from msfl.policies.documents import format_utc
+from msfl.policies.documents import DatasetRecord, format_utc
+from msfl.policies.refusals import CannotProceed
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
@@ -86,7 +90,7 @@ def import_source(
     """
     workspace, options = Workspace.of(home, dataset), options or ImportOptions()
     at = format_utc(now or now_utc())
-    show = progress or (lambda what, done, total: None)
+    show = progress or _silent
     pseudonyms = Pseudonyms.of(site_key(home), dataset)
     private = private_folder(home, dataset)
     with workspace.held():
@@ -120,12 +124,13 @@ def _bring_all(
 ) -> list[Outcome]:
     cases = [case_name(visit, pseudonyms) for visit in found.visits]
     orders = [
-        import_order(workspace.home, workspace.dataset, case, visit, options, private, at)
+        _order("import", workspace, case, at)
+        | {"visit": visit_json(visit), "options": asdict(options), "private": str(private)}
         for case, visit in zip(cases, found.visits, strict=True)
     ]
     outcomes: dict[str, Outcome] = {}
     show("importing", 0, len(orders))
-    for number, answer in at_work(orders, hands=hands, log=private / "hands.log"):
+    for number, answer in at_work(orders, hands=hands, log=_log(workspace.home, workspace.dataset)):
         case = workspace.case(cases[number])
         outcomes[case.id] = Outcome(**{**answer, "warnings": tuple(answer["warnings"])}) if answer else _died(case, at)
         show("importing", len(outcomes), len(orders))
@@ -139,6 +144,83 @@ def _died(case: Case, at: str) -> Outcome:
     case.record(Entry.from_json({"step": Step.IMPORT, "at": at, "code": why.code, "reason": why.reason}))
     shutil.rmtree(case.folder / ".scratch", ignore_errors=True)
     return Outcome(case.id, "unusable", why.code, why.reason)
+
+
+def _order(do: str, workspace: Workspace, case: str, at: str) -> JsonObject:
+    return {"do": do, "home": str(workspace.home), "dataset": workspace.dataset, "case": case, "at": at}
+
+
+@dataclass(frozen=True)
+class Published:
+    """`left_out` says why cases are not part of the dataset; `aside` are new visits of patients of the test set."""
+
+    record: DatasetRecord
+    parts: Mapping[str, Part]
+    left_out: tuple[LeftOut, ...]
+    aside: tuple[str, ...]
+
+
+def publish(
+    home: Path,
+    dataset: str,
+    *,
+    site: str = "",
+    shares: Shares | None = None,
+    extent: Extent = "defaced",
+    new_test_set: bool = False,
+    description: str = "",
+    hands: int = 2,
+    now: datetime | None = None,
+    progress: Progress | None = None,
+) -> Published:
+    """Finish, split and lay out what quality control let through, and show it to the federation.
+
+    Raises CannotProceed where there is nothing to publish or the frozen test set is not whole, and
+    `msfl.imaging.record.NotADataset` where what was laid out is no dataset (too few cases for a test set).
+    """
+    workspace, at, show = Workspace.of(home, dataset), format_utc(now or now_utc()), progress or _silent
+    site = site_of(home, site)
+    with workspace.held():
+        judged = {case.id: usable(case) for case in workspace.cases()}
+        left_out = [verdict for verdict in judged.values() if isinstance(verdict, LeftOut)]
+        verdicts = {case: verdict for case, verdict in judged.items() if isinstance(verdict, str)}
+        if not verdicts:
+            raise CannotProceed(f"No case of {dataset} can be published. {_why_none(left_out)}")
+        orders = [_order("finish", workspace, case, at) | {"extent": extent} for case in verdicts]
+        finished = []
+        show("finishing", 0, len(orders))
+        for done, (number, answer) in enumerate(at_work(orders, hands=hands, log=_log(home, dataset)), 1):
+            case = orders[number]["case"]
+            answer = answer or {"code": Fault.CRASHED.value, "reason": "The process that finished this case ended."}
+            if "code" in answer:
+                left_out.append(LeftOut(case, answer["code"], answer["reason"]))
+            else:
+                finished.append(Finished(case, answer["load_ml"], verdicts[case]))
+            show("finishing", done, len(orders))
+        record, dealt = register(
+            workspace,
+            finished,
+            left_out,
+            site=site,
+            shares=shares or Shares(),
+            new_test_set=new_test_set,
+            description=description,
+        )
+    return Published(record, dealt.cases, tuple(sorted(left_out, key=lambda left: left.case)), dealt.aside)
+
+
+def _why_none(left_out: Sequence[LeftOut]) -> str:
+    if not left_out:
+        return "It has no cases: msfl data import."
+    return f"{len(left_out)} were left out; of the first it is said: {left_out[0].reason}"
+
+
+def _log(home: Path, dataset: str) -> Path:
+    return private_folder(home, dataset) / "hands.log"
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
 
 
 def private_folder(home: Path, dataset: str) -> Path:
@@ -159,7 +241,7 @@ def _keep_links(private: Path, found: Found, pseudonyms: Pseudonyms) -> None:
     write_json(file, links)
 
 
-def _left(left: LeftOut) -> JsonObject:
+def _left(left: Unread) -> JsonObject:
     return {"code": left.why.code, "reason": left.why.reason, "files": [str(file) for file in left.files]}
 
 

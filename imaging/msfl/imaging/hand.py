@@ -1,13 +1,14 @@
 """The process that works on cases (`msfl.imaging.hands`): ``python -m msfl.imaging.hand``, orders on standard input.
 
-==============  =====================================  ==============================
-order ``step``  with                                   does
-==============  =====================================  ==============================
-import          ``visit``, ``options``, ``private``    `msfl.imaging.importing.bring_in`
-standardise     –                                      `msfl.imaging.standard.standardise`
-==============  =====================================  ==============================
+============  =======================================  ============================================
+``do``        with                                     is
+============  =======================================  ============================================
+import        ``visit``, ``options``, ``private``      `msfl.imaging.importing.bring_in`
+finish        ``extent``                               `msfl.imaging.publishing.finish`
+============  =======================================  ============================================
 
-Every order names its ``home``, ``dataset`` and ``case``, and the time ``at`` which it is done.
+Every order names its ``home``, ``dataset`` and ``case``, and the time ``at`` which it is done. An answer is an object;
+where a case turned out to be unusable it is ``{"code", "reason"}``.
 """
 
 from __future__ import annotations
@@ -19,39 +20,29 @@ from msfl.imaging.deidentify.headers import Options
 from msfl.imaging.deidentify.keys import Pseudonyms, site_key
 from msfl.imaging.hands import serve
 from msfl.imaging.importing import ImportOptions, bring_in
+from msfl.imaging.publishing import finish
 from msfl.imaging.sources.found import DicomSeries, ImageSource, NiftiFile, Visit
-from msfl.imaging.workspace import JsonObject, Step, Unusable, Workspace
+from msfl.imaging.workspace import JsonObject, Unusable, Workspace
 from msfl.policies.documents import parse_utc
 
 
 def do(order: JsonObject) -> JsonObject:
     home, dataset = Path(order["home"]), str(order["dataset"])
     case = Workspace.of(home, dataset).case(order["case"])
-    match Step(order["step"]):
-        case Step.IMPORT:
-            given = order["options"]
-            options = ImportOptions(Options(**given["deidentify"]), given["max_slice_mm"])
-            pseudonyms = Pseudonyms.of(site_key(home), dataset)
-            private = Path(order["private"])
-            outcome = bring_in(visit_of(order["visit"]), case, pseudonyms, options, parse_utc(order["at"]), private)
-            return asdict(outcome)
-        case step:
-            raise ValueError(f"no hand does {step}")
-
-
-def import_order(
-    home: Path, dataset: str, case: str, visit: Visit, options: ImportOptions, private: Path, at: str
-) -> JsonObject:
-    return {
-        "step": Step.IMPORT.value,
-        "home": str(home),
-        "dataset": dataset,
-        "case": case,
-        "visit": visit_json(visit),
-        "options": asdict(options),
-        "private": str(private),
-        "at": at,
-    }
+    try:
+        match order["do"]:
+            case "import":
+                given = order["options"]
+                options = ImportOptions(Options(**given["deidentify"]), given["max_slice_mm"])
+                pseudonyms, private = Pseudonyms.of(site_key(home), dataset), Path(order["private"])
+                visit = visit_of(order["visit"])
+                return asdict(bring_in(visit, case, pseudonyms, options, parse_utc(order["at"]), private))
+            case "finish":
+                return finish(case, order["extent"])
+            case other:
+                raise ValueError(f"no hand does {other}")
+    except Unusable as why:
+        return {"code": why.code, "reason": why.reason}
 
 
 def visit_json(visit: Visit) -> JsonObject:

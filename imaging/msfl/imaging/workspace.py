@@ -10,6 +10,7 @@
             raw/                   FLAIR.nii.gz  T1w.nii.gz  lesion.nii.gz (where there is one)
             standard/              FLAIR.nii.gz  T1w.nii.gz  lesion.nii.gz  brain.nii.gz  steps.json
             qc.json                the verdict of quality control
+            final/                 FLAIR, T1w and lesion as they are published: without a face
         report/                    for the custodian's eyes
         split.json                 who trains, who validates, who tests
         nnunet/                    what is published: nnU-Net's raw layout
