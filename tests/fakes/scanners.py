@@ -103,7 +103,7 @@ class Scanner:
         return image
 
 
-def head(size: int = 24, spacing: float = 8.0, seed: int = 0) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+def head(size: int = 32, spacing: float = 5.0, seed: int = 0) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
     """Something round in the middle of a volume as large as a head, and its affine (RAS, mm)."""
     rng = np.random.default_rng(seed)
     at = np.linspace(-1, 1, size)

@@ -226,7 +226,8 @@ def _silent(what: str, done: int, total: int) -> None:
 def private_folder(home: Path, dataset: str) -> Path:
     """The custodian's own: what links cases to patients."""
     folder = home / "secrets" / "data" / dataset
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for part in (folder.parent.parent, folder.parent, folder):
+        part.mkdir(parents=True, exist_ok=True, mode=0o700)  # of parents that it makes, mkdir forgets the mode
     return folder
 
 

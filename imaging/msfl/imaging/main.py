@@ -311,7 +311,7 @@ def publish(
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes at once.")] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Show a dataset to the federation: what passed quality control, split by patient. What runs on it, policies say."""
+    """Show a dataset to the federation: what passed quality control, split by patient. Policies say what may run."""
     console = Console(soft_wrap=True, highlight=False)
     if record is not None and data is not None:
         from msfl.imaging.record import publish_record

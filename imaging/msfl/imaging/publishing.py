@@ -158,7 +158,7 @@ def lay_out(workspace: Workspace, dealt: Dealt) -> None:
     for part in ("imagesTr", "labelsTr"):
         if not any((fresh / part).iterdir()):
             (fresh / part).rmdir()  # an evaluate-only site
-    write_json(fresh / "dataset.json", _description(workspace, dealt))
+    write_json(fresh / "dataset.json", _description(workspace, dealt), mode=0o644)  # as readable as the images
     swap_in(fresh, workspace.nnunet)
 
 

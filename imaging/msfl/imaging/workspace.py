@@ -289,9 +289,10 @@ def read_json(file: Path) -> JsonObject:
     return value
 
 
-def write_json(file: Path, value: JsonObject) -> None:
+def write_json(file: Path, value: JsonObject, mode: int = 0o600) -> None:
     """Sorted keys: same content, same bytes."""
-    write_whole(file, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(file, text.encode(), mode)
 
 
 def write_whole(file: Path, data: bytes, mode: int = 0o600) -> None:
