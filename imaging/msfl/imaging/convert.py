@@ -21,7 +21,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
-from msfl.imaging.checks import Volume
+from msfl.imaging.checks import LARGEST_HEAD_MM, SMALLEST_HEAD_MM, Volume
 from msfl.imaging.deidentify.burned_in import looks_written_on, said_by_header
 from msfl.imaging.deidentify.changes import Change, changes
 from msfl.imaging.deidentify.headers import Options, deidentify
@@ -78,6 +78,7 @@ def convert(files: Sequence[Path], patient: str, pseudonyms: Pseudonyms, options
             raise unusable(Fault.UNREADABLE, "A file of the series cannot be read.") from error
         first = first or source
     assert first is not None, "a series has files"
+    _check_size(first)
     _check_positions(positions, int(first.get("ImagesInAcquisition") or 0), len(files))
     out = scratch / "nifti"
     out.mkdir()
@@ -117,6 +118,16 @@ def _position(source: Dataset) -> list[tuple[tuple[float, ...], tuple[float, ...
     if position is None or turned is None or int(source.get("NumberOfFrames") or 1) > 1:
         return []
     return [(tuple(map(float, position)), tuple(map(float, turned)))]
+
+
+def _check_size(header: Dataset) -> None:
+    """A field of view no head fits into is in another unit. Raises Unusable."""
+    spacing = header.get("PixelSpacing")
+    extent = max(float(s) * n for s, n in zip(spacing, (header.Rows, header.Columns), strict=True)) if spacing else 0.0
+    if spacing and not SMALLEST_HEAD_MM <= extent <= LARGEST_HEAD_MM:
+        raise unusable(
+            Fault.WRONG_UNITS, f"By its header a slice is {extent:.4g} mm long; no head is.", extent_mm=extent
+        )
 
 
 def _check_positions(

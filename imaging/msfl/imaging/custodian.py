@@ -27,7 +27,7 @@ from pathlib import Path
 
 from msfl.imaging.deidentify.keys import Pseudonyms, site_key
 from msfl.imaging.faults import Fault, unusable
-from msfl.imaging.hand import visit_json
+from msfl.imaging.hand import do, visit_json
 from msfl.imaging.hands import at_work
 from msfl.imaging.importing import ImportOptions, Outcome, case_name
 from msfl.imaging.publishing import Extent, Finished, LeftOut, register, site_of, usable
@@ -130,7 +130,7 @@ def _bring_all(
     ]
     outcomes: dict[str, Outcome] = {}
     show("importing", 0, len(orders))
-    for number, answer in at_work(orders, hands=hands, log=_log(workspace.home, workspace.dataset)):
+    for number, answer in at_work(orders, do, hands=hands, log=_log(workspace.home, workspace.dataset)):
         case = workspace.case(cases[number])
         outcomes[case.id] = Outcome(**{**answer, "warnings": tuple(answer["warnings"])}) if answer else _died(case, at)
         show("importing", len(outcomes), len(orders))
@@ -189,7 +189,7 @@ def publish(
         orders = [_order("finish", workspace, case, at) | {"extent": extent} for case in verdicts]
         finished = []
         show("finishing", 0, len(orders))
-        for done, (number, answer) in enumerate(at_work(orders, hands=hands, log=_log(home, dataset)), 1):
+        for done, (number, answer) in enumerate(at_work(orders, do, hands=hands, log=_log(home, dataset)), 1):
             case = orders[number]["case"]
             answer = answer or {"code": Fault.CRASHED.value, "reason": "The process that finished this case ended."}
             if "code" in answer:

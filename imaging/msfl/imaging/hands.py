@@ -25,13 +25,17 @@ from pathlib import Path
 from msfl.imaging.workspace import JsonObject
 
 Answer = JsonObject | None
+Do = Callable[[JsonObject], JsonObject]
 
 
-def at_work(orders: Sequence[JsonObject], *, hands: int, log: Path) -> Iterator[tuple[int, Answer]]:
+def at_work(orders: Sequence[JsonObject], do: Do, *, hands: int, log: Path) -> Iterator[tuple[int, Answer]]:
     """(Number of the order, its answer), in the order of completion; None for an order on which the process died.
 
-    When the caller stops listening, the processes are ended.
+    When the caller stops listening, the processes are ended. With no hands at all, this process does the work (`do`).
     """
+    if not hands:
+        yield from ((number, do(order)) for number, order in enumerate(orders))
+        return
     waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in range(len(orders)):
         waiting.put(number)
@@ -110,9 +114,6 @@ class _Hand(threading.Thread):
             for stream in (process.stdin, process.stdout):
                 if stream is not None and not stream.closed:
                     stream.close()
-
-
-Do = Callable[[JsonObject], JsonObject]
 
 
 def serve(do: Do) -> None:

@@ -9,10 +9,11 @@ values, and of images the whole header with its extensions. A value counts as fo
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -26,6 +27,7 @@ _LISTED_OURS = """
     dicom bids nifti nnunet flair t1w lesion train test shift remove seg image
 """
 _OURS: Final = frozenset(_LISTED_OURS.split())
+_NAMES = frozenset({"source", "FLAIR", "T1w", "lesion"})
 _HEADER_BYTES = 64 << 10
 _PIECES = re.compile(r"[^\W_]+")
 # What stays as it is, and what everybody shares.
@@ -76,7 +78,7 @@ def leaks(written: Iterable[Path], telling: Iterable[str]) -> tuple[str, ...]:
     wanted = [_alone(value) for value in sorted(telling)]
     found = []
     for file in written:
-        text = file.name + "\n" + _text_of(file)
+        text = "\n".join([*_strange(file.name), _text_of(file)])
         if any(value.search(text) for value in wanted):
             found.append(file.name)
     return tuple(found)
@@ -95,9 +97,26 @@ def _text_of(file: Path) -> str:
         offset = int.from_bytes(content[40:42], "little") and int(_float(content[108:112]))
         with file.open("rb") as raw:
             content = raw.read(256) + b"\n" + content[: max(offset, 352)]
+    elif file.suffix == ".json":
+        return "\n".join(_values_of(json.loads(file.read_bytes())))
     else:
         content = file.read_bytes()
     return content.decode("latin-1")
+
+
+def _strange(name: str) -> list[str]:
+    """A file's name, unless it is one that every case has."""
+    return [] if name.partition(".")[0] in _NAMES else [name]
+
+
+def _values_of(value: Any) -> Iterator[str]:
+    """Of JSON; the names of fields are ours, whatever they are."""
+    if isinstance(value, dict):
+        yield from (text for inner in value.values() for text in _values_of(inner))
+    elif isinstance(value, list):
+        yield from (text for inner in value for text in _values_of(inner))
+    else:
+        yield str(value)
 
 
 def _float(four: bytes) -> float:

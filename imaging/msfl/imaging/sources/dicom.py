@@ -121,7 +121,7 @@ def _read_all(files: Sequence[Path], progress: Progress | None) -> tuple[list[_F
     words = {
         Fault.ENCRYPTED: "{} files are encrypted.",
         Fault.UNREADABLE: "{} files look like DICOM but cannot be read.",
-        Fault.TRUNCATED: "{} files end inside their header.",
+        Fault.TRUNCATED: "{} files end inside their header, or are damaged there.",
     }
     return read, [LeftOut(tuple(paths), unusable(f, words[f].format(len(paths)))) for f, paths in sorted(left.items())]
 
