@@ -254,11 +254,16 @@ def find_site(site_id: str, data: Path, place: Workplace, *, seed: int, validati
         channel_names = tuple(str(channels[str(i)]) for i in range(len(channels)))
         ending = str(description["file_ending"])
         values = {str(name): int(value) for name, value in labels.items()}
+        named = description.get("validation")
+        held_back = None if named is None else frozenset(map(str, named))
+        cases = _cases(data / "imagesTr", ending)
+        if held_back and not held_back < {*cases}:
+            raise ValueError("it validates with other cases than those of imagesTr, or with all of them")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TaskRefusal("dataset_unreadable", f"dataset.json cannot be used: {error!r}") from error
     model_scratch = place.scratch / "model"  # The worker's own files lie beside it.
     model_scratch.mkdir(mode=0o700, exist_ok=True)
-    train, validation = split_cases(_cases(data / "imagesTr", ending), seed, validation_fraction)
+    train, validation = split_cases(cases, seed, validation_fraction, held_back)
     return Site(
         site_id=site_id,
         data=data,

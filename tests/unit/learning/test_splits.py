@@ -30,6 +30,15 @@ def test_no_validation_is_a_choice() -> None:
     assert split_cases(CASES, 1, 0.0) == (tuple(CASES), ())
 
 
+def test_a_dataset_that_was_divided_by_patient_keeps_its_division() -> None:
+    train, validation = split_cases(CASES, 1, 0.2, named={"A_003", "A_004"})
+    assert validation == ("A_003", "A_004")
+    assert sorted((*train, *validation)) == CASES
+    assert split_cases(CASES, 9, 0.7, named={"A_003", "A_004"}) == (train, validation)
+    assert split_cases(CASES, 1, 0.2, named=()) == (tuple(CASES), ())
+    assert split_cases(CASES, 1, 0.0, named={"A_003"}) == (tuple(CASES), ())
+
+
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_a_senseless_fraction_is_an_error(fraction: float) -> None:
     with pytest.raises(ValueError, match="fraction"):
