@@ -41,9 +41,10 @@ class Fault(StrEnum):
     # The mask
     MASK_NOT_BINARY = "mask_not_binary"
     MASK_ELSEWHERE = "mask_elsewhere"
-    # What must not leave the scanner
+    # What must not leave the scanner, and what must never happen
     IDENTITY_LEFT = "identity_left"
     BRAIN_LOST = "brain_lost"
+    CRASHED = "crashed"
 
 
 ADVICE: Final[Mapping[Fault, str]] = {
@@ -70,6 +71,7 @@ ADVICE: Final[Mapping[Fault, str]] = {
     Fault.MASK_NOT_BINARY: "Give a mask of 0 (no lesion) and 1 (lesion).",
     Fault.MASK_ELSEWHERE: "Give the mask on the grid of the FLAIR or of the T1w image that it was drawn on.",
     Fault.IDENTITY_LEFT: "Nothing was kept. Report this: the rules of de-identification must be extended.",
+    Fault.CRASHED: "The others are not affected. Import this case alone, and report it if it happens again.",
     Fault.BRAIN_LOST: "Import this case with --no-deface and look at it.",
 }
 

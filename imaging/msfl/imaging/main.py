@@ -1,38 +1,52 @@
-"""The ``msfl data`` commands: make demo data, check a dataset.
+"""The ``msfl data`` commands: from scanner to dataset, check a dataset, make demo data.
 
-==========  =============================================================  ==========================
-command     does                                                           exit code
-==========  =============================================================  ==========================
-``synth``   writes the demo's synthetic sites as nnU-Net raw folders       1 when a folder is taken
-``check``   says what a dataset holds and, line by line, what is wrong     1 when anything is wrong
-``import``  checks a dataset and writes its record                         1 when anything is wrong
-``publish`` shows a dataset to the federation through the site's gateway   1 when the record is unreadable
-==========  =============================================================  ==========================
+==============  ===============================================================  ===========================
+command         does                                                             exit code
+==============  ===============================================================  ===========================
+``import``      brings visits into a dataset, de-identified; with ``--out``      1 when a visit, or anything
+                checks a folder where it lies and writes its record              of the folder, is unusable
+``list``        says where every case stands                                     0
+``publish``     finishes, splits, and shows a dataset to the federation          1 when nothing can be shown
+``check``       says what a dataset holds and, line by line, what is wrong       1 when anything is wrong
+``synth``       writes the demo's synthetic sites as nnU-Net raw folders         1 when a folder is taken
+==============  ===============================================================  ===========================
 
 Exit code 2 is a usage error. With ``--json`` the answer goes to standard output as one JSON object; progress always
-goes to standard error. numpy and nibabel are imported by the command that needs them: ``msfl --help`` stays fast.
+goes to standard error. numpy, nibabel and pydicom are imported by the command that needs them: ``msfl --help`` stays
+fast. What is printed names no patient and no file; `custodian` says where that is kept.
 """
 
+from __future__ import annotations
+
 import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-app = typer.Typer(name="data", help="Make, check and describe datasets.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from msfl.imaging.custodian import Brought
+    from msfl.imaging.record import NotADataset
+    from msfl.imaging.workspace import JsonObject
+
+app = typer.Typer(name="data", help="From scanner to dataset.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.callback()
 def data() -> None:
-    """Make, check and describe datasets."""
+    """From scanner to dataset: import, check, publish; or make demo data."""
 
 
 @app.command()
@@ -126,18 +140,117 @@ def check(
 
 @app.command(name="import")
 def import_(
-    source: Annotated[Path, typer.Argument(help="nnU-Net raw folder of one site.", exists=True, file_okay=False)],
-    site: Annotated[str, typer.Option(help="The site's id.")],
+    source: Annotated[Path, typer.Argument(help="Folder, zip or CSV: DICOM, BIDS, NIfTI or nnU-Net raw.", exists=True)],
     dataset: Annotated[str, typer.Option(help="The dataset's id, as policies will name it.")],
-    out: Annotated[Path, typer.Option(help="Where the record goes (JSON).")],
-    generated: Annotated[bool, typer.Option(help="The images were made, not taken.")] = False,
-    description: Annotated[str, typer.Option(help="A sentence for the report.")] = "",
+    home: Annotated[Path | None, typer.Option(help="The gateway's folder; the dataset lies in it.")] = None,
+    series: Annotated[
+        Path | None, typer.Option(help="CSV `series,image` that answers what an earlier import asked.", exists=True)
+    ] = None,
+    dates: Annotated[str, typer.Option(help="shift: each patient's dates move alike; remove.")] = "shift",
+    keep_device: Annotated[bool, typer.Option(help="Keep serial number and station name of the scanner.")] = False,
+    max_slice_mm: Annotated[float, typer.Option(min=0.5, help="Thicker slices are refused.")] = 6.0,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes at once.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="Only check an nnU-Net raw folder where it lies, and write its record here.")
+    ] = None,
+    site: Annotated[str, typer.Option(help="With --out: the site's id.")] = "",
+    generated: Annotated[bool, typer.Option(help="With --out: the images were made, not taken.")] = False,
+    description: Annotated[str, typer.Option(help="With --out: a sentence for the report.")] = "",
+    as_json: AsJson = False,
 ) -> None:
-    """Check a dataset and write its record: what `msfl data publish` shows. The images stay where they are."""
+    """Bring visits into a dataset: recognised, de-identified, checked. One bad visit stops no other; run it again."""
+    if out is not None:
+        _record_in_place(source, dataset, out, site, generated, description)
+        return
+    if home is None:
+        raise typer.BadParameter("say --home, the gateway's folder (or --out, to check a folder where it lies)")
+    if dates not in ("shift", "remove"):
+        raise typer.BadParameter("it is shift or remove", param_hint="--dates")
+    from msfl.imaging.custodian import import_source
+    from msfl.imaging.deidentify.headers import Options
+    from msfl.imaging.importing import ImportOptions
+
+    options = ImportOptions(Options("shift" if dates == "shift" else "remove", keep_device), max_slice_mm)
+    answers = _answers(series) if series else {}
+    brought = _with_progress(
+        lambda show: import_source(home, dataset, source, options=options, answers=answers, hands=jobs, progress=show)
+    )
+    if brought.questions and not as_json and sys.stdin.isatty():
+        answers = answers | _ask(brought.questions)
+        brought = _with_progress(
+            lambda show: import_source(
+                home, dataset, source, options=options, answers=answers, hands=jobs, progress=show
+            )
+        )
+    console = Console(soft_wrap=True, highlight=False)
+    if as_json:
+        console.print_json(json.dumps({"ok": brought.ok} | asdict(brought)))
+    else:
+        _print_brought(console, brought, home)
+    raise typer.Exit(0 if brought.ok else 1)
+
+
+def _print_brought(console: Console, brought: Brought, home: Path) -> None:
+    for outcome in brought.outcomes:
+        if outcome.code:
+            console.print(
+                f"{outcome.case}: {outcome.verdict}: {outcome.code}: {outcome.reason}", style="red", markup=False
+            )
+        for warning in outcome.warnings:
+            console.print(
+                f"{outcome.case}: {warning}: look at the images before you publish", style="yellow", markup=False
+            )
+    for left in brought.left_out:
+        console.print(f"{left['files']} files left out: {left['code']}: {left['reason']}", style="red", markup=False)
+    for question in brought.questions:
+        console.print(f"{question['case']}: which is the {question['image']}?", style="yellow", markup=False)
+        for name, label in question["choices"].items():
+            console.print(f"    {name}  {label}", markup=False)
+    for note in brought.notes:
+        console.print(note, style="yellow", markup=False)
+    counts = Counter(outcome.verdict for outcome in brought.outcomes)
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "No visit was found.")
+    if not brought.ok:
+        console.print(f"Which patients and files these are: {home / 'secrets' / 'data'} (yours alone).", markup=False)
+
+
+def _answers(file: Path) -> dict[str, str]:
+    """Raises CannotProceed."""
+    from msfl.policies.refusals import CannotProceed
+
+    answers = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        name, _, image = (part.strip() for part in line.partition(","))
+        if not line.strip() or (number == 1 and name == "series"):
+            continue
+        if image not in ("FLAIR", "T1w", "ignore"):
+            raise CannotProceed(f"{file}, line {number}: {image!r} must be FLAIR, T1w or ignore.")
+        answers[name] = image
+    return answers
+
+
+def _ask(questions: Sequence[JsonObject]) -> dict[str, str]:
+    answers: dict[str, str] = {}
+    for question in questions:
+        _errors().print(f"{question['case']}: which is the {question['image']}?", markup=False)
+        choices = list(question["choices"].items())
+        for number, (name, label) in enumerate(choices, 1):
+            _errors().print(f"    {number}  {name}  {label}", markup=False)
+        chosen = typer.prompt("Number, or 0 for none", type=click.IntRange(0, len(choices)), default=0, err=True)
+        if chosen:
+            answers[choices[chosen - 1][0]] = str(question["image"])
+    return answers
+
+
+def _record_in_place(source: Path, dataset: str, out: Path, site: str, generated: bool, description: str) -> None:
     from msfl.imaging.record import NotADataset, make_record
     from msfl.imaging.workspace import write_whole
     from msfl.policies.encoding import encode
 
+    if not site:
+        raise typer.BadParameter("say --site, the site's id", param_hint="--site")
+    if not source.is_dir():
+        raise typer.BadParameter("with --out it must be a folder in nnU-Net's raw layout", param_hint="SOURCE")
     try:
         made = make_record(
             source,
@@ -147,25 +260,137 @@ def import_(
             description=description,
         )
     except NotADataset as error:
-        for problem in error.report.problems:
-            _errors().print(problem.line(), style="red", markup=False, highlight=False)
+        _print_problems(error)
         raise typer.Exit(1) from error
     write_whole(out, encode(made))
 
 
+@app.command(name="list")
+def list_(
+    dataset: Annotated[str, typer.Argument(help="The dataset's id.")],
+    home: Annotated[Path, typer.Option(help="The gateway's folder.", exists=True)],
+    as_json: AsJson = False,
+) -> None:
+    """Say where every case of a dataset stands, and what stopped it."""
+    from msfl.imaging.custodian import listing
+
+    rows = [
+        {
+            "case": one.case,
+            "state": one.standing.state.value,
+            "channels": list(one.channels),
+            "lesion_mask": one.lesion,
+            "code": one.standing.failed.code if one.standing.failed else "",
+            "reason": one.standing.failed.reason if one.standing.failed else "",
+        }
+        for one in listing(home, dataset)
+    ]
+    console = Console(soft_wrap=True, highlight=False)
+    if as_json:
+        console.print_json(json.dumps({"dataset": dataset, "cases": rows}))
+        return
+    table = Table("case", "state", "lesion mask", "what stopped it", title=f"{dataset}: {len(rows)} cases")
+    for row in rows:
+        stopped = f"{row['code']}: {row['reason']}" if row["code"] else ""
+        table.add_row(str(row["case"]), str(row["state"]), "yes" if row["lesion_mask"] else "no", stopped)
+    console.print(table)
+
+
 @app.command()
 def publish(
-    record: Annotated[Path, typer.Option(help="The dataset's record (`msfl data import`).", exists=True)],
-    data: Annotated[Path, typer.Option(help="Where the data lie; they are only ever read.", exists=True)],
     home: Annotated[Path, typer.Option(help="The gateway's folder.", exists=True)],
+    dataset: Annotated[str, typer.Argument(help="The dataset's id (or --record and --data).")] = "",
+    record: Annotated[Path | None, typer.Option(help="A record that was written by import --out.", exists=True)] = None,
+    data: Annotated[Path | None, typer.Option(help="Where its data lie; they are only ever read.", exists=True)] = None,
+    site: Annotated[str, typer.Option(help="The site's id, where the gateway is not enrolled yet.")] = "",
+    test_share: Annotated[float, typer.Option(min=0, max=0.9, help="Of patients, when the test set is made.")] = 0.25,
+    validation_share: Annotated[float, typer.Option(min=0, max=0.9, help="Of patients.")] = 0.1,
+    extent: Annotated[str, typer.Option(help="defaced, brain (skull off) or head (as it is).")] = "defaced",
+    new_test_set: Annotated[bool, typer.Option(help="Give up the frozen test set and draw another one.")] = False,
+    description: Annotated[str, typer.Option(help="A sentence for the report.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes at once.")] = 2,
+    as_json: AsJson = False,
 ) -> None:
-    """Show a checked dataset to the federation. What may run on it, policies say."""
-    from msfl.imaging.record import publish_record
+    """Show a dataset to the federation: what passed quality control, split by patient. Policies say what may run."""
+    console = Console(soft_wrap=True, highlight=False)
+    if record is not None and data is not None:
+        from msfl.imaging.record import publish_record
 
-    published = publish_record(record, data, home)
-    Console(soft_wrap=True, highlight=False).print(
-        f"{published.ref} is published: {published.n_train} training, {published.n_test} test cases"
-    )
+        shown = publish_record(record, data, home)
+        console.print(f"{shown.ref} is published: {shown.n_train} training, {shown.n_test} test cases")
+        return
+    if not dataset:
+        raise typer.BadParameter("say which dataset (or --record and --data)")
+    if extent not in ("defaced", "brain", "head"):
+        raise typer.BadParameter("it is defaced, brain or head", param_hint="--extent")
+    if test_share + validation_share >= 1:
+        raise typer.BadParameter("nothing would be left to train on", param_hint="--test-share")
+    from msfl.imaging import custodian
+    from msfl.imaging.record import NotADataset
+    from msfl.imaging.split import Part, Shares
+
+    try:
+        published = _with_progress(
+            lambda show: custodian.publish(
+                home,
+                dataset,
+                site=site,
+                shares=Shares(validation_share, test_share),
+                extent=extent,  # type: ignore[arg-type]  # one of the three
+                new_test_set=new_test_set,
+                description=description,
+                hands=jobs,
+                progress=show,
+            )
+        )
+    except NotADataset as error:
+        _print_problems(error)
+        raise typer.Exit(1) from error
+    validating = sum(part is Part.VALIDATION for part in published.parts.values())
+    made = published.record
+    if as_json:
+        answer = {
+            "dataset": made.ref,
+            "version": made.version,
+            "test_set": made.test_set,
+            "train": made.n_train - validating,
+            "validation": validating,
+            "test": made.n_test,
+            "quality": dict(made.quality),
+            "left_out": [asdict(left) for left in published.left_out],
+            "aside": list(published.aside),
+        }
+        console.print_json(json.dumps(answer))
+        return
+    for left in published.left_out:
+        console.print(f"{left.case}: left out: {left.code}: {left.reason}", style="yellow", markup=False)
+    for case in published.aside:
+        console.print(
+            f"{case}: set aside: a new visit of a patient of the frozen test set", style="yellow", markup=False
+        )
+    parts = f"{made.n_train - validating} training, {validating} validation, {made.n_test} test cases"
+    console.print(f"{made.ref} is published: {parts}; version {made.version[:19]}…", markup=False)
+
+
+T = TypeVar("T")
+
+
+def _with_progress(work: Callable[[Callable[[str, int, int], None]], T]) -> T:
+    """One bar for each thing that takes long, as they come."""
+    with _progress() as bar:
+        steps: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in steps:
+                steps[what] = bar.add_task(what, total=total)
+            bar.update(steps[what], completed=done, total=total)
+
+        return work(show)
+
+
+def _print_problems(error: NotADataset) -> None:
+    for problem in error.report.problems:
+        _errors().print(problem.line(), style="red", markup=False, highlight=False)
 
 
 def _errors() -> Console:

@@ -6,6 +6,7 @@ is another version of the dataset.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,14 @@ class NotADataset(Exception):
 
 
 def make_record(
-    folder: Path, *, site: str, dataset_id: str, kind: Literal["generated", "user"], description: str = ""
+    folder: Path,
+    *,
+    site: str,
+    dataset_id: str,
+    kind: Literal["generated", "user"],
+    description: str = "",
+    test_set: str | None = None,
+    quality: Mapping[str, int] | None = None,
 ) -> DatasetRecord:
     """Check the folder and describe it. Raises NotADataset."""
     report = check_dataset(folder)
@@ -45,14 +53,21 @@ def make_record(
         files={name: f"sha256:{digest}" for name, digest in files.items()},
         kind=kind,
         description=description,
+        test_set=test_set,
+        quality=quality or {},
     )
 
 
 def publish_record(record: Path, data: Path, home: Path) -> DatasetRecord:
     """Put a record, and where its data lie, into the catalogue of a gateway's home. Raises Malformed."""
     published = load_json(record.read_bytes(), DatasetRecord, record.name, max_bytes=MAX_RECORD_BYTES)
+    show(published, data, home)
+    return published
+
+
+def show(published: DatasetRecord, data: Path, home: Path) -> None:
+    """From now on the gateway of this home offers the dataset."""
     catalogue = home / "datasets"
     # The place first: a record that the gateway can see always has one.
     write_whole(catalogue / f"{published.id}.path", str(data.resolve()).encode())
     write_whole(catalogue / f"{published.id}.json", encode(published))
-    return published

@@ -10,6 +10,7 @@
             raw/                   FLAIR.nii.gz  T1w.nii.gz  lesion.nii.gz (where there is one)
             standard/              FLAIR.nii.gz  T1w.nii.gz  lesion.nii.gz  brain.nii.gz  steps.json
             qc.json                the verdict of quality control
+            final/                 FLAIR, T1w and lesion as they are published: without a face
         report/                    for the custodian's eyes
         split.json                 who trains, who validates, who tests
         nnunet/                    what is published: nnU-Net's raw layout
@@ -288,9 +289,10 @@ def read_json(file: Path) -> JsonObject:
     return value
 
 
-def write_json(file: Path, value: JsonObject) -> None:
+def write_json(file: Path, value: JsonObject, mode: int = 0o600) -> None:
     """Sorted keys: same content, same bytes."""
-    write_whole(file, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(file, text.encode(), mode)
 
 
 def write_whole(file: Path, data: bytes, mode: int = 0o600) -> None:

@@ -535,7 +535,9 @@ class AssetPolicy(Document):
 
 class DatasetRecord(Document):
     """What a site knows of one published dataset. `files` maps a path below the data folder to its hash and stays
-    at the site; `channel_names` are in channel order; `spacing_mm` is the median over cases, in array axis order."""
+    at the site; `channel_names` are in channel order; `spacing_mm` is the median over cases, in array axis order.
+    `test_set` is the hash of the frozen test set's case names; `quality` counts cases by verdict, those that were left
+    out included. Both are empty for a dataset that was made elsewhere."""
 
     id: Slug
     site: Slug
@@ -548,6 +550,8 @@ class DatasetRecord(Document):
     files: Mapping[str, Digest] = Field(default_factory=dict)
     kind: Literal["generated", "user"]
     description: Text = ""
+    test_set: Digest | None = None
+    quality: Mapping[Slug, Count] = Field(default_factory=dict)
 
     @property
     def ref(self) -> str:

@@ -1,0 +1,89 @@
+"""The process that works on cases (`msfl.imaging.hands`): ``python -m msfl.imaging.hand``, orders on standard input.
+
+============  =======================================  ============================================
+``do``        with                                     is
+============  =======================================  ============================================
+import        ``visit``, ``options``, ``private``      `msfl.imaging.importing.bring_in`
+finish        ``extent``                               `msfl.imaging.publishing.finish`
+============  =======================================  ============================================
+
+Every order names its ``home``, ``dataset`` and ``case``, and the time ``at`` which it is done. An answer is an object;
+where a case turned out to be unusable it is ``{"code", "reason"}``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from msfl.imaging.deidentify.headers import Options
+from msfl.imaging.deidentify.keys import Pseudonyms, site_key
+from msfl.imaging.hands import serve
+from msfl.imaging.importing import ImportOptions, bring_in
+from msfl.imaging.publishing import finish
+from msfl.imaging.sources.found import DicomSeries, ImageSource, NiftiFile, Visit
+from msfl.imaging.workspace import JsonObject, Unusable, Workspace
+from msfl.policies.documents import parse_utc
+
+
+def do(order: JsonObject) -> JsonObject:
+    home, dataset = Path(order["home"]), str(order["dataset"])
+    case = Workspace.of(home, dataset).case(order["case"])
+    try:
+        match order["do"]:
+            case "import":
+                given = order["options"]
+                options = ImportOptions(Options(**given["deidentify"]), given["max_slice_mm"])
+                pseudonyms, private = Pseudonyms.of(site_key(home), dataset), Path(order["private"])
+                visit = visit_of(order["visit"])
+                return asdict(bring_in(visit, case, pseudonyms, options, parse_utc(order["at"]), private))
+            case "finish":
+                return finish(case, order["extent"])
+            case other:
+                raise ValueError(f"no hand does {other}")
+    except Unusable as why:
+        return {"code": why.code, "reason": why.reason}
+
+
+def visit_json(visit: Visit) -> JsonObject:
+    why = visit.unusable
+    return {
+        "kind": visit.kind,
+        "patient": visit.patient,
+        "day": visit.day,
+        "split": visit.split,
+        "images": {name: _image_json(image) for name, image in visit.images.items()},
+        "lesion": _image_json(visit.lesion) if visit.lesion else None,
+        "unusable": {"code": why.code, "reason": why.reason} if why else None,
+    }
+
+
+def visit_of(value: JsonObject) -> Visit:
+    why = value["unusable"]
+    return Visit(
+        kind=value["kind"],
+        patient=value["patient"],
+        day=value["day"],
+        images={name: _image_of(image) for name, image in value["images"].items()},
+        lesion=_image_of(value["lesion"]) if value["lesion"] else None,
+        split=value["split"],
+        unusable=Unusable(why["code"], why["reason"]) if why else None,
+    )
+
+
+def _image_json(image: ImageSource) -> JsonObject:
+    match image:
+        case DicomSeries(files):
+            return {"files": [str(file) for file in files]}
+        case NiftiFile(file, sidecar):
+            return {"file": str(file), "sidecar": str(sidecar) if sidecar else None}
+
+
+def _image_of(value: JsonObject) -> ImageSource:
+    if "files" in value:
+        return DicomSeries(tuple(Path(file) for file in value["files"]))
+    return NiftiFile(Path(value["file"]), Path(value["sidecar"]) if value["sidecar"] else None)
+
+
+if __name__ == "__main__":
+    serve(do)

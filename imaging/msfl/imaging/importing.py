@@ -1,0 +1,173 @@
+"""From a visit to a case: the images as they came, de-identified, upright in their own space, in the dataset's folder.
+
+::
+
+    visit ─▶ pseudonym ─▶ each image: convert, de-identify, check ─▶ mask on one of their grids ─▶ leak scan ─▶ swap in
+
+One visit is one case and stands or falls alone (`bring_in`). What was imported already from the same bytes is left as
+it is; what came in before and is damaged in this source stays as it came in. Nothing is in `raw/` before the last gate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from msfl.imaging.checks import fault_of
+from msfl.imaging.convert import Converted, convert
+from msfl.imaging.deidentify.changes import as_html
+from msfl.imaging.deidentify.headers import Options
+from msfl.imaging.deidentify.keys import Pseudonyms
+from msfl.imaging.deidentify.leaks import leaks, words_of_path
+from msfl.imaging.deidentify.nifti import read_volume, write_volume
+from msfl.imaging.deidentify.sidecars import read_scrubbed
+from msfl.imaging.faults import Fault, unusable
+from msfl.imaging.masks import read_mask
+from msfl.imaging.sources.found import DicomSeries, ImageSource, Visit
+from msfl.imaging.workspace import CHANNELS, LESION, Case, Entry, State, Step, Unusable, write_json, write_whole
+
+MAX_SLICE_MM: Final = 6.0
+Verdict: TypeAlias = Literal["imported", "unchanged", "kept", "unusable"]
+
+
+@dataclass(frozen=True)
+class ImportOptions:
+    """`max_slice_mm` refuses what no registration can save; what is fit for training, quality control says."""
+
+    deidentify: Options = field(default_factory=Options)
+    max_slice_mm: float = MAX_SLICE_MM
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one visit. "kept": it is unusable in this source, and what came in earlier stays."""
+
+    case: str
+    verdict: Verdict
+    code: str = ""
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def case_name(visit: Visit, pseudonyms: Pseudonyms) -> str:
+    patient = pseudonyms.patient(visit.patient)
+    return f"{patient}-{pseudonyms.visit(patient, visit.day)}"
+
+
+def bring_in(
+    visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptions, now: datetime, private: Path
+) -> Outcome:
+    """Import one visit into its case. `private` is the custodian's own folder: the page of changes goes there."""
+    standing = case.standing
+    earlier = next((e.inputs for e in reversed(case.journal) if e.step is Step.IMPORT and e.done), "")
+    try:
+        if visit.unusable is not None:
+            raise visit.unusable
+        inputs = _inputs(visit, pseudonyms, options)
+        if earlier == inputs:
+            return Outcome(case.id, "unchanged")
+        warnings = _fill(visit, case, pseudonyms, options, private)
+    except Unusable as why:
+        if standing.state is not State.FOUND:
+            return Outcome(case.id, "kept", why.code, why.reason)
+        case.record(Entry(Step.IMPORT, now, why.code, why.reason))
+        return Outcome(case.id, "unusable", why.code, why.reason)
+    case.record(Entry(Step.IMPORT, now, inputs=inputs))
+    # Made of what was there before; the journal says already that they count no longer.
+    shutil.rmtree(case.steps.parent, ignore_errors=True)
+    case.qc.unlink(missing_ok=True)
+    return Outcome(case.id, "imported", warnings=warnings)
+
+
+def _inputs(visit: Visit, pseudonyms: Pseudonyms, options: ImportOptions) -> str:
+    """Of the bytes of all files, whatever they are called, and of what is done to them."""
+    total = hashlib.sha256(repr((options, visit.split, sorted(visit.images))).encode())
+    try:
+        for digest in sorted(_sha256(file) for file in visit.files):
+            total.update(digest)
+    except OSError as error:
+        raise unusable(Fault.UNREADABLE, "A file of the visit cannot be opened.") from error
+    return pseudonyms.content(total.hexdigest())
+
+
+def _sha256(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _fill(visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptions, private: Path) -> tuple[str, ...]:
+    patient = pseudonyms.patient(visit.patient)
+    # Scratch files name the patient until they are de-identified; nobody else may read them, and none stays.
+    scratch = case.folder / ".scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True, mode=0o700)
+    try:
+        read = {name: _read(visit.images[name], patient, pseudonyms, options, scratch / name) for name in CHANNELS}
+        volumes = {name: image.volume for name, image in read.items()}
+        mask = read_mask(visit.lesion, volumes) if visit.lesion else None
+        source = _source(visit, patient, pseudonyms, options, read, mask[1] if mask else "")
+        telling = {word for image in read.values() for word in image.telling}
+        telling |= {word for file in visit.files for word in words_of_path(file)}
+        with case.filling("raw") as fresh:
+            for name, volume in (volumes | ({LESION: mask[0]} if mask else {})).items():
+                write_volume(volume, fresh / f"{name}.nii.gz")
+            write_json(scratch / "source.json", source)
+            if leaks([*sorted(fresh.iterdir()), scratch / "source.json"], telling):
+                raise unusable(Fault.IDENTITY_LEFT, "The last scan found a word of the source's headers or names.")
+            (scratch / "source.json").replace(case.folder / "source.json")
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if diffs := {name: image.changes for name, image in read.items() if image.changes}:
+        write_whole(private / "changes" / f"{case.id}.html", as_html(diffs).encode())
+    return tuple(sorted({warning for image in read.values() for warning in image.warnings}))
+
+
+def _read(image: ImageSource, patient: str, pseudonyms: Pseudonyms, options: ImportOptions, scratch: Path) -> Converted:
+    if isinstance(image, DicomSeries):
+        scratch.mkdir()
+        converted = convert(image.files, patient, pseudonyms, options.deidentify, scratch)
+        shutil.rmtree(scratch)
+    else:
+        converted = Converted(read_volume(image.file), read_scrubbed(image.sidecar), frozenset(), ())
+    if fault := fault_of(converted.volume, options.max_slice_mm):
+        raise fault
+    return converted
+
+
+def _source(
+    visit: Visit,
+    patient: str,
+    pseudonyms: Pseudonyms,
+    options: ImportOptions,
+    read: Mapping[str, Converted],
+    lesion_on: str,
+) -> dict[str, object]:
+    """Where the case comes from, in words that identify nobody."""
+    flair = read["FLAIR"]
+    says = flair.sidecar
+    named = [str(says.get(key, "")) for key in ("Manufacturer", "ManufacturersModelName", "MagneticFieldStrength")]
+    device = flair.device or tuple(named)
+    return {
+        "patient": patient,
+        "kind": visit.kind,
+        "day": flair.day,
+        "scanner": {
+            "id": pseudonyms.scanner(*device) if any(device) else "",
+            "manufacturer": says.get("Manufacturer", ""),
+            "model": says.get("ManufacturersModelName", ""),
+            "field_t": says.get("MagneticFieldStrength"),
+        },
+        "images": {name: image.sidecar for name, image in read.items()},
+        "lesion_on": lesion_on,
+        "split": visit.split,
+        "deidentified": {
+            "codes": list(options.deidentify.codes) if visit.kind == "dicom" else [],
+            "dates": options.deidentify.dates,
+            "warnings": sorted({w for image in read.values() for w in image.warnings}),
+        },
+    }

@@ -1,0 +1,83 @@
+"""What was found in a source: visits that can be tried, and what was left out with the reason.
+
+Everything here carries names of patients and files. It lives for the time of an import, and what stays of it is what
+`msfl.imaging.importing` writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from msfl.imaging.workspace import Unusable
+
+Kind: TypeAlias = Literal["dicom", "bids", "nifti", "nnunet"]
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The files of one series, in no particular order."""
+
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class NiftiFile:
+    """`sidecar` is the JSON file beside it, where there is one."""
+
+    file: Path
+    sidecar: Path | None = None
+
+
+ImageSource: TypeAlias = DicomSeries | NiftiFile
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One patient on one day. `patient` and `day` are the source's own words for them.
+
+    `images` maps a channel (FLAIR, T1w) to where it lies; `unusable` says why this visit cannot become a case, although
+    it was found; `split` is "train" or "test" where the source has decided already.
+    """
+
+    kind: Kind
+    patient: str
+    day: str
+    images: Mapping[str, ImageSource] = field(default_factory=dict)
+    lesion: ImageSource | None = None
+    split: Literal["", "train", "test"] = ""
+    unusable: Unusable | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        parts = [*self.images.values(), *([self.lesion] if self.lesion else [])]
+        return tuple(f for part in parts for f in (part.files if isinstance(part, DicomSeries) else (part.file,)))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Files that belong to no visit."""
+
+    files: tuple[Path, ...]
+    why: Unusable
+
+
+@dataclass(frozen=True)
+class Question:
+    """Several series could be the same image of a visit; `choices` maps a name that is safe to show to what is known of
+    it (`label` names no person)."""
+
+    patient: str
+    day: str
+    role: str
+    choices: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Found:
+    visits: Sequence[Visit]
+    left_out: Sequence[LeftOut] = ()
+    questions: Sequence[Question] = ()
+    notes: Sequence[str] = ()  # for the custodian; no names in them
