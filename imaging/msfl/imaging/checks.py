@@ -6,6 +6,7 @@ number that decided. Quality control looks at what passes; here is refused what 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +34,14 @@ class Volume:
     def spacing_mm(self) -> tuple[float, float, float]:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
+
+    @property
+    def voxel_ml(self) -> float:
+        return math.prod(self.spacing_mm) / 1000
+
+    def like(self, voxels: NDArray[Any]) -> Volume:
+        """Other values on the same grid."""
+        return Volume(voxels, self.affine)
 
 
 def fault_of_shape(shape: tuple[int, ...]) -> Unusable | None:

@@ -4,6 +4,7 @@
 ``do``        with                                     is
 ============  =======================================  ============================================
 import        ``visit``, ``options``, ``private``      `msfl.imaging.importing.bring_in`
+measure       ``settings``                             `msfl.imaging.quality.control.measure_case`
 finish        ``extent``                               `msfl.imaging.publishing.finish`
 ============  =======================================  ============================================
 
@@ -13,6 +14,7 @@ where a case turned out to be unusable it is ``{"code", "reason"}``.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,9 +23,11 @@ from msfl.imaging.deidentify.keys import Pseudonyms, site_key
 from msfl.imaging.hands import serve
 from msfl.imaging.importing import ImportOptions, bring_in
 from msfl.imaging.publishing import finish
+from msfl.imaging.quality.control import CANNOT_PROCEED, Settings, measure_case
 from msfl.imaging.sources.found import DicomSeries, ImageSource, NiftiFile, Visit
 from msfl.imaging.workspace import JsonObject, Unusable, Workspace
 from msfl.policies.documents import parse_utc
+from msfl.policies.refusals import CannotProceed
 
 
 def do(order: JsonObject) -> JsonObject:
@@ -37,12 +41,17 @@ def do(order: JsonObject) -> JsonObject:
                 pseudonyms, private = Pseudonyms.of(site_key(home), dataset), Path(order["private"])
                 visit = visit_of(order["visit"])
                 return asdict(bring_in(visit, case, pseudonyms, options, parse_utc(order["at"]), private))
+            case "measure":
+                settings = Settings.model_validate_json(json.dumps(order["settings"]))
+                return measure_case(case, settings, parse_utc(order["at"]))
             case "finish":
                 return finish(case, order["extent"])
             case other:
                 raise ValueError(f"no hand does {other}")
     except Unusable as why:
         return {"code": why.code, "reason": why.reason}
+    except CannotProceed as error:  # a tool that every case needs does not work
+        return {"code": CANNOT_PROCEED, "reason": str(error)}
 
 
 def visit_json(visit: Visit) -> JsonObject:

@@ -18,6 +18,7 @@ fast. What is printed names no patient and no file; `custodian` says where that 
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from collections import Counter
@@ -36,6 +37,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from msfl.imaging.custodian import Brought
+    from msfl.imaging.quality.verdict import Checked
     from msfl.imaging.record import NotADataset
     from msfl.imaging.workspace import JsonObject
 
@@ -294,6 +296,72 @@ def list_(
         stopped = f"{row['code']}: {row['reason']}" if row["code"] else ""
         table.add_row(str(row["case"]), str(row["state"]), "yes" if row["lesion_mask"] else "no", stopped)
     console.print(table)
+
+
+@app.command()
+def qc(
+    dataset: Annotated[str, typer.Argument(help="The dataset's id.")],
+    home: Annotated[Path, typer.Option(help="The gateway's folder.", exists=True)],
+    limits: Annotated[Path | None, typer.Option(help="Limits (YAML) instead of the default ones.", exists=True)] = None,
+    brain: Annotated[str, typer.Option(help="deepbet, synthstrip or hd-bet.")] = "deepbet",
+    n4: Annotated[bool, typer.Option("--n4", help="Also divide the coils' shading out (N4).")] = False,
+    mai_lab: Annotated[
+        Path | None, typer.Option(help="Folder of the MAI-Lab tool, which then looks for artefacts.", exists=True)
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes at once; each needs about 1.5 GiB.")] = 2,
+    overrule: Annotated[str, typer.Option(help="Decide otherwise on this case; needs --reason.")] = "",
+    verdict: Annotated[str, typer.Option(help="With --overrule: pass, warn or fail.")] = "pass",
+    reason: Annotated[str, typer.Option(help="With --overrule: why; kept in the dataset's log.")] = "",
+    by: Annotated[str, typer.Option(help="With --overrule: who; else whoever is logged in.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Standardise every case, measure its quality, and write the report. What was done is kept; run it again."""
+    from msfl.imaging.quality.control import Settings, check_quality
+    from msfl.imaging.quality.control import overrule as decide
+    from msfl.imaging.quality.limits import read_limits
+    from msfl.imaging.quality.verdict import Verdict
+    from msfl.imaging.standard.bias import BiasCorrection
+    from msfl.imaging.standard.recipe import Recipe
+    from msfl.imaging.workspace import Workspace
+    from msfl.policies.encoding import Malformed
+    from msfl.policies.refusals import CannotProceed
+
+    if brain not in ("deepbet", "synthstrip", "hd-bet"):
+        raise typer.BadParameter("it is deepbet, synthstrip or hd-bet", param_hint="--brain")
+    if verdict not in set(Verdict):
+        raise typer.BadParameter("it is pass, warn or fail", param_hint="--verdict")
+    try:
+        held = read_limits(limits)
+    except Malformed as error:
+        raise CannotProceed(f"{error}\nNothing was done. Correct the limits.") from error
+    checked: tuple[Checked, ...]
+    if overrule:
+        who = by or getpass.getuser()
+        checked = (decide(home, dataset, overrule, Verdict(verdict), by=who, reason=reason, limits=held),)
+    else:
+        recipe = Recipe.model_validate({"brain": brain, "bias": BiasCorrection() if n4 else None})
+        settings = Settings(recipe=recipe, mai_lab=mai_lab)
+        checked = _with_progress(
+            lambda show: check_quality(home, dataset, settings=settings, limits=held, hands=jobs, progress=show)
+        )
+    report = Workspace.of(home, dataset).report / "report.html"
+    crashed = any(finding.figure == "crashed" for one in checked for finding in one.findings)
+    console = Console(soft_wrap=True, highlight=False)
+    if as_json:
+        cases = [one.to_json() for one in checked]
+        console.print_json(json.dumps({"dataset": dataset, "report": str(report), "cases": cases}))
+    else:
+        for one in checked:
+            colour = {"pass": "green", "warn": "yellow", "fail": "red"}[one.final]
+            what = "; ".join(f.sentence for f in one.findings[:2])
+            more = f" And {len(one.findings) - 2} more." if len(one.findings) > 2 else ""
+            console.print(
+                f"{one.case}: {one.final.value}: {what or 'nothing was found wrong.'}{more}", style=colour, markup=False
+            )
+        counts = Counter(one.final.value for one in checked)
+        console.print(", ".join(f"{counts[v]} {v}" for v in ("pass", "warn", "fail") if counts[v]))
+        console.print(f"Look at the images before you publish: {report}", markup=False)
+    raise typer.Exit(1 if crashed else 0)
 
 
 @app.command()

@@ -14,7 +14,8 @@ from msfl.imaging.workspace import Unusable
 from msfl.policies.refusals import CannotProceed
 
 if TYPE_CHECKING:
-    from msfl.imaging.volume import Mask, Volume
+    from msfl.imaging.checks import Volume
+    from msfl.imaging.volume import Mask
 
 NO_BRAIN = "no_brain"
 
@@ -30,7 +31,9 @@ class BrainExtractor(Protocol):
 
 
 def no_brain(what: str) -> Unusable:
-    return Unusable(NO_BRAIN, f"No brain was found in the {what} image. Look at it: is it a head, and the right way up?")
+    return Unusable(
+        NO_BRAIN, f"No brain was found in the {what} image. Look at it: is it a head, and the right way up?"
+    )
 
 
 def extractor(name: str) -> BrainExtractor:

@@ -1,4 +1,4 @@
-"""What extractors that are commands of the site have in common: the head goes in as a file, the mask comes out as one."""
+"""What extractors that are commands have in common: the head goes in as a file, the mask comes out as one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from msfl.imaging.brain import no_brain
-from msfl.imaging.volume import Mask, Volume, read_volume, write_volume
+from msfl.imaging.checks import Volume, same_grid
+from msfl.imaging.deidentify.nifti import read_volume, write_volume
+from msfl.imaging.volume import Mask
 from msfl.policies.refusals import CannotProceed
 
 TIME_LIMIT_S = 900
@@ -21,10 +23,12 @@ def extract_by(command: Sequence[str], head: Volume, what: str, *, mask_name: st
     where it is empty, CannotProceed where the command is missing, fails, or leaves no mask on the head's grid."""
     with tempfile.TemporaryDirectory(prefix="msfl-brain-") as place:
         folder = Path(place)
-        write_volume(folder / "head.nii.gz", head)
+        write_volume(head, folder / "head.nii.gz")
         words = [word.replace("{head}", str(folder / "head.nii.gz")).replace("{folder}", place) for word in command]
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT_S, check=False)
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT_S, check=False
+            )
         except FileNotFoundError:
             raise CannotProceed(f"The command {words[0]} is not on this machine's PATH.") from None
         except subprocess.TimeoutExpired:
@@ -33,10 +37,10 @@ def extract_by(command: Sequence[str], head: Volume, what: str, *, mask_name: st
         if done.returncode != 0 or not mask_file.exists():
             said = done.stderr.decode(errors="replace").strip().splitlines()
             raise CannotProceed(f"{words[0]} failed (exit code {done.returncode}): {said[-1] if said else 'no word'}")
-        mask = read_volume(mask_file, "brain mask")
-    if not mask.same_grid(head):
+        mask = read_volume(mask_file)
+    if not same_grid(mask, head):
         raise CannotProceed(f"{words[0]} left a mask that does not lie on the grid of the {what} image.")
-    found: Mask = mask.data > np.float32(0.5)
+    found: Mask = mask.voxels > np.float32(0.5)
     if not found.any():
         raise no_brain(what)
     return found

@@ -15,7 +15,8 @@ import nibabel as nib
 import numpy as np
 
 from msfl.imaging.brain import no_brain
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask
 from msfl.policies.refusals import CannotProceed
 
 
@@ -29,7 +30,7 @@ class Deepbet:
 
     def extract(self, head: Volume, what: str) -> Mask:
         # deepbet takes floats and finds nothing in a constant image by an assertion of its own
-        values = head.data.astype(np.float32)
+        values = head.voxels.astype(np.float32)
         if not np.ptp(values):
             raise no_brain(what)
         image = nib.Nifti1Image(values, head.affine)

@@ -1,9 +1,10 @@
-"""HD-BET (version 2, command `hd-bet`), where the site has it. Isensee et al., Human Brain Mapping 2019;40:4952-4964."""
+"""HD-BET (version 2, command `hd-bet`), where the site has it. Isensee et al., Hum. Brain Mapp. 2019;40:4952-4964."""
 
 from __future__ import annotations
 
 from msfl.imaging.brain.command import extract_by
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask
 
 
 class HdBet:
@@ -11,6 +12,4 @@ class HdBet:
 
     def extract(self, head: Volume, what: str) -> Mask:
         words = ("hd-bet", "-i", "{head}", "-o", "{folder}/brain.nii.gz", "-device", "cpu", "--disable_tta")
-        return extract_by(
-            (*words, "--save_bet_mask", "--no_bet_image"), head, what, mask_name="brain_bet.nii.gz"
-        )
+        return extract_by((*words, "--save_bet_mask", "--no_bet_image"), head, what, mask_name="brain_bet.nii.gz")

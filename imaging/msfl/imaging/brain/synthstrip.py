@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from msfl.imaging.brain.command import extract_by
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask
 
 
 class SynthStrip:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from msfl.imaging.checks import Volume
 from msfl.imaging.quality.signal import three_means
 from msfl.imaging.standard.pipeline import Raw, Standard
 from msfl.imaging.standard.register import Registration, centre_mm, register_scored
 from msfl.imaging.standard.resample import resample
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.volume import Mask
 
 GRID_MM = 2.0
 
@@ -53,7 +54,7 @@ def agreement(raw: Raw, made: Standard) -> Mapping[str, float | None]:
 
 def shared(a: Volume, b: Volume, inside: Mask, bins: int = 48) -> float:
     """Normalised mutual information (H(a) + H(b)) / H(a, b), between 1 and 2."""
-    table, _, _ = np.histogram2d(_ranked(a.data[inside], bins), _ranked(b.data[inside], bins), bins)
+    table, _, _ = np.histogram2d(_ranked(a.voxels[inside], bins), _ranked(b.voxels[inside], bins), bins)
     p = table / table.sum()
 
     def entropy(q: NDArray[np.float64]) -> float:
@@ -70,29 +71,30 @@ def depth(image: Volume, brain: Mask) -> float | None:
     inner = deep > 3
     if not inner.any():
         return None
-    low, middle, high = three_means(image.data[inner])
-    bright = inner & (image.data > (middle + high) / 2)
-    between = inner & ~bright & (image.data > (low + middle) / 2)
+    low, middle, high = three_means(image.voxels[inner])
+    bright = inner & (image.voxels > (middle + high) / 2)
+    between = inner & ~bright & (image.voxels > (low + middle) / 2)
     return float(deep[bright].mean() / deep[between].mean()) if bright.any() and between.any() else None
 
 
 def _mirrored(made: Standard, brain: Mask, flair: Volume, t1w: Volume) -> float:
     """What FLAIR shares with the mirror image of T1w, which is laid on it anew."""
     t1w_brain = _coarse_mask(made.flair, made.t1w_brain)
-    mirror, mirror_brain = t1w.like(t1w.data[::-1].copy()), t1w_brain[::-1].copy()
+    mirror, mirror_brain = t1w.like(t1w.voxels[::-1].copy()), t1w_brain[::-1].copy()
     motion, _ = register_scored(mirror, flair, mirror_brain, brain, Registration(), levels=2)
     return shared(flair, resample(mirror, flair, motion, "linear"), brain)
 
 
 def _ranked(values: NDArray[np.float32], bins: int) -> NDArray[np.float32]:
     low, high = np.percentile(values, [0.5, 99.5])
-    return np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)
+    ranked: NDArray[np.float32] = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)
+    return ranked
 
 
 def _coarse(image: Volume) -> Volume:
     """Means over blocks of about 2 mm; an axis with thicker slices stays as it is."""
     factors = [max(1, round(GRID_MM / mm)) for mm in image.spacing_mm]
-    data = np.asarray(image.data, dtype=np.float32)
+    data = np.asarray(image.voxels, dtype=np.float32)
     cut = tuple(slice(0, n // f * f) for n, f in zip(data.shape, factors, strict=True))
     data = data[cut]
     for axis, f in enumerate(factors):
@@ -104,4 +106,4 @@ def _coarse(image: Volume) -> Volume:
 
 
 def _coarse_mask(grid: Volume, mask: Mask) -> Mask:
-    return np.asarray(_coarse(grid.like(mask)).data > 0.5)
+    return np.asarray(_coarse(grid.like(mask)).voxels > 0.5)

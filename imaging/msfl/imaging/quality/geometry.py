@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import nibabel as nib
 import numpy as np
+from nibabel.affines import obliquity
 
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask
 
 
 def geometry(image: Volume, brain: Mask) -> Mapping[str, float]:
@@ -34,7 +35,7 @@ def geometry(image: Volume, brain: Mask) -> Mapping[str, float]:
     return {
         "spacing_min": min(spacing),
         "spacing_max": max(spacing),
-        "obliquity": float(np.degrees(np.abs(nib.affines.obliquity(image.affine)).max())),
+        "obliquity": float(np.degrees(np.abs(obliquity(image.affine)).max())),
         "brain": float(np.count_nonzero(brain)) * image.voxel_ml,
         "brain_length": length,
         "brain_width": width,

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 from scipy import ndimage
 
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask
 
 TINY_MM3: Final = 3.0
 """Smaller than what counts as a lesion."""
@@ -27,13 +28,13 @@ def lesions(mask: Volume, flair: Volume, brain: Mask, wm: Mask) -> Mapping[str, 
     brightness                median of FLAIR in the mask over that in white matter; about 1.4 in MS
     ==================  ====  =======================================================================
     """
-    values = np.unique(mask.data)
-    chosen: Mask = mask.data > 0
+    values = np.unique(mask.voxels)
+    chosen: Mask = mask.voxels > 0
     voxels = int(np.count_nonzero(chosen))
     parts, count = ndimage.label(chosen, np.ones((3, 3, 3)))
     sizes = np.bincount(parts.ravel())[1:] * mask.voxel_ml
     near = ndimage.binary_dilation(brain, np.ones((3, 3, 3)))
-    white = float(np.median(flair.data[wm])) if wm.any() else 0.0
+    white = float(np.median(flair.voxels[wm])) if wm.any() else 0.0
     return {
         "other_labels": float(len(set(values.tolist()) - {0, 1})),
         "volume": voxels * mask.voxel_ml,
@@ -41,5 +42,5 @@ def lesions(mask: Volume, flair: Volume, brain: Mask, wm: Mask) -> Mapping[str, 
         "tiny": float(np.count_nonzero(sizes * 1000 < TINY_MM3)),
         "outside": float(np.count_nonzero(chosen & ~near)) / voxels if voxels else 0.0,
         "largest": float(sizes.max(initial=0.0)),
-        "brightness": float(np.median(flair.data[chosen])) / white if voxels and white > 0 else None,
+        "brightness": float(np.median(flair.voxels[chosen])) / white if voxels and white > 0 else None,
     }

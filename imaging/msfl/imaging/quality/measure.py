@@ -1,4 +1,4 @@
-"""measure: every figure of one case, from its images. What is slow is done here, once; what it means, `verdict` says."""
+"""measure: every figure of one case, from its images. What is slow is done here, once; `verdict` judges."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from msfl.imaging.quality.lesions import lesions
 from msfl.imaging.quality.signal import signal, tissue
 from msfl.imaging.quality.twins import fingerprint
 from msfl.imaging.standard.pipeline import Raw, Standard
-
-MEASURES = "1"
-"""Raised when figures are measured differently, so that old ones are measured again."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,10 @@ def measure(raw: Raw, made: Standard, detector: ArtefactDetector) -> Measured:
     }
     if made.lesion is not None:
         found |= _named("lesion", lesions(made.lesion, made.flair, made.brain, parts.wm))
-    rounded = {name: None if value is None or not np.isfinite(value) else float(f"{value:.6g}") for name, value in found.items()}
+    rounded = {
+        name: None if value is None or not np.isfinite(value) else float(f"{value:.6g}")
+        for name, value in found.items()
+    }
     return Measured(rounded, fingerprint(made))
 
 

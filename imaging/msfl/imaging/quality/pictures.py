@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from msfl.imaging.checks import Volume
 from msfl.imaging.standard.pipeline import Raw, Standard
 from msfl.imaging.standard.register import Rigid
 from msfl.imaging.standard.resample import resample
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.volume import Mask
 from msfl.imaging.workspace import Case
 
 NAMES: Final = ("mosaic", "flair", "before", "after")
@@ -47,14 +48,16 @@ def _mosaic(made: Standard) -> Picture:
     box = _box(made.brain, made.flair.spacing_mm)
     low, high = box[2].start, box[2].stop
     at = np.linspace(low + 0.12 * (high - low), low + 0.9 * (high - low), SLICES).astype(int)
-    lesion = made.lesion.data > 0 if made.lesion is not None else None
+    lesion = made.lesion.voxels > 0 if made.lesion is not None else None
     rows = []
     for image, outlines in (
         (made.flair, [(made.brain, _BRAIN), *([(lesion, _LESION)] if lesion is not None else [])]),
         (made.t1w, [(made.t1w_brain, _T1W_BRAIN)]),
     ):
         grey = _grey(image, made.brain)
-        tiles = [_tile(grey[box[0], box[1], z], [(m[box[0], box[1], z], c) for m, c in outlines], image, (0, 1)) for z in at]
+        tiles = [
+            _tile(grey[box[0], box[1], z], [(m[box[0], box[1], z], c) for m, c in outlines], image, (0, 1)) for z in at
+        ]
         rows.append(np.concatenate([_square(tile) for tile in tiles], axis=1))
     return np.concatenate(rows, axis=0)
 
@@ -68,10 +71,12 @@ def _planes(image: Volume, brain: Mask) -> Picture:
     return np.concatenate([_square(tile, 2 * _TILE) for tile in (axial, coronal, sagittal)], axis=1)
 
 
-def _tile(grey: Picture, outlines: list[tuple[Mask, tuple[int, int, int]]], image: Volume, axes: tuple[int, int]) -> Picture:
+def _tile(
+    grey: Picture, outlines: list[tuple[Mask, tuple[int, int, int]]], image: Volume, axes: tuple[int, int]
+) -> Picture:
     """One slice with its outlines, in square pixels; rows from top to bottom, columns from the patient's right."""
     mm = [image.spacing_mm[a] for a in axes]
-    size = [max(1, round(n * m / min(mm) )) for n, m in zip(grey.shape, mm, strict=True)]
+    size = [max(1, round(n * m / min(mm))) for n, m in zip(grey.shape, mm, strict=True)]
     scale = max(1, round(2 * _TILE / max(size)))
     size = [n * scale for n in size]
 
@@ -91,14 +96,16 @@ def _square(picture: Picture, side: int = _TILE) -> Picture:
     """Scaled to fit and put in the middle of a black square."""
     rows, columns = picture.shape[:2]
     scale = side / max(rows, columns)
-    small = Image.fromarray(picture).resize((max(1, int(columns * scale)), max(1, int(rows * scale))), Image.Resampling.LANCZOS)
+    small = Image.fromarray(picture).resize(
+        (max(1, int(columns * scale)), max(1, int(rows * scale))), Image.Resampling.LANCZOS
+    )
     out = Image.new("RGB", (side, side))
     out.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
     return np.asarray(out)
 
 
 def _grey(image: Volume, brain: Mask) -> Picture:
-    values = image.data.astype(np.float32)
+    values = image.voxels.astype(np.float32)
     low, high = np.percentile(values[brain], [0.5, 99.8])
     low = min(float(low), 0.3 * float(high))
     return np.asarray(np.clip((values - low) / max(float(high) - low, 1e-6), 0, 1) * 255, dtype=np.uint8)

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask
 
 Values = NDArray[np.float32]
 
@@ -41,7 +42,7 @@ def tissue(t1w: Volume, brain: Mask) -> Tissue:
 
     Good to half a centimetre of anatomy, which is what figures over whole tissues need; not a segmentation."""
     inner = _eroded(brain, t1w.spacing_mm, 3.0)
-    values = np.asarray(t1w.data, dtype=np.float32)
+    values = np.asarray(t1w.voxels, dtype=np.float32)
     smooth = ndimage.gaussian_filter(values, [0.7 / mm for mm in t1w.spacing_mm])
     means = three_means(smooth[inner])
     spread = [(means[1] - means[0]) / 4, (means[2] - means[1]) / 4]
@@ -71,7 +72,7 @@ def three_means(values: Values) -> tuple[float, float, float]:
 
 def signal(image: Volume, brain: Mask, parts: Tissue, *, fluid_is_signal: bool) -> Mapping[str, float | None]:
     """`fluid_is_signal`: `snr` is that of CSF (FLAIR), else that of grey and white matter together (T1w)."""
-    values = np.asarray(image.data, dtype=np.float32)
+    values = np.asarray(image.voxels, dtype=np.float32)
     head = head_mask(values, brain, image.spacing_mm)
     air = values[~_grown(head, image.spacing_mm, 6.0)]
     air_known = air.size >= FEWEST and np.count_nonzero(air) > air.size / 2
@@ -128,7 +129,7 @@ def fber(head: Values, air: Values) -> float | None:
 
 
 def head_mask(values: Values, brain: Mask, spacing_mm: tuple[float, float, float]) -> Mask:
-    """Everything that is not air: brighter than a tenth of the brain's median, closed, without holes, with the brain."""
+    """What is not air: brighter than 0.15 of the brain's median, closed, without holes, and the brain."""
     shrink = tuple(max(1, round(3 / mm)) for mm in spacing_mm)
     small = values[tuple(slice(None, None, s) for s in shrink)]
     bright = ndimage.gaussian_filter(small, 0.7) > 0.15 * np.median(values[brain])

@@ -1,7 +1,7 @@
 """twins: the same image twice, and the same head under two names, found over the whole dataset.
 
-A fingerprint is a small picture of the brain: the T1w image without its slow changes, in a box of GRID voxels around the
-brain, as whole numbers. Anatomy fits another visit of the same person far better than it fits anybody else. It says
+A fingerprint is a small picture of the brain: the T1w image without its slow changes, in a box of GRID voxels around
+the brain, as whole numbers. Anatomy fits another visit of the same person far better than it fits anybody else. It says
 nothing about who that person is, but it is made from a brain: it stays at the site, like the images.
 """
 
@@ -39,7 +39,7 @@ def fingerprint(made: Standard) -> tuple[int, ...]:
     """Values of GRID in x, y, z order, between -127 and 127."""
     box = ndimage.find_objects(made.brain.astype(np.uint8))[0]
     inside = made.brain[box].astype(np.float32)
-    values = np.asarray(made.t1w.data[box], dtype=np.float32) * inside
+    values = np.asarray(made.t1w.voxels[box], dtype=np.float32) * inside
     values /= max(float(values[inside > 0].mean()), 1e-6)
     # to about the fingerprint's own resolution first, so that no voxel is left out
     sigma = [0.5 * n / g for n, g in zip(values.shape, GRID, strict=True)]
@@ -48,13 +48,17 @@ def fingerprint(made: Standard) -> tuple[int, ...]:
     points = np.meshgrid(*(np.linspace(0, n - 1, g) for n, g in zip(values.shape, GRID, strict=True)), indexing="ij")
     small = ndimage.map_coordinates(values, points, order=1)
     within = ndimage.map_coordinates(weight, points, order=1) > 0.5
-    slow = ndimage.gaussian_filter(np.where(within, small, 0), 3) / np.maximum(ndimage.gaussian_filter(within.astype(float), 3), 0.05)
+    slow = ndimage.gaussian_filter(np.where(within, small, 0), 3) / np.maximum(
+        ndimage.gaussian_filter(within.astype(float), 3), 0.05
+    )
     fine = np.where(within, small - slow, 0)
     most = float(np.percentile(np.abs(fine), 99)) or 1.0
     return tuple(int(v) for v in np.rint(np.clip(fine / most, -1, 1) * 127).ravel())
 
 
-def twins(prints: Mapping[str, tuple[int, ...]], patients: Mapping[str, str], same_head: float = SAME_HEAD) -> Iterator[Pair]:
+def twins(
+    prints: Mapping[str, tuple[int, ...]], patients: Mapping[str, str], same_head: float = SAME_HEAD
+) -> Iterator[Pair]:
     """Pairs of cases that are the same image, or the same head though they are said to be of different patients.
 
     What all heads of the dataset have in common is taken away first, where there are enough of them."""
@@ -64,7 +68,7 @@ def twins(prints: Mapping[str, tuple[int, ...]], patients: Mapping[str, str], sa
     rows: NDArray[np.float64] = np.array([prints[name] for name in names], dtype=np.float64)
     if len(names) >= 8:
         rows -= rows.mean(axis=0)
-    likeness = np.corrcoef(rows)
+    likeness: NDArray[np.float64] = np.atleast_2d(np.corrcoef(rows))
     for i, first in enumerate(names):
         for j in range(i + 1, len(names)):
             second, value = names[j], float(likeness[i, j])

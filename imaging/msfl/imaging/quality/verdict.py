@@ -1,6 +1,6 @@
 """verdict: figures and limits in, pass, warn or fail out, with a finding for each figure that is not good. Pure.
 
-    figures ──limits──▶ findings ──the site's other cases──▶ findings ──worst──▶ verdict ──overrule by a person──▶ verdict
+figures ──limits──▶ findings ──the site's other cases──▶ findings ──worst──▶ verdict ──overrule by a person──▶ verdict
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _unlike_the_others(name: str, value: float | None, score: float, limit: floa
     words = FIGURES[name]
     side = "below" if score < 0 else "above"
     sentence = (
-        f"{words.title} lies far {side} what is usual here ({abs(score):.1f} robust deviations from the site's median). "
-        "Look at the image: was it taken like the others?"
+        f"{words.title} lies far {side} what is usual here ({abs(score):.1f} robust deviations from the site's "
+        "median). Look at the image: was it taken like the others?"
     )
     return Finding(Verdict.WARN, name, value, f"within {limit:g} robust deviations of the site's median", sentence)
 

@@ -1,4 +1,4 @@
-"""words: what each figure is called, in what unit, and what a value outside its limits means, for people who take images.
+"""words: what each figure is called, in what unit, and what a value outside its limits means to people who take images.
 
 A name is `<image>.<figure>`: FLAIR, T1w, `pair` (both together) or `lesion` (the expert's mask).
 """
@@ -45,19 +45,21 @@ def _image(name: str) -> dict[str, Words]:
         "cut_bottom": Words(f"{name}: brain on the lower face", "cm²", high=cut, digits=1),
         "snr": Words(f"{name}: SNR in {snr}", "", low=f"Weak or noisy signal. {again}"),
         "snrd": Words(f"{name}: SNR over air (SNRd)", "", low=f"Weak or noisy signal. {again}"),
-        "cnr": Words(f"{name}: contrast of grey and white matter (CNR)", "", low=f"Grey and white matter hardly differ. {again}"),
+        "cnr": Words(f"{name}: contrast (CNR)", "", low=f"Grey and white matter hardly differ. {again}"),
         "cjv": Words(
             f"{name}: joint variation of grey and white matter (CJV)",
             "",
             high=f"Grey and white matter hardly differ: motion, noise or strong shading. {again}",
         ),
-        "efc": Words(f"{name}: entropy focus (EFC)", "", high=f"Blurred or ghosted. {again}", low=f"Unlike the others. {again}"),
-        "fber": Words(f"{name}: head over air (FBER)", "", low=f"Much signal outside the head: ghosts or noise. {again}", digits=0),
+        "efc": Words(f"{name}: entropy focus (EFC)", "", high=f"Blurred or ghosted. {again}"),
+        "fber": Words(
+            f"{name}: head over air (FBER)", "", low=f"Signal outside the head: ghosts, noise. {again}", digits=0
+        ),
         "motion": Words(f"{name}: motion", "", high=f"The head seems to have moved. {again}"),
-        "ghosting": Words(f"{name}: ghosting", "", high=f"There seem to be ghosts: shifted, faint copies of the head. {again}"),
-        "spike": Words(f"{name}: spike noise", "", high=f"There seem to be stripes over the image (spikes in the raw data). {again}"),
+        "ghosting": Words(f"{name}: ghosting", "", high=f"There seem to be faint, shifted copies of the head. {again}"),
+        "spike": Words(f"{name}: spike noise", "", high=f"There seem to be stripes over the image. {again}"),
         "noise": Words(f"{name}: noise", "", high=f"The image is grainy. {again}"),
-    }  # fmt: skip
+    }
 
 
 _WRONG_PAIR = "T1w and FLAIR do not seem to show one brain. Check that both are of this patient and this visit."
@@ -68,8 +70,12 @@ FIGURES: Final[Mapping[str, Words]] = {
     **{f"T1w.{name}": words for name, words in _image("T1w").items()},
     "pair.volume_similarity": Words("Brain volumes agree", "", low=_WRONG_PAIR, digits=3),
     "pair.overlap": Words("Brain outlines overlap", "", low=_WRONG_PAIR, digits=3),
-    "pair.shift": Words("T1w moved by", "mm", high="The head moved far between the two images. Look at the overlay.", digits=1),
-    "pair.turn": Words("T1w turned by", "°", high="The head turned far between the two images. Look at the overlay.", digits=1),
+    "pair.shift": Words(
+        "T1w moved by", "mm", high="The head moved far between the images. Look at the overlay.", digits=1
+    ),
+    "pair.turn": Words(
+        "T1w turned by", "°", high="The head turned far between the images. Look at the overlay.", digits=1
+    ),
     "pair.shared": Words("Information shared by T1w and FLAIR", "", low=_WRONG_PAIR, digits=3),
     "pair.shared_mirrored": Words(
         "The same when mirrored, relative",
@@ -81,7 +87,7 @@ FIGURES: Final[Mapping[str, Words]] = {
     "pair.flair_depth": Words("FLAIR: depth of what is bright", "", high=_SWAPPED),
     "pair.flair_below_t1w": Words("T1w's over FLAIR's depth of what is bright", "", low=_SWAPPED),
     "lesion.other_labels": Words(
-        "Lesion mask: other values than 0 and 1", "", high="The mask has labels besides lesion. Keep the lesions only.", digits=0
+        "Lesion mask: other values than 0 and 1", "", high="The mask has labels besides lesion.", digits=0
     ),
     "lesion.volume": Words(
         "Lesion volume",
@@ -92,12 +98,14 @@ FIGURES: Final[Mapping[str, Words]] = {
     "lesion.count": Words("Lesions", "", digits=0),
     "lesion.largest": Words("Largest lesion", "ml"),
     "lesion.tiny": Words(
-        "Lesions below 3 mm³", "", high="The mask has many specks of a voxel or two. Clean it, or accept them.", digits=0
+        "Lesions below 3 mm³", "", high="The mask has many specks. Clean it, or accept them.", digits=0
     ),
     "lesion.outside": Words(
-        "Part of the mask outside the brain", "", high="The mask reaches out of the brain: is it of this visit, and on this grid?"
+        "Part of the mask outside the brain", "", high="The mask reaches out of the brain. Is it of this visit?"
     ),
     "lesion.brightness": Words(
-        "FLAIR in lesions over white matter", "", low="What is marked is not bright on FLAIR: the mask is shifted or of another visit."
+        "FLAIR in lesions over white matter",
+        "",
+        low="What is marked is not bright: the mask is shifted or of another visit.",
     ),
-}  # fmt: skip
+}

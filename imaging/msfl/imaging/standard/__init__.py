@@ -5,6 +5,6 @@
     raw/lesion ─reorient──(resample, if drawn on T1w)──────────▶ lesion      brain ◀── brain extraction of FLAIR
 
 The FLAIR image is only turned and mirrored, which moves no value; everything else is resampled once, by the whole
-transform. `Recipe` holds every parameter; with it, the files that went in and the versions of the libraries, `steps.json`
-says exactly how to make the same bytes again.
+transform. `Recipe` holds every parameter; with it, the files that went in and the versions of the libraries,
+`steps.json` says exactly how to make the same bytes again.
 """

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from msfl.imaging.volume import Mask, Volume, from_itk, to_itk
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import Mask, from_itk, to_itk
 
 
 class BiasCorrection(BaseModel):
@@ -28,10 +29,10 @@ def correct_bias(volume: Volume, brain: Mask, how: BiasCorrection) -> Volume:
     method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations(list(how.iterations))
     method.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
-    field = np.exp(from_itk(method.GetLogBiasFieldAsImage(image), volume).data)
+    field = np.exp(from_itk(method.GetLogBiasFieldAsImage(image), volume).voxels)
     field /= field[brain].mean()
-    values = volume.data / field
-    if volume.data.dtype.kind in "iu":
-        limits = np.iinfo(volume.data.dtype)
+    values = volume.voxels / field
+    if volume.voxels.dtype.kind in "iu":
+        limits = np.iinfo(volume.voxels.dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
-    return volume.like(values.astype(volume.data.dtype))
+    return volume.like(values.astype(volume.voxels.dtype))

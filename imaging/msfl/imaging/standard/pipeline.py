@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from msfl.imaging.brain import BrainExtractor
+from msfl.imaging.checks import LARGEST_HEAD_MM, Volume, fault_of, same_grid
+from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.faults import Fault, unusable
 from msfl.imaging.standard.bias import correct_bias
 from msfl.imaging.standard.recipe import Recipe
 from msfl.imaging.standard.register import Rigid, centre_mm, register
 from msfl.imaging.standard.reorient import orientation, reorient
 from msfl.imaging.standard.resample import resample, resample_mask
-from msfl.imaging.volume import Mask, Volume, read_volume, write_volume
+from msfl.imaging.volume import Mask
 from msfl.imaging.workspace import BRAIN, CHANNELS, LESION, Case, write_json
 
 TRANSFORM = "T1w_to_FLAIR.txt"
@@ -54,13 +56,16 @@ class Standard:
 
 
 def read_raw(case: Case) -> Raw:
-    """Raises Unusable."""
-    lesion = read_volume(case.raw(LESION), "lesion mask") if case.has_lesion else None
-    flair, t1w = (read_volume(case.raw(channel), channel) for channel in CHANNELS)
-    for name, image in (("FLAIR", flair), ("T1w", t1w)):
-        if image.data.min() == image.data.max():
-            raise unusable(Fault.CONSTANT, f"The {name} image holds one value everywhere.")
-    return Raw(reorient(flair), reorient(t1w), None if lesion is None else reorient(lesion))
+    """What import let through, once more held against what can be worked on. Raises Unusable."""
+    images = {}
+    for name in (*CHANNELS, *([LESION] if case.has_lesion else [])):
+        if not case.raw(name).exists():
+            raise unusable(Fault.MISSING_FLAIR if name == "FLAIR" else Fault.MISSING_T1W, f"There is no {name} image.")
+        images[name] = read_volume(case.raw(name))
+        if name != LESION and (fault := fault_of(images[name], LARGEST_HEAD_MM)):
+            raise fault
+    lesion = images.get(LESION)
+    return Raw(reorient(images["FLAIR"]), reorient(images["T1w"]), None if lesion is None else reorient(lesion))
 
 
 def standardise(raw: Raw, recipe: Recipe, extractor: BrainExtractor) -> Standard:
@@ -85,11 +90,11 @@ def standardise(raw: Raw, recipe: Recipe, extractor: BrainExtractor) -> Standard
 
 def _lesion(lesion: Volume, raw: Raw, motion: Rigid) -> Volume:
     """Labels keep their values on FLAIR's grid, of which they need no resampling."""
-    if lesion.same_grid(raw.flair):
-        return raw.flair.like(lesion.data)
-    if not lesion.same_grid(raw.t1w):
+    if same_grid(lesion, raw.flair):
+        return raw.flair.like(lesion.voxels)
+    if not same_grid(lesion, raw.t1w):
         raise unusable(Fault.MASK_ELSEWHERE, "The lesion mask lies neither on the grid of FLAIR nor on that of T1w.")
-    return raw.flair.like(resample_mask(lesion.data > 0, raw.t1w, raw.flair, motion).astype(np.uint8))
+    return raw.flair.like(resample_mask(lesion.voxels > 0, raw.t1w, raw.flair, motion).astype(np.uint8))
 
 
 def standardise_case(case: Case, recipe: Recipe, extractor: BrainExtractor) -> tuple[Raw, Standard]:
@@ -105,7 +110,7 @@ def standardise_case(case: Case, recipe: Recipe, extractor: BrainExtractor) -> t
             **({LESION: made.lesion} if made.lesion is not None else {}),
         }
         for name, volume in written.items():
-            write_volume(folder / f"{name}.nii.gz", volume)
+            write_volume(volume, folder / f"{name}.nii.gz")
         made.motion.write(folder / TRANSFORM)
         write_json(folder / "steps.json", _steps(case, raw, made, recipe, extractor.name, folder))
     return raw, made
@@ -128,7 +133,9 @@ def _steps(case: Case, raw: Raw, made: Standard, recipe: Recipe, extractor: str,
     steps += [step("brain", name, by=extractor) for name in CHANNELS]
     shift, turn = round(made.motion.shift_mm(centre_mm(raw.flair, made.brain)), 3), round(made.motion.turned_deg, 3)
     how = recipe.registration.model_dump(mode="json")
-    steps.append(step("register", "T1w", to="FLAIR", parameters=how, transform=TRANSFORM, shift_mm=shift, turn_deg=turn))
+    steps.append(
+        step("register", "T1w", to="FLAIR", parameters=how, transform=TRANSFORM, shift_mm=shift, turn_deg=turn)
+    )
     steps.append(step("resample", "T1w", parameters={"interpolation": recipe.interpolation}))
     if recipe.bias is not None:
         steps += [step("bias", name, parameters=recipe.bias.model_dump(mode="json")) for name in CHANNELS]

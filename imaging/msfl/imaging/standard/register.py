@@ -17,11 +17,11 @@ from typing import Any, Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from msfl.imaging.volume import Affine, Mask, Volume, to_itk
+from msfl.imaging.checks import Volume
+from msfl.imaging.volume import LPS, Affine, Mask, to_itk
 from msfl.imaging.workspace import Unusable
 
 REGISTRATION_FAILED: Final = "registration_failed"
-_LPS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 class Registration(BaseModel):
@@ -58,7 +58,7 @@ class Rigid:
         """As a SimpleITK transform; LPS, as ITK has it."""
         import SimpleITK as sitk
 
-        lps = _LPS @ self.matrix @ _LPS
+        lps = LPS @ self.matrix @ LPS
         affine = sitk.AffineTransform(3)
         affine.SetMatrix(lps[:3, :3].ravel().tolist())
         affine.SetTranslation(lps[:3, 3].tolist())
@@ -104,7 +104,7 @@ def register_scored(
 def centre_mm(volume: Volume, mask: Mask) -> Affine:
     """Where the middle of a mask lies; mm, RAS+."""
     voxel = np.array([float(axis.mean()) for axis in np.nonzero(mask)] + [1.0])
-    return (volume.affine @ voxel)[:3]
+    return np.asarray((volume.affine @ voxel)[:3], dtype=np.float64)
 
 
 def _climb(fixed: Any, moving: Any, motion: Any, how: Registration, *, level: int) -> float:
@@ -116,8 +116,8 @@ def _climb(fixed: Any, moving: Any, motion: Any, how: Registration, *, level: in
     f, m = (sitk.SmoothingRecursiveGaussian(image, grid / 2) if coarse else image for image in (fixed, moving))
     f = sitk.Shrink(f, [max(1, round(grid / mm)) for mm in f.GetSpacing()])
     m = sitk.Shrink(m, [max(1, round(grid / 2 / mm)) for mm in m.GetSpacing()]) if coarse else m
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the metric's sums heed nothing else
     method = sitk.ImageRegistrationMethod()
-    method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(how.bins)
     if how.sampling[level] < 1:
         method.SetMetricSamplingStrategy(method.RANDOM)
@@ -141,8 +141,8 @@ def _euler(middle: Affine, shift: Affine) -> Any:
     import SimpleITK as sitk
 
     euler = sitk.Euler3DTransform()
-    euler.SetCenter((_LPS[:3, :3] @ middle).tolist())
-    euler.SetTranslation((_LPS[:3, :3] @ shift).tolist())
+    euler.SetCenter((LPS[:3, :3] @ middle).tolist())
+    euler.SetTranslation((LPS[:3, :3] @ shift).tolist())
     return euler
 
 
@@ -153,4 +153,4 @@ def _matrix(transform: Any) -> Affine:
     lps = np.eye(4)
     lps[:3, :3] = (images[1:] - images[0]).T
     lps[:3, 3] = images[0]
-    return np.asarray(_LPS @ lps @ _LPS, dtype=np.float64)
+    return np.asarray(LPS @ lps @ LPS, dtype=np.float64)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 
-from msfl.imaging.volume import Volume
+from msfl.imaging.checks import Volume
 
 
 def reorient(volume: Volume) -> Volume:
     """Canonical axial orientation: x to the right, y to the front, z up. Works on masks alike."""
     turn = nib.orientations.io_orientation(volume.affine)
-    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.data.shape)
-    return Volume(np.ascontiguousarray(nib.orientations.apply_orientation(volume.data, turn)), affine)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(turn, volume.voxels.shape)
+    return Volume(np.ascontiguousarray(nib.orientations.apply_orientation(volume.voxels, turn)), affine)
 
 
 def orientation(volume: Volume) -> str:

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from msfl.imaging.checks import Volume
 from msfl.imaging.standard.register import Rigid
-from msfl.imaging.volume import Mask, Volume, from_itk, to_itk
+from msfl.imaging.volume import Mask, from_itk, to_itk
 
 Interpolation = Literal["linear", "bspline"]
 
@@ -15,16 +16,16 @@ Interpolation = Literal["linear", "bspline"]
 def resample(moving: Volume, onto: Volume, motion: Rigid, interpolation: Interpolation) -> Volume:
     """Outside the moving image is 0. Between voxels a cubic B-spline swings beyond the values it was given: what it
     makes is held to the range of the image. Whole numbers stay whole numbers of the same type."""
-    values = _resample(to_itk(moving), onto, motion, interpolation).data
-    values = np.clip(values, moving.data.min(), moving.data.max())
-    if moving.data.dtype.kind in "iu":
+    values = _resample(to_itk(moving), onto, motion, interpolation).voxels
+    values = np.clip(values, moving.voxels.min(), moving.voxels.max())
+    if moving.voxels.dtype.kind in "iu":
         values = np.rint(values)
-    return onto.like(values.astype(moving.data.dtype))
+    return onto.like(values.astype(moving.voxels.dtype))
 
 
 def resample_mask(moving: Mask, grid: Volume, onto: Volume, motion: Rigid) -> Mask:
     """`grid` is what the mask lies on. A voxel belongs to it when more than half of it does (linear interpolation)."""
-    return np.asarray(_resample(to_itk(grid.like(moving), np.float32), onto, motion, "linear").data > 0.5)
+    return np.asarray(_resample(to_itk(grid.like(moving), np.float32), onto, motion, "linear").voxels > 0.5)
 
 
 def _resample(image: Any, onto: Volume, motion: Rigid, interpolation: Interpolation) -> Volume:

@@ -1,7 +1,7 @@
 """artefacts: did something go wrong while the image was taken?
 
-`ArtefactDetector` is the seam. `trained` is what runs anywhere: four small logistic regressions over what artefacts leave
-in k-space (`features`). `mai_lab` runs the MAI-Lab tool of West China Hospital where a site has it.
+`ArtefactDetector` is the seam. `trained` is what runs anywhere: four small logistic regressions over what artefacts
+leave in k-space (`features`). `mai_lab` runs the MAI-Lab tool of West China Hospital where a site has it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from msfl.imaging.volume import Mask, Volume
+    from msfl.imaging.checks import Volume
+    from msfl.imaging.volume import Mask
 
 
 class Artefact(StrEnum):

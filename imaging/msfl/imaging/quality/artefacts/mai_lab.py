@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from msfl.imaging.checks import Volume
+from msfl.imaging.deidentify.nifti import write_volume
 from msfl.imaging.quality.artefacts import Artefact
-from msfl.imaging.volume import Mask, Volume, write_volume
+from msfl.imaging.volume import Mask
 from msfl.policies.refusals import CannotProceed
 
 TIME_LIMIT_S = 600
@@ -34,14 +36,21 @@ class MaiLab:
         with tempfile.TemporaryDirectory(prefix="msfl-mai-lab-") as place:
             given, sorted_into = Path(place, "in"), Path(place, "out")
             given.mkdir()
-            write_volume(given / "image.nii.gz", image)
+            write_volume(image, given / "image.nii.gz")
             words = [self._python, "MRI_sort.py", "--input", str(given), "--output", str(sorted_into)]
             try:
                 done = subprocess.run(
-                    words, cwd=self._folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT_S, check=False
+                    words,
+                    cwd=self._folder,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=TIME_LIMIT_S,
+                    check=False,
                 )
             except (FileNotFoundError, subprocess.TimeoutExpired) as error:
-                raise CannotProceed(f"The MAI-Lab tool in {self._folder} cannot be run ({type(error).__name__}).") from error
+                raise CannotProceed(
+                    f"The MAI-Lab tool in {self._folder} cannot be run ({type(error).__name__})."
+                ) from error
             found = sorted(sorted_into.glob("*/image.nii.gz")) if sorted_into.is_dir() else []
             if done.returncode != 0 or len(found) != 1:
                 said = done.stderr.decode(errors="replace").strip().splitlines()

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from msfl.imaging.checks import Volume
 from msfl.imaging.quality.artefacts import Artefact
 from msfl.imaging.quality.artefacts.features import NAMES, features
-from msfl.imaging.volume import Mask, Volume
+from msfl.imaging.volume import Mask
 
 
 class Trained:
