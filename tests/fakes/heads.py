@@ -49,6 +49,10 @@ def head(
 
     values = np.zeros(on.voxels.shape)
     for part, value in (
+        (inside((0, 92, -20), (14, 22, 20)), SKULL),  # nose and ears, without which an ellipsoid turns unseen
+        (inside((76, 0, -15), (12, 18, 24)), SKULL),
+        (inside((-76, 0, -15), (12, 18, 24)), SKULL),
+        (inside((0, 60, -80), (36, 34, 30)), SKULL),
         (inside((0, 0, 0), (72, 98, 84)), SKULL),
         (inside((0, 0, 0), (64, 90, 76)), 4.0),
         (inside((0, 0, 0), (58, 84, 70)), fluid),
