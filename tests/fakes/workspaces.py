@@ -42,7 +42,7 @@ def checked_case(
             write_volume(Volume(mask, affine), fresh / f"{LESION}.nii.gz")
     source = {"patient": case.id.split("-")[0], "scanner": {"id": scanner}, "split": given}
     write_json(case.folder / "source.json", source)
-    write_json(case.qc, {"verdict": verdict})
+    write_json(case.qc, {"verdict": verdict, "final": verdict, "overruled": None})
     for step in Step:
         case.record(Entry(step, NOON))
     return case

@@ -63,6 +63,7 @@ def visit_json(visit: Visit) -> JsonObject:
         "split": visit.split,
         "images": {name: _image_json(image) for name, image in visit.images.items()},
         "lesion": _image_json(visit.lesion) if visit.lesion else None,
+        "silent": [_image_json(image) for image in visit.silent],
         "unusable": {"code": why.code, "reason": why.reason} if why else None,
     }
 
@@ -75,6 +76,7 @@ def visit_of(value: JsonObject) -> Visit:
         day=value["day"],
         images={name: _image_of(image) for name, image in value["images"].items()},
         lesion=_image_of(value["lesion"]) if value["lesion"] else None,
+        silent=tuple(_image_of(image) for image in value["silent"]),
         split=value["split"],
         unusable=Unusable(why["code"], why["reason"]) if why else None,
     )

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
-from msfl.imaging.checks import fault_of
+import pydicom
+
+from msfl.imaging.checks import Volume, fault_of
 from msfl.imaging.convert import Converted, convert
 from msfl.imaging.deidentify.changes import as_html
 from msfl.imaging.deidentify.headers import Options
@@ -28,7 +30,9 @@ from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.deidentify.sidecars import read_scrubbed
 from msfl.imaging.faults import Fault, unusable
 from msfl.imaging.masks import read_mask
+from msfl.imaging.sources.dicom import series_name
 from msfl.imaging.sources.found import DicomSeries, ImageSource, Visit
+from msfl.imaging.sources.series import Weighting
 from msfl.imaging.workspace import CHANNELS, LESION, Case, Entry, State, Step, Unusable, write_json, write_whole
 
 MAX_SLICE_MM: Final = 6.0
@@ -60,9 +64,16 @@ def case_name(visit: Visit, pseudonyms: Pseudonyms) -> str:
 
 
 def bring_in(
-    visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptions, now: datetime, private: Path
+    visit: Visit,
+    case: Case,
+    pseudonyms: Pseudonyms,
+    options: ImportOptions,
+    now: datetime,
+    private: Path,
+    look: Look | None = None,
 ) -> Outcome:
-    """Import one visit into its case. `private` is the custodian's own folder: the page of changes goes there."""
+    """Import one visit into its case. `private` is the custodian's own folder: the page of changes goes there; `look`
+    tells what an image shows whose headers do not say."""
     standing = case.standing
     earlier = next((e.inputs for e in reversed(case.journal) if e.step is Step.IMPORT and e.done), "")
     try:
@@ -71,7 +82,7 @@ def bring_in(
         inputs = _inputs(visit, pseudonyms, options)
         if earlier == inputs:
             return Outcome(case.id, "unchanged")
-        warnings = _fill(visit, case, pseudonyms, options, private)
+        warnings = _fill(visit, case, pseudonyms, options, private, look or look_at_head)
     except Unusable as why:
         if standing.state is not State.FOUND:
             return Outcome(case.id, "kept", why.code, why.reason)
@@ -100,14 +111,23 @@ def _sha256(file: Path) -> bytes:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
-def _fill(visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptions, private: Path) -> tuple[str, ...]:
+def _fill(
+    visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptions, private: Path, look: Look
+) -> tuple[str, ...]:
     patient = pseudonyms.patient(visit.patient)
     # Scratch files name the patient until they are de-identified; nobody else may read them, and none stays.
     scratch = case.folder / ".scratch"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True, mode=0o700)
     try:
-        read = {name: _read(visit.images[name], patient, pseudonyms, options, scratch / name) for name in CHANNELS}
+
+        def read_one(image: ImageSource, name: str) -> Converted:
+            return _read(image, patient, pseudonyms, options, scratch / name)
+
+        read = {name: read_one(image, name) for name, image in visit.images.items()}
+        if missing := [name for name in CHANNELS if name not in read]:
+            seen = [read_one(image, f"silent{number}") for number, image in enumerate(visit.silent)]
+            read |= _told_apart(seen, missing, [_name_of(image, pseudonyms) for image in visit.silent], look)
         volumes = {name: image.volume for name, image in read.items()}
         mask = read_mask(visit.lesion, volumes) if visit.lesion else None
         source = _source(visit, patient, pseudonyms, options, read, mask[1] if mask else "")
@@ -125,6 +145,41 @@ def _fill(visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptio
     if diffs := {name: image.changes for name, image in read.items() if image.changes}:
         write_whole(private / "changes" / f"{case.id}.html", as_html(diffs).encode())
     return tuple(sorted({warning for image in read.values() for warning in image.warnings}))
+
+
+Look: TypeAlias = Callable[[Volume], Weighting]
+
+
+def look_at_head(head: Volume) -> Weighting:
+    """Find the brain, then see how bright its tissues are. Takes half a minute: only for headers that are silent."""
+    from msfl.imaging.brain import extractor
+    from msfl.imaging.sources.weighting import look_at
+
+    return look_at(head, extractor("deepbet").extract(head, "image"))
+
+
+def _told_apart(
+    seen: Sequence[Converted], missing: Sequence[str], names: Sequence[str], look: Look
+) -> dict[str, Converted]:
+    """Which of the images that do not say what they are is which missing channel. Raises Unusable."""
+    shown = [look(image.volume) for image in seen]
+    found = {}
+    for channel in missing:
+        fitting = [image for image, weighting in zip(seen, shown, strict=True) if weighting.value == channel]
+        if len(fitting) != 1:
+            series = ", ".join(f"{name} ({weighting})" for name, weighting in zip(names, shown, strict=True))
+            what = f"Headers do not say which image is the {channel}; by their looks {len(fitting)} could be: {series}."
+            raise unusable(Fault.AMBIGUOUS, what)
+        found[channel] = fitting[0]
+    return found
+
+
+def _name_of(image: ImageSource, pseudonyms: Pseudonyms) -> str:
+    """As questions and answers call it."""
+    if isinstance(image, DicomSeries):
+        header = pydicom.dcmread(image.files[0], stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        return series_name(str(header.SeriesInstanceUID), pseudonyms)
+    return "an image"
 
 
 def _read(image: ImageSource, patient: str, pseudonyms: Pseudonyms, options: ImportOptions, scratch: Path) -> Converted:

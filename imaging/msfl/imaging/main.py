@@ -59,6 +59,7 @@ def synth(
     train: Annotated[int | None, typer.Option(min=0, help="Training cases per site; else the demo's number.")] = None,
     test: Annotated[int | None, typer.Option(min=0, help="Test cases per site; else the demo's number.")] = None,
     spacing: Annotated[float | None, typer.Option(min=1, max=4, help="Voxel size in mm; else the demo's.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Cases at once; 1 GiB of memory each at 1 mm.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Write synthetic FLAIR and T1w with lesions, one nnU-Net raw folder per site. It is not clinical data."""
@@ -86,6 +87,7 @@ def synth(
                 n_train=n_train,
                 n_test=n_test,
                 spacing_mm=DEFAULT_SPACING_MM if spacing is None else spacing,
+                jobs=jobs,
                 progress=partial(_show, bar, step),
             )
             written.append({"site": name, "folder": str(out / name), "train": n_train, "test": n_test})

@@ -76,14 +76,11 @@ def usable(case: Case) -> LeftOut | str:
         return LeftOut(case.id, "not_checked", reason)
     if not case.standard(LESION).exists():
         return LeftOut(case.id, "no_lesion_mask", "The case has no lesion mask. Add one and import it again.")
-    verdict = read_json(case.qc)
-    if verdict.get("overruled"):
-        return "overruled" if verdict["overruled"].get("verdict") != "fail" else _failed(case)
-    return _failed(case) if verdict.get("verdict") not in ("pass", "warn") else str(verdict["verdict"])
-
-
-def _failed(case: Case) -> LeftOut:
-    return LeftOut(case.id, "quality_failed", "Quality control failed the case; the report says why.")
+    found = read_json(case.qc)
+    if found.get("final") not in ("pass", "warn"):
+        by = "a person" if found.get("overruled") else "quality control"
+        return LeftOut(case.id, "quality_failed", f"The case was failed by {by}; the report says why.")
+    return "overruled" if found.get("overruled") else str(found["final"])
 
 
 def finish(case: Case, extent: Extent) -> JsonObject:

@@ -84,7 +84,7 @@ def test_who_is_left_out_and_why(tmp_path: Path) -> None:
     checked_case(workspace, "pd-s1").record(Entry(Step.IMPORT, NOON))
     checked_case(workspace, "pe-s1", verdict="warn")
     overruled = checked_case(workspace, "pf-s1", verdict="fail")
-    write_json(overruled.qc, {"verdict": "fail", "overruled": {"verdict": "pass", "reason": "seen"}})
+    write_json(overruled.qc, {"verdict": "fail", "final": "pass", "overruled": {"reason": "seen"}})
     checked_case(workspace, "pg-s1").standard("brain").unlink()
     (workspace.case("pg-s1").folder / "standard" / "brain.nii.gz").write_bytes(b"")
     made = published(tmp_path)
@@ -159,7 +159,7 @@ def test_a_test_case_that_fails_later_is_not_dropped_in_silence(tmp_path: Path) 
     workspace = checked_cohort(tmp_path)
     first = published(tmp_path)
     gone = sorted(held_out(first))[0]
-    write_json(workspace.case(gone).qc, {"verdict": "fail"})
+    write_json(workspace.case(gone).qc, {"verdict": "fail", "final": "fail"})
     before = record_of(tmp_path)
     with pytest.raises(CannotProceed, match=gone):
         published(tmp_path)
@@ -187,7 +187,7 @@ def test_nothing_to_publish_is_said(tmp_path: Path) -> None:
     with pytest.raises(CannotProceed, match="msfl data import"):
         published(tmp_path)
     checked_case(Workspace.of(tmp_path, "ms-trial"), "p0-s1", verdict="fail")
-    with pytest.raises(CannotProceed, match="Quality control failed the case"):
+    with pytest.raises(CannotProceed, match="failed by quality control"):
         published(tmp_path)
 
 

@@ -50,6 +50,13 @@ def test_a_generated_site_passes_the_check_and_the_same_seed_gives_the_same_byte
     assert one["imagesTs/A_003_0000.nii.gz"] != other["imagesTs/A_003_0000.nii.gz"]
 
 
+def test_several_at_once_give_the_same_bytes(tmp_path: Path) -> None:
+    for jobs in (1, 3):
+        generate_site(tmp_path / str(jobs), SITE, seed=3, n_train=2, n_test=1, spacing_mm=COARSE, jobs=jobs)
+    one, several = (sorted(f for f in (tmp_path / str(jobs)).rglob("*") if f.is_file()) for jobs in (1, 3))
+    assert [f.read_bytes() for f in one] == [f.read_bytes() for f in several]
+
+
 def test_a_test_case_does_not_change_with_the_number_of_training_cases(tmp_path: Path) -> None:
     for n_train in (0, 1):
         generate_site(tmp_path / str(n_train), SITE, seed=3, n_train=n_train, n_test=1, spacing_mm=COARSE)

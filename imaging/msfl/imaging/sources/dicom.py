@@ -192,7 +192,7 @@ def _visit(
     series: dict[str, list[_File]] = defaultdict(list)
     masks: dict[str, list[_File]] = defaultdict(list)
     # The same object twice, from a folder and a zip, is one.
-    for file in {file.text("SOPInstanceUID"): file for file in reversed(members)}.values():
+    for file in {file.text("SOPInstanceUID"): file for file in members}.values():
         kind = file.text("SOPClassUID")
         if kind == SEGMENTATION:
             masks[file.text("SOPInstanceUID")].append(file)
@@ -204,22 +204,23 @@ def _visit(
     silent = tuple(uid for uid, (_, weighting) in open_.items() if weighting is Weighting.UNKNOWN)
     answered = {answers[name]: uid for uid in series if (name := series_name(uid, pseudonyms)) in answers}
     images: dict[str, ImageSource] = {}
+    unseen: tuple[ImageSource, ...] = ()
     problem: Unusable | None = None
     for role in CHANNELS:
         weighting = Weighting(role)
         chosen = (answered[role],) if role in answered else choose(open_, weighting)
-        if role not in answered and (not chosen or needs_a_person(judged, chosen, weighting)):
-            choices = {series_name(uid, pseudonyms): _label(facts[uid]) for uid in chosen or silent}
-            if choices:
-                questions.append(Question(patient, day, role, choices))
-            if not chosen:
-                missing = Fault.MISSING_FLAIR if role == "FLAIR" else Fault.MISSING_T1W
-                problem = problem or unusable(missing, _none_of(role, [recognise(f) for f in facts.values()]))
-            else:
-                problem = problem or unusable(Fault.AMBIGUOUS, f"{len(chosen)} series could be the {role}.")
+        if not chosen and silent:
+            unseen = tuple(DicomSeries(tuple(f.path for f in series[uid])) for uid in silent)
+        elif not chosen:
+            missing = Fault.MISSING_FLAIR if role == "FLAIR" else Fault.MISSING_T1W
+            problem = problem or unusable(missing, _none_of(role, [recognise(f) for f in facts.values()]))
+        elif role not in answered and needs_a_person(judged, chosen, weighting):
+            choices = {series_name(uid, pseudonyms): _label(facts[uid]) for uid in chosen}
+            questions.append(Question(patient, day, role, choices))
+            problem = problem or unusable(Fault.AMBIGUOUS, f"{len(chosen)} series could be the {role}.")
         else:
             images[role] = DicomSeries(tuple(f.path for f in series[chosen[0]]))
-    return Visit("dicom", patient, day, images, _mask(masks), unusable=problem)
+    return Visit("dicom", patient, day, images, _mask(masks), unseen, unusable=problem)
 
 
 def _mask(masks: Mapping[str, Sequence[_File]]) -> DicomSeries | None:

@@ -38,7 +38,8 @@ ImageSource: TypeAlias = DicomSeries | NiftiFile
 class Visit:
     """One patient on one day. `patient` and `day` are the source's own words for them.
 
-    `images` maps a channel (FLAIR, T1w) to where it lies; `unusable` says why this visit cannot become a case, although
+    `images` maps a channel (FLAIR, T1w) to where it lies; `silent` are images whose headers do not say what they are:
+    one of them may be a channel that is not in `images`; `unusable` says why this visit cannot become a case, although
     it was found; `split` is "train" or "test" where the source has decided already.
     """
 
@@ -47,12 +48,13 @@ class Visit:
     day: str
     images: Mapping[str, ImageSource] = field(default_factory=dict)
     lesion: ImageSource | None = None
+    silent: tuple[ImageSource, ...] = ()
     split: Literal["", "train", "test"] = ""
     unusable: Unusable | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:
-        parts = [*self.images.values(), *([self.lesion] if self.lesion else [])]
+        parts = [*self.images.values(), *self.silent, *([self.lesion] if self.lesion else [])]
         return tuple(f for part in parts for f in (part.files if isinstance(part, DicomSeries) else (part.file,)))
 
 

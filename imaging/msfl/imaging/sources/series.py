@@ -2,6 +2,7 @@
 
 Two witnesses are heard: physics (TR, TE, TI, the kind of sequence) and words (description, protocol, sequence name).
 
+    a name of something else (a scout, diffusion, the spine) settles it
     both say the same, or one is silent  → that
     they contradict each other           → unsure: a person is asked
     both are silent                      → unknown: the image itself is looked at (`weighting`)
@@ -90,6 +91,8 @@ def recognise(facts: SeriesFacts) -> Recognised:
         return Recognised(Weighting.OTHER, f"its image type is {sorted(hit)[0].lower()}")
     if 0 < facts.slices < FEWEST_SLICES:
         return Recognised(Weighting.OTHER, f"it has only {facts.slices} slices")
+    if _OTHER.search(_spoken(facts)):
+        return Recognised(Weighting.OTHER, "by its name")
     physics, words = _physics(facts), _words(facts)
     if physics is None and words is None:
         return Recognised(Weighting.UNKNOWN, "its headers do not say")
@@ -101,6 +104,10 @@ def recognise(facts: SeriesFacts) -> Recognised:
     if kind is Weighting.T1W and _has_contrast(facts):
         return Recognised(Weighting.T1W_CONTRAST, f"by its {by}, and a contrast agent was given")
     return Recognised(kind, f"by its {by}")
+
+
+def _spoken(facts: SeriesFacts) -> str:
+    return facts.text.lower().replace("_", " ")
 
 
 def _physics(facts: SeriesFacts) -> Weighting | None:
@@ -122,9 +129,7 @@ def _physics(facts: SeriesFacts) -> Weighting | None:
 
 
 def _words(facts: SeriesFacts) -> Weighting | None:
-    text = facts.text.lower().replace("_", " ")
-    if _OTHER.search(text):
-        return Weighting.OTHER
+    text = _spoken(facts)
     if _FLAIR.search(text):
         return Weighting.OTHER if re.search(r"t1.{0,3}flair", text) else Weighting.FLAIR
     if _T1.search(text):
@@ -136,7 +141,7 @@ def _words(facts: SeriesFacts) -> Weighting | None:
 
 
 def _has_contrast(facts: SeriesFacts) -> bool:
-    text = facts.text.lower().replace("_", " ")
+    text = _spoken(facts)
     return facts.contrast_agent or (bool(_CONTRAST.search(text)) and not _NO_CONTRAST.search(text))
 
 
