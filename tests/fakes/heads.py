@@ -8,6 +8,7 @@ darker than cortex in FLAIR.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def grid(shape: tuple[int, int, int] = GRID, spacing_mm: float = SPACING_MM) -> 
 
 
 def head(
-    modality: str, on: Volume, *, move: NDArray[np.float64] | None = None, noise: float = 1.0, seed: int = 0
+    modality: str, on: Volume, *, move: NDArray[np.floating[Any]] | None = None, noise: float = 1.0, seed: int = 0
 ) -> Volume:
     """`move` maps points of the field of view to points of the head (4 × 4, mm)."""
     t1w = modality == "T1w"

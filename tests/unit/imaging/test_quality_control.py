@@ -18,7 +18,7 @@ from msfl.imaging.quality import control
 from msfl.imaging.quality.control import Settings, check_quality, figures_file
 from msfl.imaging.quality.limits import QualityLimits, default_limits
 from msfl.imaging.quality.overrule import Overrules
-from msfl.imaging.quality.verdict import Verdict
+from msfl.imaging.quality.verdict import Checked, Verdict
 from msfl.imaging.standard.recipe import Recipe
 from msfl.imaging.standard.register import Registration
 from msfl.imaging.workspace import LESION, Entry, State, Step, Workspace, read_json, write_json
@@ -62,7 +62,7 @@ def imported(home: Path, name: str, *, broken: bool = False, seed: int = 0) -> N
     case.record(Entry(Step.IMPORT, NOON))
 
 
-def run(home: Path, limits: QualityLimits) -> dict[str, control.Checked]:
+def run(home: Path, limits: QualityLimits) -> dict[str, Checked]:
     found = check_quality(home, "ms-trial", settings=SETTINGS, limits=limits, hands=0, now=NOON)
     return {one.case: one for one in found}
 

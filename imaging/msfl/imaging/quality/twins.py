@@ -21,8 +21,8 @@ GRID: Final = (24, 30, 22)
 SAME_IMAGE: Final = 0.995
 SAME_HEAD: Final = 0.80
 SAME_HEAD_AMONG_MANY: Final = 0.50
-"""Once what all heads of the dataset have in common is taken away. Visits of one patient by one protocol: 0.93 and 0.77;
-of different patients: at most 0.68 and 0.23 (openms). A visit by another protocol may be missed."""
+"""Once what all heads of the dataset have in common is taken away. Visits of one patient by one protocol: 0.93 and
+0.77; of different patients: at most 0.68 and 0.23 (openms). A visit by another protocol may be missed."""
 _MANY: Final = 8
 
 
@@ -68,9 +68,9 @@ def twins(prints: Mapping[str, tuple[int, ...]], patients: Mapping[str, str]) ->
     if len(names) < 2:
         return
     rows: NDArray[np.float64] = np.array([prints[name] for name in names], dtype=np.float64)
-    likeness: NDArray[np.float64] = np.corrcoef(rows)
+    likeness: NDArray[np.float64] = np.atleast_2d(np.corrcoef(rows))
     many = len(names) >= _MANY
-    apart: NDArray[np.float64] = np.corrcoef(rows - rows.mean(axis=0)) if many else likeness
+    apart = np.atleast_2d(np.corrcoef(rows - rows.mean(axis=0))) if many else likeness
     for i, first in enumerate(names):
         for j in range(i + 1, len(names)):
             second, value = names[j], float(likeness[i, j])
