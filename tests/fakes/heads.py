@@ -8,6 +8,7 @@ darker than cortex in FLAIR.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def grid(shape: tuple[int, int, int] = GRID, spacing_mm: float = SPACING_MM) -> 
 
 
 def head(
-    modality: str, on: Volume, *, move: NDArray[np.float64] | None = None, noise: float = 1.0, seed: int = 0
+    modality: str, on: Volume, *, move: NDArray[np.floating[Any]] | None = None, noise: float = 1.0, seed: int = 0
 ) -> Volume:
     """`move` maps points of the field of view to points of the head (4 × 4, mm)."""
     t1w = modality == "T1w"
@@ -49,6 +50,10 @@ def head(
 
     values = np.zeros(on.voxels.shape)
     for part, value in (
+        (inside((0, 92, -20), (14, 22, 20)), SKULL),  # nose and ears, without which an ellipsoid turns unseen
+        (inside((76, 0, -15), (12, 18, 24)), SKULL),
+        (inside((-76, 0, -15), (12, 18, 24)), SKULL),
+        (inside((0, 60, -80), (36, 34, 30)), SKULL),
         (inside((0, 0, 0), (72, 98, 84)), SKULL),
         (inside((0, 0, 0), (64, 90, 76)), 4.0),
         (inside((0, 0, 0), (58, 84, 70)), fluid),

@@ -6,6 +6,7 @@ command         does                                                            
 ``import``      brings visits into a dataset, de-identified; with ``--out``      1 when a visit, or anything
                 checks a folder where it lies and writes its record              of the folder, is unusable
 ``list``        says where every case stands                                     0
+``qc``          standardises, measures, judges, writes the report; overrules     1 when a process died over a case
 ``publish``     finishes, splits, and shows a dataset to the federation          1 when nothing can be shown
 ``check``       says what a dataset holds and, line by line, what is wrong       1 when anything is wrong
 ``synth``       writes the demo's synthetic sites as nnU-Net raw folders         1 when a folder is taken

@@ -80,7 +80,8 @@ def test_every_limit_has_words_for_the_side_it_is_on() -> None:
 
 
 def cohort(odd: float) -> dict[str, dict[str, float | None]]:
-    return {f"c{n}": {"T1w.snr": 8.0 + 0.1 * n} for n in range(9)} | {"odd": {"T1w.snr": odd}}
+    values = {f"c{n}": 8.0 + 0.1 * n for n in range(9)} | {"odd": odd}
+    return {case: {"T1w.snr": value} for case, value in values.items()}
 
 
 def test_a_case_unlike_the_sites_others_is_warned_about_inside_absolute_limits() -> None:

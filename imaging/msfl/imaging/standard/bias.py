@@ -28,7 +28,7 @@ def correct_bias(volume: Volume, brain: Mask, how: BiasCorrection) -> Volume:
     method = sitk.N4BiasFieldCorrectionImageFilter()
     method.SetNumberOfThreads(1)
     method.SetMaximumNumberOfIterations(list(how.iterations))
-    method.Execute(sitk.Shrink(image, shrink), sitk.Shrink(mask, shrink))
+    method.Execute(sitk.BinShrink(image, shrink), sitk.BinShrink(mask, shrink))
     field = np.exp(from_itk(method.GetLogBiasFieldAsImage(image), volume).voxels)
     field /= field[brain].mean()
     values = volume.voxels / field

@@ -114,8 +114,9 @@ def _climb(fixed: Any, moving: Any, motion: Any, how: Registration, *, level: in
     grid = how.grids_mm[level]
     coarse = grid > 1.5  # mm; below, blurring and shrinking would only lose
     f, m = (sitk.SmoothingRecursiveGaussian(image, grid / 2) if coarse else image for image in (fixed, moving))
-    f = sitk.Shrink(f, [max(1, round(grid / mm)) for mm in f.GetSpacing()])
-    m = sitk.Shrink(m, [max(1, round(grid / 2 / mm)) for mm in m.GetSpacing()]) if coarse else m
+    # not Shrink: that takes single voxels, half a voxel beside where it says they lie
+    f = sitk.BinShrink(f, [max(1, round(grid / mm)) for mm in f.GetSpacing()])
+    m = sitk.BinShrink(m, [max(1, round(grid / 2 / mm)) for mm in m.GetSpacing()]) if coarse else m
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # the metric's sums heed nothing else
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(how.bins)

@@ -89,7 +89,7 @@ def _row(workspace: Workspace, case: Checked) -> dict[str, Any]:
         "findings": [
             {
                 "verdict": finding.verdict.value,
-                "title": FIGURES[finding.figure].title if finding.figure in FIGURES else finding.figure,
+                "title": _title(finding.figure),
                 "value": _said(case, finding.figure) if finding.figure in case.figures else "",
                 "limit": finding.limit,
                 "sentence": finding.sentence,
@@ -98,6 +98,13 @@ def _row(workspace: Workspace, case: Checked) -> dict[str, Any]:
         ],
         "pictures": _pictures(workspace, case.case) if case.figures else {},
     }
+
+
+def _title(figure: str) -> str:
+    if figure in FIGURES:
+        return FIGURES[figure].title
+    twins = {"twin.same_image": "The same image twice", "twin.same_head": "One head, two patients"}
+    return twins.get(figure, f"Could not be measured ({figure})")
 
 
 def _said(case: Checked, name: str) -> str:
