@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -85,7 +86,7 @@ def test_the_key_is_made_once_and_for_nobody_else(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ headers
 
 
-def deidentified(tmp_path: Path, number: str = "MRN1", day: str = "20240229", **headers: object) -> pydicom.Dataset:
+def deidentified(tmp_path: Path, number: str = "MRN1", day: str = "20240229", **headers: Any) -> pydicom.Dataset:
     voxels, affine = head(12, 12.0)
     file = Scanner(Patient(number), day).scan(voxels, affine, tmp_path / number / day, T1W, **headers)[0]
     return deidentify(pydicom.dcmread(file), OURS.patient(number), OURS, Options())

@@ -1,6 +1,7 @@
 """The ``msfl data`` commands, as a custodian types them."""
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -136,3 +137,12 @@ def test_too_few_cases_to_publish_are_problems_in_lines(tmp_path: Path) -> None:
     done = RUN.invoke(app, ["publish", "ms-trial", "--home", str(tmp_path), "--site", "site-a", "--jobs", "1"])
     assert done.exit_code == 1
     assert "no test cases" in done.stderr
+
+
+def test_a_site_without_the_extra_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("msfl.imaging.custodian")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "msfl.imaging.deidentify.keys", None)
+    done = RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path)])
+    assert isinstance(done.exception, CannotProceed)
+    assert "pip install 'msfl[data]'" in str(done.exception)
