@@ -138,9 +138,9 @@ def enhanced(voxels: NDArray[Any], affine: NDArray[Any], file: Path, contrast: M
     shared.MRTimingAndRelatedParametersSequence, shared.MREchoSequence = [timing], [echo]
     shared.MRModifierSequence = [modifier]
     frames = []
-    for number, part in enumerate(slices, 1):
+    for number, one in enumerate(slices, 1):
         frame, position, content = Dataset(), Dataset(), Dataset()
-        position.ImagePositionPatient = part.ImagePositionPatient
+        position.ImagePositionPatient = one.ImagePositionPatient
         content.StackID, content.InStackPositionNumber = "1", number
         content.DimensionIndexValues = [1, number]
         frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]

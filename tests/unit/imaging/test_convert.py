@@ -40,7 +40,7 @@ def is_what_was_scanned(file: Path, voxels: NDArray[Any], affine: NDArray[Any]) 
     assert np.abs(where - there).max() < 1e-3
 
 
-def as_syntax(uid: str) -> Callable[[Sequence[Path]], None]:
+def as_syntax(uid: pydicom.uid.UID) -> Callable[[Sequence[Path]], None]:
     def change(files: Sequence[Path]) -> None:
         for file in files:
             image = pydicom.dcmread(file)
