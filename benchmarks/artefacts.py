@@ -3,6 +3,8 @@
     python benchmarks/artefacts.py features --data DIR --out features.npz      about 15 minutes of CPU
     python benchmarks/artefacts.py train --features features.npz [--write]     seconds; prints the table
 
+Needs torchio (1.2) and scikit-learn beside the extra `dev`: pip install torchio scikit-learn.
+
 Clean images are varied as scans vary (turned a little, other contrast, shading, light noise, mirrored, a third of them
 with the skull cut off afterwards) and then spoilt by torchio at fixed, modest severities: motion of at most 3° and 3 mm
 per axis in two moves; ghosting of intensity 0.5; one spike of 0.5; noise of 10 % of the brain's mean.

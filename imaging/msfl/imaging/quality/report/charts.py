@@ -45,7 +45,7 @@ def strip(name: str, cases: Sequence[Checked], limits: QualityLimits) -> Strip |
     near = [end for end in ends if low - 2 * (high - low) - 0.1 <= end <= high + 2 * (high - low) + 0.1]
     low, high = min([low, *near]), max([high, *near])
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    low, high = low - room, high + room
+    low, high = (0.0 if low >= 0 and low < room else low - room), high + room
 
     def at(value: float) -> float:
         return round(_EDGE + (_WIDTH - 2 * _EDGE) * (value - low) / (high - low), 1)
