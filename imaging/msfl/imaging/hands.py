@@ -21,9 +21,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Final
 
 from msfl.imaging.workspace import JsonObject
 
+COMMAND: Final = (sys.executable, "-m", "msfl.imaging.hand")
 Answer = JsonObject | None
 Do = Callable[[JsonObject], JsonObject]
 
@@ -95,7 +97,7 @@ class _Hand(threading.Thread):
         self._log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "msfl.imaging.hand"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

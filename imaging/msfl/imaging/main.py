@@ -23,8 +23,8 @@ import getpass
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -171,9 +171,10 @@ def import_(
         raise typer.BadParameter("say --home, the gateway's folder (or --out, to check a folder where it lies)")
     if dates not in ("shift", "remove"):
         raise typer.BadParameter("it is shift or remove", param_hint="--dates")
-    from msfl.imaging.custodian import import_source
-    from msfl.imaging.deidentify.headers import Options
-    from msfl.imaging.importing import ImportOptions
+    with _extra():
+        from msfl.imaging.custodian import import_source
+        from msfl.imaging.deidentify.headers import Options
+        from msfl.imaging.importing import ImportOptions
 
     options = ImportOptions(Options("shift" if dates == "shift" else "remove", keep_device), max_slice_mm)
     answers = _answers(series) if series else {}
@@ -277,7 +278,8 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """Say where every case of a dataset stands, and what stopped it."""
-    from msfl.imaging.custodian import listing
+    with _extra():
+        from msfl.imaging.custodian import listing
 
     rows = [
         {
@@ -388,7 +390,11 @@ def publish(
         from msfl.imaging.record import publish_record
 
         shown = publish_record(record, data, home)
-        console.print(f"{shown.ref} is published: {shown.n_train} training, {shown.n_test} test cases")
+        if as_json:
+            answer = {"dataset": shown.ref, "version": shown.version, "train": shown.n_train, "test": shown.n_test}
+            console.print_json(json.dumps(answer))
+        else:
+            console.print(f"{shown.ref} is published: {shown.n_train} training, {shown.n_test} test cases")
         return
     if not dataset:
         raise typer.BadParameter("say which dataset (or --record and --data)")
@@ -396,9 +402,10 @@ def publish(
         raise typer.BadParameter("it is defaced, brain or head", param_hint="--extent")
     if test_share + validation_share >= 1:
         raise typer.BadParameter("nothing would be left to train on", param_hint="--test-share")
-    from msfl.imaging import custodian
-    from msfl.imaging.record import NotADataset
-    from msfl.imaging.split import Part, Shares
+    with _extra():
+        from msfl.imaging import custodian
+        from msfl.imaging.record import NotADataset
+        from msfl.imaging.split import Part, Shares
 
     try:
         published = _with_progress(
@@ -444,6 +451,17 @@ def publish(
 
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """What a site without the extra `data` is told. Raises CannotProceed."""
+    from msfl.policies.refusals import CannotProceed
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise CannotProceed(f"This needs the package {error.name}. Run: pip install 'msfl[data]'") from error
 
 
 def _with_progress(work: Callable[[Callable[[str, int, int], None]], T]) -> T:

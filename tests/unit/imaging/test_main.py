@@ -1,12 +1,17 @@
 """The ``msfl data`` commands, as a custodian types them."""
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from fakes.scanners import FLAIR, T1W, Patient, Scanner, head
+from fakes.workspaces import checked_case, checked_cohort
 from msfl.imaging.main import app
+from msfl.imaging.workspace import Workspace
 from msfl.policies.refusals import CannotProceed
 
 RUN = CliRunner()
@@ -81,3 +86,87 @@ def test_quality_control_of_nothing_says_what_to_do_first(tmp_path: Path) -> Non
     done = RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path)])
     assert isinstance(done.exception, CannotProceed)
     assert "msfl data import" in str(done.exception)
+
+
+def series(folder: Path, *contrasts: Mapping[str, object]) -> None:
+    scanner = Scanner(Patient())
+    for seed, contrast in enumerate(contrasts):
+        voxels, affine = head(seed=seed)
+        scanner.scan(voxels, affine, folder, contrast)
+
+
+@pytest.mark.slow
+def test_import_asks_and_the_answer_is_a_file(tmp_path: Path) -> None:
+    series(tmp_path / "source", FLAIR, T1W, T1W)
+    command = ["import", str(tmp_path / "source"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
+    asked = RUN.invoke(app, [*command, "--json"])
+    assert asked.exit_code == 1
+    answer = json.loads(asked.stdout)
+    assert [(o["verdict"], o["code"]) for o in answer["outcomes"]] == [("unusable", "ambiguous")]
+    (question,) = answer["questions"]
+    assert question["case"] == answer["outcomes"][0]["case"]
+    assert question["image"] == "T1w"
+    second = list(question["choices"])[1]
+    (tmp_path / "series.csv").write_text(f"series,image\n{second},T1w\n")
+    settled = RUN.invoke(app, [*command, "--series", str(tmp_path / "series.csv")])
+    assert settled.exit_code == 0, settled.output
+    assert "1 imported" in settled.stdout
+    listed = json.loads(RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path / "home"), "--json"]).stdout)
+    assert listed["cases"][0] | {"case": ""} == {
+        "case": "", "state": "imported", "channels": ["FLAIR", "T1w"], "lesion_mask": False, "code": "", "reason": "",
+    }  # fmt: skip
+
+
+def test_an_answer_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "series.csv").write_text("x12345678,T2w\n")
+    command = ["import", str(tmp_path / "source"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
+    done = RUN.invoke(app, [*command, "--series", str(tmp_path / "series.csv")])
+    assert isinstance(done.exception, CannotProceed)
+    assert "line 1" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--home", "h", "--dates", "keep"], ["--out", "r.json"]], ids=["no home", "dates", "no site"]
+)
+def test_import_says_what_is_missing(tmp_path: Path, options: list[str]) -> None:
+    assert RUN.invoke(app, ["import", str(tmp_path), "--dataset", "d", *options]).exit_code == 2
+
+
+def test_an_empty_source_is_said(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    command = ["import", str(tmp_path / "source"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
+    done = RUN.invoke(app, command)
+    assert "No visit was found" in done.stdout
+
+
+@pytest.mark.slow
+def test_publish_shows_what_was_checked_and_says_what_was_left_out(tmp_path: Path) -> None:
+    workspace = checked_cohort(tmp_path, 8)
+    checked_case(workspace, "pf-s1", verdict="fail")
+    command = ["publish", "ms-trial", "--home", str(tmp_path), "--site", "site-a", "--jobs", "1"]
+    done = RUN.invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "pf-s1: left out: quality_failed" in done.stdout
+    assert "site-a/ms-trial is published: 5 training, 1 validation, 2 test cases" in done.stdout
+    answer = json.loads(RUN.invoke(app, [*command, "--json"]).stdout)
+    assert (answer["dataset"], answer["train"], answer["validation"], answer["test"]) == ("site-a/ms-trial", 5, 1, 2)
+    assert answer["test_set"].startswith("sha256:")
+    assert RUN.invoke(app, [*command, "--test-share", "0.9", "--validation-share", "0.2"]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_too_few_cases_to_publish_are_problems_in_lines(tmp_path: Path) -> None:
+    checked_case(Workspace.of(tmp_path, "ms-trial"), "p0-s1")
+    done = RUN.invoke(app, ["publish", "ms-trial", "--home", str(tmp_path), "--site", "site-a", "--jobs", "1"])
+    assert done.exit_code == 1
+    assert "no test cases" in done.stderr
+
+
+def test_a_site_without_the_extra_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("msfl.imaging.custodian")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "msfl.imaging.deidentify.keys", None)
+    done = RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path)])
+    assert isinstance(done.exception, CannotProceed)
+    assert "pip install 'msfl[data]'" in str(done.exception)

@@ -29,6 +29,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+import msfl.imaging.deidentify.silence  # noqa: F401  # before any value is read
 from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.deidentify.words import imaging_words, maker, model
 

@@ -20,6 +20,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
+import msfl.imaging.deidentify.silence  # noqa: F401  # before any value is read
 from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.faults import Fault, unusable
 from msfl.imaging.sources.found import DicomSeries, Found, ImageSource, LeftOut, Question, Visit
@@ -40,10 +41,6 @@ Answers = Mapping[str, str]
 READ_ERRORS = (InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError, AttributeError,
                KeyError, TypeError, OverflowError, LookupError)  # fmt: skip
 """All that pydicom raises for damaged bytes. Its list is not documented; the fuzz target keeps it."""
-
-# What pydicom thinks of a value is not for a terminal: its warnings quote the value.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _SCREENS = "1.2.840.10008.5.1.4.1.1.7"  # secondary captures, all kinds
