@@ -159,7 +159,7 @@ def requests(draw: st.DrawFn) -> Request:
         user=replace(
             usual.user,
             email=draw(mostly("ada@uni.example", "Ada@uni.example", "")),
-            organisation=draw(mostly("uni.example", "x.example")),
+            organisation=draw(mostly("uni.example", "x.example", "X.Example", "")),
         ),
         release=with_reviewers(draw(mostly(2, 1, 3))),
         isolation=draw(mostly(Isolation.SANDBOX, *Isolation)),

@@ -558,11 +558,17 @@ def _entries(policy: AssetPolicy, request: Asked[Any]) -> list[AllowedRelease]:
 
 
 def _by_name(policy: AssetPolicy, user: User, digest: str) -> Finding:
+    """Who is refused chooses what a token asks the provider for: one that leaves out what the list compares is refused,
+    too, and letters in another case are the same letters."""
     refuse = policy.refuse
     if _named(user, refuse.users):
         return Code.EXPLICITLY_REFUSED, f"{user.name} is refused by name"
-    if user.organisation in refuse.organisations:
+    if not user.email and any("@" in name for name in refuse.users):
+        return Code.EXPLICITLY_REFUSED, f"the token of {user.name} has no e-mail address, and some are refused by name"
+    if user.organisation.lower() in refuse.organisations:
         return Code.EXPLICITLY_REFUSED, f"{user.organisation} is refused by name"
+    if not user.organisation and refuse.organisations:
+        return Code.EXPLICITLY_REFUSED, f"the token of {user.name} has no organisation, and some are refused by name"
     if digest in refuse.digests:
         return Code.EXPLICITLY_REFUSED, f"the image {digest} is refused by name"
     return None, "not refused by name"

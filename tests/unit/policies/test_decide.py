@@ -67,6 +67,12 @@ def refusing(what: str) -> Decision:
     return World(policy_yaml=with_refusal(what)).decide()
 
 
+def unlike(what: str, **changes: Any) -> Decision:
+    """A user with other claims, under a policy that refuses somebody else by name."""
+    world = World(policy_yaml=with_refusal(what))
+    return world.decide(user=replace(world.user, **changes))
+
+
 def with_refusal(what: str, text: str = POLICY_YAML) -> str:
     return edit(text, REFUSE, f"refuse: {{{what}}}\n{REFUSE}")
 
@@ -77,6 +83,18 @@ STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "the moment it expires": (Code.POLICY_EXPIRED, lambda: at(datetime(2027, 5, 1, tzinfo=UTC))),
     "a user refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("users: [Ada@uni.example]")),
     "an organisation refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("organisations: [uni.example]")),
+    "an address is refused by name, and the token has none": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("users: [eve@uni.example]", email=""),
+    ),
+    "an organisation is refused by name, and the token has none": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("organisations: [x.example]", organisation=""),
+    ),
+    "an organisation refused by name, in capitals": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("organisations: [x.example]", organisation="X.Example"),
+    ),
     "an image refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing(f'digests: ["{DIGEST}"]')),
     "a newer version lies beside it": (
         Code.POLICY_SUPERSEDED,
@@ -312,8 +330,8 @@ def test_a_refusal_by_name_holds_for_the_datasets_of_its_policy_alone() -> None:
     assert among(POLICY_YAML, with_refusal("users: [ada@uni.example]", elsewhere)).verdict is Verdict.ALLOW
 
 
-def test_nobody_without_an_address_is_meant_by_one() -> None:
-    world = World(policy_yaml=with_refusal("users: [eve@uni.example], organisations: [x.example]"))
+def test_who_says_no_address_is_refused_only_where_one_is_listed() -> None:
+    world = World(policy_yaml=with_refusal("users: [user-2]"))  # a subject, which every token has
     assert world.decide().verdict is Verdict.ALLOW
     nobody = replace(world.user, email="", organisation="")
     assert Code.EXPLICITLY_REFUSED not in [rule.code for rule in world.decide(user=nobody).rules]

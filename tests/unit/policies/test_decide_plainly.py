@@ -28,9 +28,13 @@ def named(user: User, names: tuple[str, ...]) -> bool:
 
 
 def refuses_by_name(p: AssetPolicy, r: Request) -> bool:
+    no_address = r.user.email == "" and any("@" in name for name in p.refuse.users)
+    no_organisation = r.user.organisation == "" and p.refuse.organisations != ()
     return (
         named(r.user, p.refuse.users)
-        or r.user.organisation in p.refuse.organisations
+        or no_address
+        or r.user.organisation.lower() in p.refuse.organisations
+        or no_organisation
         or r.release.statement.digest in p.refuse.digests
     )
 
