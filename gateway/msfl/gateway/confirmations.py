@@ -120,8 +120,10 @@ def _differences(asked: RunConfirmation, before: JsonObject | None) -> Iterable[
     ]
     changed += [
         f"  {key}: {before[key]} → {now[key]}"
-        for key in ("release", "digest", "policy_sha256", "user", "leaves")
+        for key in ("release", "digest", "policy_sha256", "user")
         if before[key] != now[key]
     ]
+    changed += [f"  may leave now: {line}" for line in now["leaves"] if line not in before["leaves"]]
+    changed += [f"  may not leave any more: {line}" for line in before["leaves"] if line not in now["leaves"]]
     yield f"Compared with {before['run']}, which you confirmed at {before['issued']}:"
     yield from changed or ["  nothing differs"]

@@ -48,7 +48,7 @@ TRAINED = {
     "seconds": 1.5,
     "incoming": {"n_val": 4, "val_loss": 0.6, "val_dice": 0.5},
 }
-SUMMARY = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [0] * 20}
+SUMMARY = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [*[0] * 19, 4]}
 FIGURES = {"n": 4, "loss": 0.4, "dice": SUMMARY, "sensitivity": SUMMARY, "precision": SUMMARY}
 
 
@@ -75,7 +75,7 @@ def blocked(answer: dict[str, Any] | Refusal) -> str:
 def test_what_the_release_declared_and_the_policy_allows_leaves_as_it_is(declared: Mapping[str, Any]) -> None:
     assert check_document("train", TRAINED, declared, RULES) == TRAINED
     tested = {"summaries": {"federated": FIGURES, "local:site-b": FIGURES}}
-    assert check_document("evaluate", tested, declared, RULES) == tested
+    assert check_document("evaluate", tested, declared, RULES, tested["summaries"]) == tested
     assert check_document("prepare", {"n_train": 4, "n_val": 1, "n_test": 2}, declared, RULES)
 
 
@@ -122,7 +122,7 @@ def test_a_missing_field_is_blocked(declared: Mapping[str, Any]) -> None:
 
 def test_a_metric_the_policy_does_not_name_is_taken_out_and_the_run_goes_on(declared: Mapping[str, Any]) -> None:
     only_dice = replace(RULES, metrics=frozenset({"dice"}))
-    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice))
+    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice, {"federated"}))
     assert left == {"summaries": {"federated": {"n": 4, "dice": SUMMARY}}}
     assert passes(check_document("train", TRAINED, declared, only_dice)) == {
         "n_train": 8,
@@ -139,8 +139,9 @@ def test_of_too_few_validation_cases_only_their_number_leaves(declared: Mapping[
 
 
 def test_of_too_few_test_cases_not_even_their_number_leaves(declared: Mapping[str, Any]) -> None:
-    few = {"summaries": {"federated": {**FIGURES, "n": 2}, "local:site-a": FIGURES}}
-    left = passes(check_document("evaluate", few, declared, RULES))["summaries"]
+    of_two = {"n": 2, "dice": {**SUMMARY, "histogram": [*[0] * 19, 2]}}
+    few = {"summaries": {"federated": of_two, "local:site-a": FIGURES}}
+    left = passes(check_document("evaluate", few, declared, RULES, few["summaries"]))["summaries"]
     assert left["federated"] == {"n": None, "withheld": "too_few_test_cases"}
     assert left["local:site-a"] == FIGURES
 
