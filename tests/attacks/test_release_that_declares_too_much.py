@@ -59,7 +59,7 @@ def must_stay(answer: Any) -> None:
     ],
 )
 def test_what_a_training_says_is_numbers(extra: dict[str, Any]) -> None:
-    schema = {"type": "object", "properties": {"letters": {"type": "array", "items": LETTERS}}}
+    schema: dict[str, Any] = {"type": "object", "properties": {"letters": {"type": "array", "items": LETTERS}}}
     must_stay(gate("train", {**TRAINED, **extra}, OPEN))
     must_stay(
         gate(

@@ -140,8 +140,8 @@ def check_document(
         where = "/".join(str(part) for part in error.absolute_path) or "the document"
         why = f"{where} breaks the rule {error.validator!r} of the release's schema"
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} was not declared: {why}.", verb=verb)
-    if (why := misshapen(verb, document, schema, names)) is not None:
-        return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} may not have this form: {why}.", verb=verb)
+    if (form := misshapen(verb, document, schema, names)) is not None:
+        return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} may not have this form: {form}.", verb=verb)
     declared_decimals = output.get("decimals")
     decimals = declared_decimals if type(declared_decimals) is int else DECIMALS
     rounded: JsonObject = _rounded(document, min(max(decimals, 0), MOST_DECIMALS))

@@ -70,8 +70,7 @@ def enrol(
     except ValidationError as error:
         what = f"{', '.join(custodians)} is no name for a signer: use lower-case letters, digits and . _ + @ -"
         raise EnrolmentFailed(what) from error
-    root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    probe(root)
+    _must_be_writable(root)
     key, csr = make_csr(token.site)
     certificate = _ask(token, csr, again=False)
     federation = trust_federation_root(certificate.federation_root, token.federation_root_sha256, now)
@@ -131,6 +130,17 @@ def enrol_again(token: RegistrationToken, root: Path, now: datetime) -> Home:
     home.write_settings(replace(settings, link_endpoint=token.link_endpoint, registry=token.registry))
     home.write_identity(identity)
     return home
+
+
+def _must_be_writable(root: Path) -> None:
+    """Find out before the token is used; what is not there yet is not there afterwards. Raises OSError."""
+    there = root.exists()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        probe(root)
+    finally:
+        if not there:
+            root.rmdir()
 
 
 def _ask(token: RegistrationToken, csr: bytes, *, again: bool) -> wire.EnrolmentCertificate:

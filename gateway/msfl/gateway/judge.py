@@ -302,10 +302,14 @@ class Judge:
         except (NotInRegistry, FileNotFoundError, RegistryFails) as error:
             if kept is not None:
                 return kept.statement, kept.reviews
+            # What the registry is called here, and where it lies, is the site's own: the answer leaves it.
+            log.error("the papers of a release cannot be had", digest=job.digest, why=str(error))
             if isinstance(error, RegistryFails):
-                what = f"The statement of {job.digest} could not be fetched: {error}."
+                what = f"The statement of {job.digest} could not be fetched; the site's log says why."
                 return refuse(Code.REGISTRY_UNREACHABLE, what, digest=job.digest)
-            what = f"The registry holds no signed statement for {job.digest} ({error})."
+            what = (
+                f"The registry holds no signed statement for {job.digest}, or not all of it; the site's log says more."
+            )
             return refuse(Code.WRONG_PUBLISHER, what, digest=job.digest)
 
 

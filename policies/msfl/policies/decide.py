@@ -42,6 +42,9 @@ from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 from msfl.policies.resolve import resolve_config, violation
 from msfl.policies.trust import TrustedPolicy, TrustedRelease
 
+POLICY_TRUSTED = "policy_trusted"
+"""The rule that says of each policy at the site that counts for nothing why it does."""
+
 
 class Verdict(StrEnum):
     ALLOW = "allow"
@@ -522,7 +525,7 @@ def _because(code: Code, detail: str, where: str, fields: Mapping[str, str]) -> 
 
 
 def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted: tuple[Refusal, ...]) -> Decision:
-    distrust = tuple(RuleOutcome("policy_trusted", False, refusal.message, refusal.code) for refusal in untrusted)
+    distrust = tuple(RuleOutcome(POLICY_TRUSTED, False, refusal.message, refusal.code) for refusal in untrusted)
     if not policies and untrusted:
         return Decision(Verdict.REFUSE, None, None, distrust, untrusted[0])
     ref = request.dataset.ref
