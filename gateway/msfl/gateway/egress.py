@@ -11,7 +11,8 @@ tries has not been reviewed.
 
 Tensors are read once, into memory that the worker cannot reach: the same pass checks and hands on to the seal.
 Numbers leave with as many decimals as the release declares, four when it does not say. A failure leaves as one of a
-closed list of codes, progress as one of a few phases with two counts. `allowance` bounds what a whole run may send.
+closed list of codes, progress as one of a few phases with two counts. `allowance` bounds what a whole run may send,
+and `Onward` what progress can tell: it is not sealed, and a worker that says it again and again would be a telegraph.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,7 +67,8 @@ _FAILURES = frozenset(
 # Beside its rounds a run has a few steps: fingerprint, prepare, validation, local model, tests. Each may have to be
 # done again, after a crash or when the run is resumed.
 _OTHER_STEPS = 10
-_MOST_STEPS = 10**6
+_MOST_STEPS = 1000
+_MOST_LOSS = 1e6
 _TIMES = 3
 _DOCUMENT_BYTES = 1 << 20
 
@@ -102,16 +103,37 @@ def failure_code(said: str) -> str:
 def progress_of(run_id: str, task_id: str, said: Progress, rules: OutputRules) -> SiteProgress:
     """What leaves of a worker's progress; of its metrics only the training loss, where the policy allows it."""
     loss = said.metrics.get("train_loss")
-    allowed = loss is not None and math.isfinite(loss) and _allowed("train_loss", rules)
-    total = min(max(said.total, 0), _MOST_STEPS)
+    allowed = loss is not None and abs(loss) <= _MOST_LOSS and _allowed("train_loss", rules)
+    done, total = max(said.done, 0), max(said.total, 0)
+    if total > _MOST_STEPS:
+        done, total = done * _MOST_STEPS // total, _MOST_STEPS
     return SiteProgress(
         run_id=run_id,
         task_id=task_id,
         phase=said.phase if said.phase in PHASES else "working",
-        done=min(max(said.done, 0), total),
+        done=min(done, total),
         total=total,
-        metrics={"train_loss": round(loss, DECIMALS)} if allowed and loss is not None else {},
+        metrics={"train_loss": float(f"{loss:.{DECIMALS}g}")} if allowed and loss is not None else {},
     )
+
+
+class Onward:
+    """The progress of one attempt at a task: each phase comes once, with one total, and goes only forward."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, int] = {}
+        self._phase, self._done = "", -1
+
+    def lets_by(self, progress: SiteProgress) -> bool:
+        if progress.phase != self._phase:
+            if progress.phase in self._totals:
+                return False
+            self._totals[progress.phase] = progress.total
+            self._phase, self._done = progress.phase, -1
+        if progress.total != self._totals[progress.phase] or progress.done <= self._done:
+            return False
+        self._done = progress.done
+        return True
 
 
 def check_document(

@@ -17,6 +17,7 @@ import pytest
 
 from msfl.gateway.egress import (
     CheckedTensors,
+    Onward,
     allowance,
     check_document,
     failure_code,
@@ -191,10 +192,41 @@ def test_every_failure_of_a_worker_that_comes_with_msfl_keeps_its_name() -> None
 def test_progress_leaves_as_a_known_phase_two_counts_and_the_loss() -> None:
     said = Progress("DOE", "Doe^John", 3, 10**12, {"train_loss": 0.123456, "Doe^John": 1.0})
     left = progress_of("run-1", "train/1", said, RULES)
-    assert left == SiteProgress("run-1", "train/1", "working", 3, 10**6, {"train_loss": 0.1235})
+    assert left == SiteProgress("run-1", "train/1", "working", 0, 1000, {"train_loss": 0.1235})
     assert progress_of("run-1", "train/1", said, replace(RULES, metrics=frozenset())).metrics == {}
     odd = Progress("t", "train", -5, -1, {"train_loss": math.inf})
     assert progress_of("r", "t", odd, RULES) == SiteProgress("r", "t", "train", 0, 0, {})
+
+
+def test_progress_goes_on_and_is_no_telegraph() -> None:
+    """Phases that come back, totals that change and steps that go back would say whatever a worker likes, unsealed."""
+    onward = Onward()
+
+    def passes_on(phase: str, done: int, total: int = 40) -> bool:
+        return onward.lets_by(progress_of("run-1", "train/1", Progress("t", phase, done, total, {}), RULES))
+
+    assert passes_on("validate", 0)
+    assert passes_on("validate", 40)
+    assert not passes_on("validate", 40)
+    assert passes_on("train", 1)
+    assert not passes_on("train", 2, total=41)
+    assert not passes_on("train", 1)
+    assert not passes_on("train", 0)
+    assert passes_on("train", 7)
+    for step in range(100):  # Each of them would be the end of a phase, which is said at once.
+        assert not passes_on("validate", 40, total=40 + step)
+    assert passes_on("DOE", 1), "as `working`"
+    assert not passes_on("JOHN", 1), "the same phase"
+
+
+def test_a_loss_has_few_digits_and_is_one() -> None:
+    def said(loss: float) -> dict[str, float]:
+        return dict(progress_of("r", "t", Progress("t", "train", 1, 2, {"train_loss": loss}), RULES).metrics)
+
+    assert said(123456.789) == {"train_loss": 123500.0}
+    assert said(-0.98765432) == {"train_loss": -0.9877}
+    for odd in (1e7, -1e300, math.nan, math.inf):
+        assert said(odd) == {}
 
 
 def test_a_run_may_send_what_its_rounds_need_and_not_much_more() -> None:
