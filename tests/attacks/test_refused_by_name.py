@@ -44,3 +44,11 @@ def test_others_of_her_organisation_are_let_in(site: GovernedSite) -> None:
     site.sign_policy(text=edit(text, REFUSE, f"refuse: {{users: [eve@uni.example]}}\n{REFUSE}"))
     site.send(token=token(site, "ada@uni.example"))
     assert site.answered() == "allow"
+
+
+def test_a_user_who_calls_herself_by_anothers_address_is_not_that_other(site: GovernedSite) -> None:
+    """A provider checks addresses; a subject is whatever somebody signed up as."""
+    bound = key("ada").thumbprint
+    site.send(token=mint_token(key("issuer"), ISSUER, AUDIENCE, "ada@uni.example", "", "uni.example", bound, site.now))
+    assert site.answered() == "user_not_named"
+    site.nothing_started("user_not_named")

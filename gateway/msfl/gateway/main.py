@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from msfl.gateway import answers, words
-from msfl.gateway.home import Home
+from msfl.gateway.home import Home, enrolled
 from msfl.gateway.memory import Memory
 from msfl.gateway.staff import words as staff_words
 from msfl.policies.audit import verify
@@ -110,7 +110,7 @@ def serve(home: HomeOption) -> None:
     from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
-    site = Home(home)
+    site = enrolled(home)
     settings = site.settings()
     registry = open_registry(settings.registry, site.registry_access)
     runtime = ProcessRuntime()
@@ -165,7 +165,7 @@ def _end_of_a_thread(audit: AuditLog, ended: threading.ExceptHookArgs) -> None:
 @app.command()
 def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Runs that wait for the custodian."""
-    waiting = Home(home).pending()
+    waiting = enrolled(home).pending()
     if as_json:
         console.print_json(json.dumps(waiting))
         return
@@ -188,7 +188,7 @@ def confirm(
     from msfl.gateway.confirmations import confirmation, in_words, signed
     from msfl.policies.keys import BadKey, KeyPair
 
-    site = Home(home)
+    site = enrolled(home)
     shown = answers.waiting(site, run)
     asked = confirmation(shown["asked"])
     for line in in_words(asked, shown["last"]):
@@ -215,7 +215,7 @@ def confirm(
 @app.command()
 def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """Keep a run away from this site."""
-    answers.decline(Home(home), run, by)
+    answers.decline(enrolled(home), run, by)
     console.print(f"refused {run}")
 
 
@@ -229,7 +229,7 @@ def _revoked(site: Home) -> Revoked:
 @app.command()
 def stop(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """End a running run at this site: its worker within seconds, for good. The run goes on without the site."""
-    answers.stop(Home(home), run, by)
+    answers.stop(enrolled(home), run, by)
     console.print(f"asked the gateway to stop {run}")
 
 
@@ -244,7 +244,7 @@ def audit(
         return
     if home is None:
         raise typer.BadParameter("say --home, the gateway's folder")
-    lines = read_lines(Home(home).audit / LOG_NAME)
+    lines = read_lines(enrolled(home).audit / LOG_NAME)
     broken = verify(lines)
     if as_json:
         console.print_json(json.dumps([json.loads(line) for line in lines]))
@@ -268,7 +268,7 @@ def sent(
     """Everything that left this site for a run: what, when, how much, its hash, and what was held back."""
     from msfl.gateway.sent import departures, in_words
 
-    chain = read_entries(Home(home).audit / LOG_NAME)
+    chain = read_entries(enrolled(home).audit / LOG_NAME)
     left = departures(chain, run)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in left], indent=1))

@@ -564,7 +564,7 @@ def _by_name(policy: AssetPolicy, user: User, digest: str) -> Finding:
     """Who is refused chooses what a token asks the provider for: one that leaves out what the list compares is refused,
     too, and letters in another case are the same letters."""
     refuse = policy.refuse
-    if _named(user, refuse.users):
+    if _named(user, refuse.users) or user.subject in refuse.users:
         return Code.EXPLICITLY_REFUSED, f"{user.name} is refused by name"
     if not user.email and any("@" in name for name in refuse.users):
         return Code.EXPLICITLY_REFUSED, f"the token of {user.name} has no e-mail address, and some are refused by name"
@@ -578,7 +578,9 @@ def _by_name(policy: AssetPolicy, user: User, digest: str) -> Finding:
 
 
 def _named(user: User, names: tuple[str, ...]) -> bool:
-    if user.subject in names:
+    """What has an @ is an address, which the provider has checked; a subject may be whatever its user likes, and does
+    not count for one."""
+    if user.subject in names and "@" not in user.subject:
         return True
     return bool(user.email) and user.email.lower() in {name.lower() for name in names}
 

@@ -106,6 +106,14 @@ STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "a user without e-mail": (Code.USER_NOT_NAMED, lambda: with_user(email="")),
     "a named user of another organisation": (Code.ORGANISATION_NOT_NAMED, lambda: with_user(organisation="x.example")),
     "a named user of no organisation": (Code.ORGANISATION_NOT_NAMED, lambda: with_user(organisation="")),
+    "a subject that is spelled like a named address": (
+        Code.USER_NOT_NAMED,
+        lambda: with_user(subject="ada@uni.example", email=""),
+    ),
+    "a subject that is spelled like an address refused by name": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("users: [eve@uni.example]", subject="eve@uni.example"),
+    ),
     "another release": (Code.RELEASE_NOT_NAMED, lambda: with_policy("name: ms-lesion-nnunet", "name: ms-other")),
     "another version": (Code.VERSION_NOT_NAMED, lambda: with_policy('["1.0.0"]', '["1.0.1"]')),
     "another digest": (Code.DIGEST_NOT_NAMED, lambda: with_policy(DIGEST, OTHER_DIGEST)),
