@@ -132,7 +132,7 @@ class Judge:
 
     def unasked(self, accepted: Accepted, order: TaskOrder, document: JsonObject) -> Refusal | None:
         """The same, of the order alone, once all its parameters are at hand, also those that come sealed."""
-        return fail_closed(lambda: unasked(accepted.request, order.verb, order.round, document))
+        return fail_closed(lambda: unasked(accepted.request, order.task_id, order.verb, order.round, document))
 
     # ----------------------------------------------------------------- the steps
 
@@ -254,7 +254,7 @@ class Judge:
     def _recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
         if (refusal := self._stands(accepted, now)) is not None:
             return refusal
-        if (refusal := unasked(accepted.request, order.verb, order.round, order.document)) is not None:
+        if (refusal := unasked(accepted.request, order.task_id, order.verb, order.round, order.document)) is not None:
             return refusal
         policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
