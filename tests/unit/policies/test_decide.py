@@ -242,6 +242,23 @@ def test_budgets_count_per_policy() -> None:
     assert World().decide(runs_so_far={"another-policy": 99}).verdict is Verdict.ALLOW
 
 
+def test_the_first_run_of_a_policy_that_allows_one_is_allowed() -> None:
+    world = World(policy_yaml=edit(POLICY_YAML, "max_runs: 5", "max_runs: 1"))
+    assert world.decide().verdict is Verdict.ALLOW
+    assert world.decide(runs_so_far={world.policy.id: 1}).verdict is Verdict.REFUSE
+
+
+def test_where_two_entries_name_the_image_the_stricter_one_counts_its_reviewers() -> None:
+    entry = POLICY_YAML[POLICY_YAML.index("  - name: ms-lesion") : POLICY_YAML.index("config:")]
+    for stricter in (
+        edit(POLICY_YAML, entry, entry + edit(entry, "minimum: 2", "minimum: 3")),
+        edit(POLICY_YAML, entry, edit(entry, "minimum: 2", "minimum: 3") + entry),
+    ):
+        refusal = World(policy_yaml=stricter).decide().refusal
+        assert refusal is not None
+        assert refusal.code is Code.TOO_FEW_REVIEWERS
+
+
 def confirm_world() -> World:
     return World(policy_yaml=edit(POLICY_YAML, "mode: auto", "mode: confirm"))
 
@@ -350,6 +367,9 @@ def test_a_policy_that_was_not_trusted_explains_why_there_is_none() -> None:
     decision = decide(World().request(), (), NOW, (refusal,))
     assert decision.refusal is not None
     assert decision.refusal.code is Code.WRONG_SIGNER
+    assert [(rule.rule, rule.passed, rule.code) for rule in decision.rules] == [
+        ("policy_trusted", False, Code.WRONG_SIGNER)
+    ]
 
 
 def test_a_naive_time_is_a_bug() -> None:
@@ -409,6 +429,13 @@ def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
         ((NEWER,), Code.POLICY_SUPERSEDED),
         ((with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "id: ms", "id: no")),), Code.EXPLICITLY_REFUSED),
         ((with_refusal(f'digests: ["{DIGEST}"]', edit(POLICY_YAML, "id: ms", "id: no")),), Code.EXPLICITLY_REFUSED),
+        (
+            (
+                edit(POLICY_YAML, "id: ms-trial-lesion", "id: other-lesion"),  # says nothing, and hides nothing
+                with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "id: ms", "id: no")),
+            ),
+            Code.EXPLICITLY_REFUSED,
+        ),
         ((with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "version: 3", "version: 2")),), None),
         (
             (
