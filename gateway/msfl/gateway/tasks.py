@@ -43,6 +43,7 @@ Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
+_MOST_MIB = 1 << 24
 log = structlog.get_logger()
 
 
@@ -287,8 +288,9 @@ class Worker:
     def _peaks(self, result: Result) -> dict[str, float]:
         own = psutil.Process().memory_info().rss / 2**20
         peaks = {"gateway": round(own, 1)}
-        if isinstance(worker := result.document.get("peak_rss_mib"), int | float):
-            peaks["worker"] = float(worker)
+        worker = result.document.get("peak_rss_mib")
+        if isinstance(worker, int | float) and 0 <= worker <= _MOST_MIB:  # Its own word, and not sealed.
+            peaks["worker"] = float(round(worker))
         return peaks
 
 
