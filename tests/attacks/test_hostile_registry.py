@@ -32,7 +32,7 @@ def refused(image: Image, digest: str, tmp_path: Path) -> str:
     with pytest.raises(Refused) as error:
         pulled(image, digest, cache)
     assert error.value.refusal.code is Code.IMAGE_BROKEN
-    assert {p.name for p in cache.iterdir()} == {"blobs", "held"}, "something was left behind"
+    assert {p.name for p in cache.iterdir()} == {"blobs", "held", "used", "looked-at"}, "something was left behind"
     assert not list(cache.glob("blobs/*.part")), "something was half kept"
     assert {p.name for p in tmp_path.iterdir()} == {"cache"}, "something got out"
     return error.value.refusal.message
