@@ -9,7 +9,8 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 from msfl.registry.interface import (
     CONFIG,
@@ -43,7 +44,7 @@ class MemoryRegistry:
         self._blobs[digest] = body
 
     @contextmanager
-    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BufferedIOBase]:
         yield io.BytesIO(self._read(digest)[start:])
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:

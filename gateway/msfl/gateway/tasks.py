@@ -43,6 +43,7 @@ Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
+_WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
 
 
@@ -121,13 +122,14 @@ class Worker:
     def _pulled(self, order: TaskOrder, digest: str) -> VerifiedImage:
         """The image; a registry that is away for a moment is waited for, and asked only for what has not come yet.
         Raises Refused, RegistryFails, GivenUp."""
-        around, give_up = self._around, time.monotonic() + REGISTRY_PATIENCE_S
+        around, give_up, counted = self._around, time.monotonic() + REGISTRY_PATIENCE_S, 0
 
         def coming(done: int, total: int) -> None:
-            nonlocal give_up
+            nonlocal give_up, counted
             if self._say.given_up():
                 raise GivenUp
-            give_up = time.monotonic() + REGISTRY_PATIENCE_S
+            if done - counted >= _WORTH_WAITING_FOR:
+                give_up, counted = time.monotonic() + REGISTRY_PATIENCE_S, done
             self._say.beat(SiteProgress(self._run_id, order.task_id, "pull image, MiB", done >> 20, total >> 20))
 
         while True:

@@ -101,7 +101,7 @@ def _complete(registry: Registry, wanted: Descriptor, file: IO[bytes], watch: Wa
             watch(len(chunk))
         if reading.left > 0:
             with registry.get_blob(wanted.digest, wanted.size - reading.left) as stream:
-                while reading.left >= 0 and (chunk := stream.read(min(_CHUNK, reading.left + 1))):
+                while reading.left >= 0 and (chunk := stream.read1(min(_CHUNK, reading.left + 1))):
                     reading.take(chunk)
                     writing.take(chunk)
                     watch(len(chunk))

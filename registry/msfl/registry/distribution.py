@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
@@ -56,12 +56,21 @@ _REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"', re.IGNORECASE)
 _ACCEPT = {"Accept": f"{MANIFEST}, {INDEX}"}
 _CHUNK = 1 << 20
+_MOMENT_S = 0.5
 _MAX_ANSWER_BYTES = 1 << 20
 _MAX_REDIRECTS = 3
 _MAX_PAGES = 1000
 _TRIES = 4
 # For a byte, not for a whole blob: a slow line is no error, a silent one is.
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+
+@dataclass(frozen=True)
+class Stall:
+    """A blob of which less than `bytes` come in `seconds` is given up: a line that only looks alive."""
+
+    seconds: float = 60.0
+    bytes: int = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -120,11 +129,13 @@ class DistributionRegistry:
         credentials: Credentials | None = None,
         *,
         ca: Path | None = None,
+        stall: Stall | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """`ca`: certificate authorities to trust instead of the system's, PEM. `transport`: for tests."""
         self._address = address
         self._credentials = credentials
+        self._stall = stall or Stall()
         self._authorization: dict[str, str] = {}
         verify = ssl.create_default_context(cafile=ca) if ca is not None else ssl.create_default_context()
         # No line is kept open between requests: there are few of them, and there is nothing that must be closed.
@@ -160,10 +171,10 @@ class DistributionRegistry:
             self._expect(done, 201)
 
     @contextmanager
-    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[io.BufferedIOBase]:
         url = self._url(f"blobs/{checked_digest(digest)}")
         try:
-            blob = _Blob(self, url, digest, start)
+            blob = _Blob(self, url, digest, start, self._stall)
         except httpx.HTTPError as error:
             raise RegistryFails(f"{self._address.host} cannot be asked: {_why(error)}") from error
         with blob, io.BufferedReader(blob, _CHUNK) as stream:
@@ -405,14 +416,17 @@ class DistributionRegistry:
 
 
 class _Blob(io.RawIOBase):
-    """A blob as it comes. A cut stream is asked for again from its byte on, as long as each try brings something."""
+    """A blob as it comes. A cut stream is asked for again from its byte on, as long as each try brings something; one
+    that brings next to nothing is given up."""
 
-    def __init__(self, registry: DistributionRegistry, url: str, digest: str, start: int) -> None:
-        self._registry, self._url, self._digest = registry, url, digest
+    def __init__(self, registry: DistributionRegistry, url: str, digest: str, start: int, stall: Stall) -> None:
+        self._registry, self._url, self._digest, self._stall = registry, url, digest, stall
         self._at = start
         self._total: int | None = None
         self._rest = memoryview(b"")
+        self._failed: RegistryFails | None = None
         self._in_vain = 0
+        self._window = (time.monotonic(), start)  # since when the pace is taken, and at which byte
         self._open = ExitStack()
         self._chunks: Iterator[bytes] = iter(())
         self._ask()
@@ -421,26 +435,58 @@ class _Blob(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        while not self._rest:
+        """As much as comes within a moment: large pieces of a fast line, small ones of a slow one."""
+        target, n = memoryview(buffer).cast("B"), 0
+        until = time.monotonic() + _MOMENT_S
+        while n < len(target) and (n == 0 or time.monotonic() < until):
             try:
-                self._rest = memoryview(next(self._chunks, b""))
-            except httpx.HTTPError as error:
-                self._ask_again(error)
-                continue
-            if not self._rest:
-                if self._total is None or self._at >= self._total:
-                    return 0
-                self._ask_again(None)
-        target = memoryview(buffer).cast("B")
-        n = min(len(target), len(self._rest))
-        target[:n], self._rest = self._rest[:n], self._rest[n:]
-        self._at += n
-        self._in_vain = 0
+                if not self._more():
+                    break
+            except RegistryFails as error:
+                if n == 0:
+                    raise
+                self._failed = error  # After what has come.
+                break
+            step = min(len(target) - n, len(self._rest))
+            target[n : n + step], self._rest = self._rest[:step], self._rest[step:]
+            n += step
         return n
 
     def close(self) -> None:
         self._open.close()
         super().close()
+
+    def _more(self) -> bool:
+        """Whether `_rest` holds something; waits for it."""
+        if self._failed is not None:
+            raise self._failed
+        while not self._rest:
+            try:
+                chunk = next(self._chunks, b"")
+            except httpx.HTTPError as error:
+                self._ask_again(error)
+                continue
+            if chunk:
+                self._rest = memoryview(chunk)
+                self._at += len(chunk)
+                self._in_vain = 0
+                self._keep_pace()
+            elif self._total is None or self._at >= self._total:
+                return False
+            else:
+                self._ask_again(None)
+        return True
+
+    def _keep_pace(self) -> None:
+        now, (since, at) = time.monotonic(), self._window
+        if now - since < self._stall.seconds:
+            return
+        if self._at - at < self._stall.bytes:
+            raise RegistryFails(
+                f"the registry sends {self._digest} at less than {self._stall.bytes} bytes in "
+                f"{self._stall.seconds:.0f} seconds"
+            )
+        self._window = (now, self._at)
 
     def _ask_again(self, error: httpx.HTTPError | None) -> None:
         self._open.close()
@@ -458,11 +504,20 @@ class _Blob(io.RawIOBase):
         answer = self._open.enter_context(self._registry.answer("GET", self._url, headers=headers))
         if answer.status_code == 404:
             raise NotInRegistry(f"the registry holds no blob {self._digest}")
-        if answer.status_code != (206 if self._at else 200):
+        if answer.status_code not in (200, 206) or (answer.status_code == 206 and not self._at):
             raise RegistryFails(f"the registry answers the request for {self._digest} with {answer.status_code}")
         length = answer.headers.get("Content-Length", "")
-        self._total = self._at + int(length) if length.isdecimal() else None
-        self._chunks = answer.iter_raw()  # As they come: what a chunk of our size waited for would be lost in a cut.
+        passed_over = self._at if answer.status_code == 200 else 0  # It does not go on at a byte: here it begins anew.
+        self._total = self._at - passed_over + int(length) if length.isdecimal() else None
+        # As they come: what a chunk of our size waited for would be lost in a cut.
+        self._chunks = _after(passed_over, answer.iter_raw())
+
+
+def _after(passed_over: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        if len(chunk) > passed_over:
+            yield chunk[passed_over:]
+        passed_over = max(passed_over - len(chunk), 0)
 
 
 def _why(error: httpx.HTTPError) -> str:

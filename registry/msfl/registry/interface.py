@@ -18,7 +18,8 @@ import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from io import BufferedIOBase
+from typing import Any, Protocol, TypeAlias
 
 from msfl.policies.refusals import CannotProceed
 
@@ -89,7 +90,7 @@ class Registry(Protocol):
         """Durable on return; putting the same blob again changes nothing. Raises BadUpload when the bytes differ."""
         ...
 
-    def get_blob(self, digest: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> AbstractContextManager[BufferedIOBase]:
         """The bytes kept under this digest, from byte `start` on, unverified. Raises NotInRegistry."""
         ...
 

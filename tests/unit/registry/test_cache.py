@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -31,7 +30,7 @@ class Line(MemoryRegistry):
         self.most = 1 << 60
 
     @contextmanager
-    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BufferedIOBase]:
         self.asked["blob"] += 1
         self.starts.append(start)
         with super().get_blob(digest, start) as stream:
@@ -43,15 +42,15 @@ class Line(MemoryRegistry):
         return super().get_manifest(digest)
 
 
-class _Cut(io.BytesIO):
+class _Cut(BytesIO):
     def __init__(self, data: bytes, most: int) -> None:
         super().__init__(data)
         self._most = most
 
-    def read(self, size: int | None = -1, /) -> bytes:
+    def read1(self, size: int | None = -1, /) -> bytes:
         if self.tell() >= self._most:
             raise RegistryFails("the line was cut")
-        return super().read(size)
+        return super().read1(size)
 
 
 def image_on(line: Line, code: bytes = b"code = 1", base: tuple[bytes, ...] = (SYSTEM,)) -> str:
