@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase
 
 import httpx
 import pytest
@@ -284,6 +284,11 @@ def test_a_slow_blob_comes_in_small_pieces_so_that_it_is_seen_to_come(monkeypatc
     assert all(0 < len(piece) <= 50 for piece in pieces)
 
 
+def read_on(stream: BufferedIOBase, into: bytearray) -> None:
+    while piece := stream.read1(1 << 20):
+        into += piece
+
+
 def test_a_trickle_is_given_up_after_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msfl.registry.distribution.time", Clock(0.2))
     got = bytearray()
@@ -291,7 +296,7 @@ def test_a_trickle_is_given_up_after_what_has_come(monkeypatch: pytest.MonkeyPat
         registry(lambda request: httpx.Response(200, stream=Trickle())).get_blob(DIGEST) as stream,
         pytest.raises(RegistryFails, match="less than 262144 bytes in 60 seconds"),
     ):
-        got.extend(itertools.chain.from_iterable(iter(lambda: stream.read1(1 << 20), b"")))
+        read_on(stream, got)
     assert got == BLOB[: len(got)]
     assert len(got) > 100
 
