@@ -18,6 +18,7 @@ class Server:
     """`docker-registry` on one port of loopback, over one folder; it may be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
+        self.data = folder / "data"
         self._config = folder / "config.yml"
         self._log = folder / "log"
         with socket.socket() as probe:
@@ -26,7 +27,7 @@ class Server:
         self._config.write_text(
             "version: 0.1\n"
             "log: {level: error, accesslog: {disabled: true}}\n"
-            f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: true}}}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self.data}}}, delete: {{enabled: true}}}}\n"
             f"http: {{addr: '127.0.0.1:{self._port}'}}\n"
         )
 
