@@ -130,7 +130,7 @@ class Worker:
                 raise GivenUp
             if done - counted >= _WORTH_WAITING_FOR:
                 give_up, counted = time.monotonic() + REGISTRY_PATIENCE_S, done
-            self._say.beat(SiteProgress(self._run_id, order.task_id, "pull image, MiB", done >> 20, total >> 20))
+            self._say.beat(SiteProgress(self._run_id, order.task_id, "pull image, MiB", done >> 20, -(-total >> 20)))
 
         while True:
             try:
