@@ -91,7 +91,8 @@ class Registry(Protocol):
         ...
 
     def get_blob(self, digest: str, start: int = 0) -> AbstractContextManager[BufferedIOBase]:
-        """The bytes kept under this digest, from byte `start` on, unverified. Raises NotInRegistry."""
+        """The bytes kept under this digest, from byte `start` on, of which there is one; unverified. Raises
+        NotInRegistry."""
         ...
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:

@@ -349,6 +349,16 @@ def test_what_is_no_registry_is_said_to_be_none(answer: httpx.Response) -> None:
     assert "hotel" not in str(raised.value)
 
 
+def test_a_registry_that_stumbles_over_a_tag_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfl.registry.distribution.time.sleep", lambda s: None)
+    body = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST}).encode()
+    answers = [said(500), said(503), said(200, body)]
+    assert registry(lambda r: answers.pop(0)).get_manifest(DIGEST) == body
+    answers = [said(500) for _ in range(4)]
+    with pytest.raises(RegistryFails, match="with 500"):
+        registry(lambda r: answers.pop(0)).get_manifest(DIGEST)
+
+
 def test_a_dead_line_is_said_to_be_one() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("no route to host")
@@ -410,4 +420,5 @@ def test_a_registry_that_keeps_referrers_itself_is_not_given_an_index(keeps: boo
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [], "subject": subject}
     body = json.dumps(manifest).encode()
     digest = registry(answer).put_manifest(body)
-    assert put == ([digest] if keeps else [digest, DIGEST.replace(":", "-")])
+    index = DIGEST.replace(":", "-")
+    assert put == ([digest] if keeps else [digest, f"{index}.0000-{digest[7:19]}", index])
