@@ -44,6 +44,7 @@ Cancelled: TypeAlias = Callable[[], bool]
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
 _MOST_MIB = 1 << 24
+_WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
 
 
@@ -73,9 +74,8 @@ class Worker:
         if changed := changed_file(dataset, self._home.dataset_folder(dataset.id)):
             why = f"{changed} of {dataset.id} is not what was published"
             return self._broken(order, Code.DATASET_CHANGED.value, why)
-        digest, images = accepted.release.statement.digest, self._home.root / "images"
         try:
-            image = self._pulled(order, digest, images)
+            image = self._pulled(order, accepted.release.statement.digest)
         except Refused as refused:
             return self._broken(order, refused.refusal.code.value, refused.refusal.message)
         except RegistryFails as error:
@@ -120,12 +120,24 @@ class Worker:
             process.stop(2.0)  # The run ended while its worker came up, and who ended it saw no worker to stop.
         return WorkerUp()
 
-    def _pulled(self, order: TaskOrder, digest: str, images: Path) -> VerifiedImage:
-        """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
-        give_up = time.monotonic() + REGISTRY_PATIENCE_S
+    def _pulled(self, order: TaskOrder, digest: str) -> VerifiedImage:
+        """The image; a registry that is away for a moment is waited for, and asked only for what has not come yet.
+        Raises Refused, RegistryFails, GivenUp."""
+        around, give_up, counted = self._around, time.monotonic() + REGISTRY_PATIENCE_S, 0
+
+        def coming(done: int, total: int) -> None:
+            nonlocal give_up, counted
+            if self._say.given_up():
+                raise GivenUp
+            if done - counted >= _WORTH_WAITING_FOR:
+                give_up, counted = time.monotonic() + REGISTRY_PATIENCE_S, done
+            self._say.beat(SiteProgress(self._run_id, order.task_id, "pull image, MiB", done >> 20, -(-total >> 20)))
+
         while True:
             try:
-                return self._say.with_room(lambda: pull(self._around.registry, digest, images))
+                return self._say.with_room(
+                    lambda: pull(around.registry, digest, around.images, by=self._run_id, progress=coming)
+                )
             except RegistryFails as error:
                 log.warning("the registry cannot be asked", run=self._run_id, why=str(error))
                 if time.monotonic() >= give_up:
@@ -237,7 +249,8 @@ class Worker:
 
     def tidy(self, *, for_good: bool) -> None:
         """Pictures stay, in a folder of the site. What else the worker left, and the run's keys, go at once, or stay
-        for a run that may be resumed."""
+        for a run that may be resumed. Its image may go when there is need of room."""
+        self._around.images.release(self._run_id)
         figures = self._box / "figures"
         if figures.is_dir():
             kept = self._home.root / "figures" / self._run_id
