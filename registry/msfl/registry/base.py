@@ -419,7 +419,7 @@ def _save(name: str, target: Path) -> tuple[str, str]:
             f"{name} is no file or folder here, and the container engine does not give it: {error}. The engine is "
             "found by DOCKER_HOST; a base without an engine is an OCI layout folder or a file of `docker save`"
         ) from error
-    return name.partition("@")[0], wanted or (digests[0] if digests else "")
+    return "" if name.startswith("sha256:") else name.partition("@")[0], wanted or (digests[0] if digests else "")
 
 
 def _unpacked(file: IO[bytes]) -> IO[bytes]:
