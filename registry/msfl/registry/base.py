@@ -5,10 +5,11 @@
     an OCI layout folder                      ./base, ./base@sha256:…
     an archive that `docker save` made        ./base.tar
 
-Each layer is read as the tar it is, checked against the config's diff_id, and packed anew: one setting of gzip, no
-time. So the base's layers in a release depend on the tars alone, whether an engine, a registry or a file brought them.
-While a layer passes, what its Python consists of is noted (`Contents`): the engine starts nothing, and nothing of a
-base is ever unpacked or run here. Layers lie above each other as overlayfs has it: `.wh.name` takes `name` away.
+Each layer is read as the tar it is, looked at as a site will look at it (`base_layer`), and packed anew: one setting of
+gzip, no time. So the base's layers in a release depend on the tars alone, whether an engine, a registry or a file
+brought them. While a layer passes, what its Python consists of is noted (`Contents`): the engine starts nothing, and
+nothing of a base is ever unpacked or run here. Layers lie above each other as overlayfs has it: `.wh.name` takes `name`
+away.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from msfl.registry.base_layer import BaseLayer, BaseLimits
 from msfl.registry.interface import INDEX, LAYER, Descriptor, JsonObject, checked_digest
+from msfl.registry.layer import BadLayer
 
 BASE_DIGEST = "org.opencontainers.image.base.digest"
 BASE_NAME = "org.opencontainers.image.base.name"
@@ -37,8 +40,8 @@ _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.doc
 _INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CHUNK = 1 << 20
+LIMITS = BaseLimits()
 _MAX_JSON = 4 << 20
-_MAX_LAYERS = 127
 _MAX_KEPT_FILE = 16 << 20
 _PACKAGES = re.compile(r"(?:^|/)(?:site|dist)-packages/")
 _KEPT = re.compile(
@@ -52,7 +55,7 @@ class BadBase(ValueError):
 
 
 @dataclass(frozen=True)
-class BaseLayer:
+class PackedLayer:
     """One layer as it goes into the release: the file `path` holds it, packed."""
 
     path: Path
@@ -132,7 +135,7 @@ class BaseImage:
     digest: str
     architecture: str
     environment: Mapping[str, str]
-    layers: tuple[BaseLayer, ...]
+    layers: tuple[PackedLayer, ...]
     contents: Contents
 
     @property
@@ -163,6 +166,8 @@ def read_base(spec: str, folder: Path) -> BaseImage:
     try:
         with _source(spec, folder) as source:
             return _read(source, folder)
+    except BadLayer as error:
+        raise BadBase(f"no site would take the base {spec}: {error}") from error
     except (OSError, tarfile.TarError, zlib.error, EOFError) as error:
         raise BadBase(f"the base {spec} cannot be read: {error}") from error
 
@@ -176,8 +181,8 @@ def _read(source: _Source, folder: Path) -> BaseImage:
         environment = dict(str(pair).split("=", 1) for pair in settings.get("Env") or [])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadBase(f"the config of the base {source.name} lacks its layers or its architecture") from error
-    if not 0 < len(diff_ids) <= _MAX_LAYERS:
-        raise BadBase(f"the base {source.name} has {len(diff_ids)} layers; 1 to {_MAX_LAYERS} are possible")
+    if not 0 < len(diff_ids) <= LIMITS.layers:
+        raise BadBase(f"the base {source.name} has {len(diff_ids)} layers; sites take 1 to {LIMITS.layers}")
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
     if (system, architecture) != ("linux", here):
         raise BadBase(f"the base {source.name} is for {system}/{architecture}; this machine builds for linux/{here}")
@@ -189,7 +194,7 @@ def _read(source: _Source, folder: Path) -> BaseImage:
     return BaseImage(source.name, source.digest, architecture, environment, tuple(layers), contents)
 
 
-def _pack(stream: IO[bytes], diff_id: str, path: Path, contents: Contents) -> BaseLayer:
+def _pack(stream: IO[bytes], diff_id: str, path: Path, contents: Contents) -> PackedLayer:
     with path.open("wb") as file:
         packing = _Packing(stream, file)
         # Links are followed only inside the merged paths of `Contents`, never on this machine's disk.
@@ -198,7 +203,7 @@ def _pack(stream: IO[bytes], diff_id: str, path: Path, contents: Contents) -> Ba
         packing.finish()
     if packing.diff_id != diff_id:
         raise BadBase(f"a layer of the base unpacks to {packing.diff_id}, not to {diff_id}; get the base anew")
-    return BaseLayer(path, diff_id, packing.digest, packing.size)
+    return PackedLayer(path, diff_id, packing.digest, packing.size)
 
 
 def _note(tar: tarfile.TarFile, contents: Contents) -> None:
@@ -256,19 +261,19 @@ def _note_file(tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str, contents
 
 
 class _Packing(io.RawIOBase):
-    """What is read through it is hashed as it is, and written packed."""
+    """What is read through it is looked at as a site will (`base_layer`), and written packed. Raises BadLayer."""
 
     def __init__(self, source: IO[bytes], target: IO[bytes]) -> None:
         self._source = source
         self._target = target
         self._deflate = zlib.compressobj(6, zlib.DEFLATED, wbits=31)
-        self._diff = hashlib.sha256()
+        self._checked = BaseLayer("tar", LIMITS)
         self._packed = hashlib.sha256()
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._source.read(size)
-        self._diff.update(data)
+        self._checked.feed(data)
         self._write(self._deflate.compress(data))
         return data
 
@@ -276,7 +281,7 @@ class _Packing(io.RawIOBase):
         while self.read(_CHUNK):
             pass
         self._write(self._deflate.flush())
-        self.diff_id = f"sha256:{self._diff.hexdigest()}"
+        self.diff_id = self._checked.diff_id()
         self.digest = f"sha256:{self._packed.hexdigest()}"
 
     def _write(self, data: bytes) -> None:
