@@ -22,6 +22,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -236,6 +237,24 @@ def list_(registry: RegistryAt, access: AccessFile = None, as_json: AsJson = Fal
     ]
     lines = [f"{r['release']}  {r['digest']}  {r['statements']} statements, {r['reviews']} reviews" for r in rows]
     _say(as_json, "\n".join(lines) or f"{registry} holds no release.", releases=rows)
+
+
+def _add(point: EntryPoint) -> None:
+    """Commands of this group that need more than the registry, from the parts that have it."""
+    try:
+        command = point.load()
+    except ModuleNotFoundError as error:
+        missing, needs = point.name, error.name or "?"
+
+        def command() -> None:
+            _fail(f"`msfl registry {missing}` needs the package {needs}: pip install 'msfl[demo]'")
+
+        command.__doc__ = "(not installed: pip install 'msfl[demo]')"
+    app.command(name=point.name)(command)
+
+
+for _point in sorted(entry_points(group="msfl.commands.registry")):
+    _add(_point)
 
 
 # ------------------------------------------------------------------------------------------- what commands share
