@@ -123,8 +123,8 @@ def _fail(why: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-_OWN_DESCRIPTION = "Say here in two or three sentences what the model does, on which images, and for whom."
-_NNUNET_DESCRIPTION = "MS lesion segmentation with nnU-Net v2; say here what it was made for."
+_OWN_DESCRIPTION = "TODO: say here in two or three sentences what the model does, on which images, and for whom."
+_NNUNET_DESCRIPTION = "MS lesion segmentation with nnU-Net v2. TODO: say here what it was made for."
 _WHAT_OWN = """\
 * `msfl/{package}/` is the model: a class that fulfils `msfl.learning.contract.FederatedModel`, which is worth
   reading first. It works as it is; change it, file by file. Import it as `msfl.{package}`: own code lives below

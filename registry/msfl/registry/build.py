@@ -26,10 +26,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from msfl.policies.documents import (
+    BaseName,
     Bound,
     ConfigKey,
     ConfigValue,
     Document,
+    Materials,
     ReleaseResources,
     ReleaseStatement,
     Slug,
@@ -43,7 +45,9 @@ from msfl.registry.base_python import lock_base
 from msfl.registry.environment import FILE_NAME, EnvironmentLock, lock_environment
 from msfl.registry.interface import CONFIG, LAYER, LAYER_KIND, MANIFEST, Descriptor
 from msfl.registry.layer import write_layer
+from msfl.registry.model_card import ModelCard
 from msfl.registry.pull import ENVIRONMENT_LABEL, NAME_LABEL, VERSION_LABEL
+from msfl.registry.sbom import write_sbom
 
 RECIPE_NAME = "release.yaml"
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
@@ -107,9 +111,26 @@ class BuiltRelease:
     def ref(self) -> str:
         return f"{self.recipe.name}:{self.recipe.version}"
 
-    def statement(self, *, publisher: str, commit: str, issued: datetime, expires: datetime) -> ReleaseStatement:
+    def sbom(self) -> bytes:
+        return write_sbom(self.recipe.name, self.recipe.version, self.digest, self.environment, self.base)
+
+    def materials(self, sbom: bytes, card: ModelCard) -> Materials:
+        below = BaseName(name=self.base.name, digest=self.base.digest) if self.base else None
+        return Materials(sbom=sha256_of(sbom), model_card=sha256_of(card.data), base=below)
+
+    def statement(
+        self,
+        *,
+        publisher: str,
+        commit: str,
+        issued: datetime,
+        expires: datetime,
+        materials: Materials | None = None,
+    ) -> ReleaseStatement:
         """What the publisher is to sign: `sign(encode(statement), RELEASE_STATEMENT, [key])`."""
         return ReleaseStatement(
+            api_version="msfl/v2" if materials else "msfl/v1",
+            materials=materials,
             name=self.recipe.name,
             version=self.recipe.version,
             digest=self.digest,
