@@ -231,7 +231,8 @@ def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> str:
     found = check(envelope)
     waits = folder.root / f"{name}.next.dsse"
     # The first signature of a rotation may be a new keeper's, whom the old root does not know, or the other way round.
-    if isinstance(found, Refusal) and found.code in (Code.TOO_FEW_SIGNERS, Code.WRONG_SIGNER):
+    waiting = {Code.TOO_FEW_SIGNERS} | ({Code.WRONG_SIGNER} if name == "federation-root" else set())
+    if isinstance(found, Refusal) and found.code in waiting:
         folder.write(f"{name}.next", envelope)
         return f"{waits} waits for further signatures: {found.message}"
     if isinstance(found, Refusal):

@@ -134,7 +134,9 @@ def _outputs(old: ReleaseStatement, new: ReleaseStatement) -> Iterator[Change]:
     for name in sorted(filter(None, gone)):
         yield Change(Way.NARROWER, "outputs", f"{name} to leave a site")
     for path in sorted(before.keys() | after.keys()):
-        if before.get(path) != after.get(path) and _field(path) not in named | gone:
+        if path.endswith(".additionalProperties") and before.get(path) is False and after.get(path) is not False:
+            yield Change(Way.WIDER, path, "fields of any name to leave a site")
+        elif before.get(path) != after.get(path) and _field(path) not in named | gone:
             said = (json.dumps(x.get(path)) if path in x else "nothing" for x in (after, before))
             yield Change(Way.OTHER, path, "{} instead of {}".format(*said))
 
@@ -161,7 +163,7 @@ def _field(path: str) -> str:
 def _leaves(path: str, value: Any) -> dict[str, Any]:
     if isinstance(value, dict) and value:
         return {k: v for key, inner in value.items() for k, v in _leaves(f"{path}.{key}", inner).items()}
-    return {path: value}
+    return {} if value == {} and path.endswith(".properties") else {path: value}
 
 
 def _plain(value: Any) -> Any:

@@ -219,7 +219,7 @@ def revoke(
     done = revoke_more(trust, key_in(key), releases=(digest,))
     say(
         as_json,
-        f"{ref}, {digest}: {done}. Sites learn it with their next heartbeat; then: msfl federation timestamp.",
+        f"{ref}, {digest}: {done}\nWith a new timestamp (msfl federation timestamp) every site knows it.",
         digest=digest,
         done=done,
     )

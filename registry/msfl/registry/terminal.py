@@ -67,7 +67,8 @@ def digest_of(opened: Registry, ref: str) -> str:
     except (NotInRegistry, ValueError) as error:
         fail(f"{error}. See what there is: msfl registry list")
     if len(found) != 1:
-        fail(f"{len(found)} releases have the version {ref}; name it as name:version. See: msfl registry list")
+        how_many = f"{len(found)} releases have" if found else "No release has"
+        fail(f"{how_many} the version {ref}; name it as name:version. See: msfl registry list")
     return found[0]
 
 
