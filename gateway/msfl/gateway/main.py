@@ -111,7 +111,7 @@ def serve(home: HomeOption) -> None:
         ledger=ledger,
         audit=audit,
         registry=registry,
-        images=ImageCache(site.images),
+        images=ImageCache(site.images, settings.images_bytes),
         runtime=runtime,
         link=link,
         witness=Witness(notary, link, audit, settings.federation, utc_now),

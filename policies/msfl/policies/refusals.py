@@ -104,6 +104,7 @@ class Code(StrEnum):
     NOT_CONFIRMED = "not_confirmed"
     CONFIRMATION_DIFFERS = "confirmation_differs"
     IMAGE_BROKEN = "image_broken"
+    IMAGE_DOES_NOT_FIT = "image_does_not_fit"
     REGISTRY_UNREACHABLE = "registry_unreachable"
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
@@ -194,7 +195,8 @@ ADVICE: Mapping[Code, str] = {
     Code.NOT_CONFIRMED: "The policy asks for the custodian's signature on each run: msfl gateway confirm.",
     Code.CONFIRMATION_DIFFERS: "The custodian signed something else than what would run; confirm this run itself.",
     Code.REGISTRY_UNREACHABLE: "See that the registry runs and that this machine may reach it, then start again.",
-    Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
+    Code.IMAGE_BROKEN: "Nothing of it was used. Push the release again, or build and review a corrected one.",
+    Code.IMAGE_DOES_NOT_FIT: "Let other runs end, free some of the disk, or raise images_gib in the site's site.json.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",

@@ -268,12 +268,14 @@ class _Packing(io.RawIOBase):
         self._target = target
         self._deflate = zlib.compressobj(6, zlib.DEFLATED, wbits=31)
         self._checked = BaseLayer("tar", LIMITS)
+        self._diff = hashlib.sha256()
         self._packed = hashlib.sha256()
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._source.read(size)
         self._checked.feed(data)
+        self._diff.update(data)
         self._write(self._deflate.compress(data))
         return data
 
@@ -281,7 +283,7 @@ class _Packing(io.RawIOBase):
         while self.read(_CHUNK):
             pass
         self._write(self._deflate.flush())
-        self.diff_id = self._checked.diff_id()
+        self.diff_id = self._checked.diff_id(f"sha256:{self._diff.hexdigest()}")
         self.digest = f"sha256:{self._packed.hexdigest()}"
 
     def _write(self, data: bytes) -> None:
