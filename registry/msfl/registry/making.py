@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 
 from msfl.registry.terminal import AccessFile, AsJson, Base, RegistryAt, Release, fail, note, open_at, say
 
@@ -94,8 +95,11 @@ def built_release(release: str, base: str | None) -> Iterator[BuiltRelease]:
         try:
             recipe, below = find_recipe(release), None
             if base is not None:
-                with Console(stderr=True).status(f"Reading the base {base} and packing its layers …"):
-                    below = read_base(base, Path(folder))
+                with Progress(*Progress.get_default_columns(), console=Console(stderr=True), transient=True) as shown:
+                    step = shown.add_task(f"reading the base {base}", total=None)
+                    below = read_base(
+                        base, Path(folder), lambda done, total: shown.update(step, completed=done, total=total)
+                    )
             with Console(stderr=True).status("Locking the environment and building …"):
                 built = build_release(recipe, Path(sysconfig.get_paths()["purelib"]), base=below)
         except (BadRelease, BadBase, BadEnvironment, Malformed) as error:

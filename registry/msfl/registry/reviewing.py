@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,6 +22,7 @@ from msfl.registry.terminal import (
     Base,
     Days,
     Key,
+    MaybeRoot,
     Publisher,
     Ref,
     RegistryAt,
@@ -39,6 +40,7 @@ from msfl.registry.terminal import (
 
 if TYPE_CHECKING:
     from msfl.policies.documents import ReleaseStatement
+    from msfl.policies.keys import KeyPair
     from msfl.policies.release_state import Standing
     from msfl.policies.trust import Revoked, TrustedFederationRoot
     from msfl.registry.interface import Registry
@@ -50,6 +52,7 @@ def submit(
     key: Key,
     publisher: Publisher,
     base: Base = None,
+    root: MaybeRoot = None,
     valid_days: Days = 365,
     access: AccessFile = None,
     as_json: AsJson = False,
@@ -63,6 +66,8 @@ def submit(
     from msfl.registry.publish import attach_materials, submit_statement
 
     pair, opened, issued = key_in(key), open_at(registry, access), now()
+    if root is not None:
+        _must_hold(as_json, root, "publishers", publisher, pair)
     with built_release(release, base) as built:
         recipe = find_recipe(release)
         try:
@@ -104,6 +109,7 @@ def review(
         bool, typer.Option("--reject", help="Reject instead of approve; say why with --comment.")
     ] = False,
     comment: Annotated[str, typer.Option(help="What you looked at, or why you reject.")] = "",
+    root: MaybeRoot = None,
     valid_days: Days = 365,
     access: AccessFile = None,
     as_json: AsJson = False,
@@ -119,6 +125,8 @@ def review(
     if reject and not comment:
         fail("A rejection says why: --comment. The publisher reads it.", 2)
     pair, opened = key_in(key), open_at(registry, access)
+    if root is not None:
+        _must_hold(as_json, root, "reviewers", reviewer, pair)
     digest = digest_of(opened, ref)
     envelope, statement = statement_at(opened, digest)
     if reviewer == statement.publisher:
@@ -233,6 +241,17 @@ def status(ref: Ref, registry: RegistryAt, root: Root, access: AccessFile = None
     say(as_json, "\n".join(standing_in_words(ref, standing)), digest=digest, **standing_as_json(standing))
     if standing.why is not None:
         raise typer.Exit(3)
+
+
+def _must_hold(
+    as_json: bool, root: Path, group: Literal["publishers", "reviewers"], person: str, pair: KeyPair
+) -> None:
+    """With another key, or under another name, what is signed would be nobody's word; better said before."""
+    trusted, revoked = root_at(as_json, root)
+    members = trusted.document.publishers if group == "publishers" else trusted.document.reviewers
+    if (person, pair.id) not in {(m.person, m.key_id) for m in revoked.without(members)}:
+        names = ", ".join(sorted({m.person for m in members}))
+        fail(f"The federation root has no {person} with this key among its {group} ({names}); nothing was signed.")
 
 
 # ---------------------------------------------------------------------------------------------------- what is read

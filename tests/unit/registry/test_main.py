@@ -212,6 +212,17 @@ def test_what_cannot_be_done_is_said_in_a_line(desk: Path, arguments: list[str],
     assert why in said["error"]
 
 
+def test_with_the_root_at_hand_a_wrong_key_signs_nothing(desk: Path) -> None:
+    code, said = submit(desk, "release", "--root", desk / "trust", "--key", desk / "bob.pem")
+    assert (code, "no ada with this key among its publishers (ada)" in said["error"]) == (1, True)
+    submit(desk, "release", "--root", desk / "trust")
+    code, said = review(desk, "bob", "--root", str(desk / "trust"), "--key", str(desk / "cleo.pem"))
+    assert (code, "nothing was signed" in said["error"]) == (1, True)
+    assert review(desk, "bob", "--root", str(desk / "trust"))[0] == 0
+    _, listed = msfl("list", "--registry", desk / "registry")
+    assert listed["releases"][0]["reviews"] == 1
+
+
 def test_a_keeper_alone_revokes(desk: Path) -> None:
     submit(desk)
     stranger = ("--trust", desk / "trust", "--key", desk / "ada.pem")
