@@ -186,6 +186,7 @@ class _Desk:
         self._processes: dict[str, HostedProcess] = {}
         self._keys: dict[str, bytes] = {}
         self._kept: dict[str, Path] = {}
+        self._names: dict[str, frozenset[str]] = {}
         self._rules = everything_declared(statement)
         self._number = 0
 
@@ -201,6 +202,9 @@ class _Desk:
             log=self._folder / f"{name}.log",
             limits=Limits(threads=int(self._config.get("threads", 1))),
         )
+        if data is not None:
+            said = json.loads((data / "dataset.json").read_bytes())
+            self._names[name] = frozenset({*said["channel_names"].values(), *said["labels"]})
         self._processes[name] = process = HostedProcess.start(self._runtime, order)
         self._stack.callback(process.stop)
 
@@ -224,9 +228,11 @@ class _Desk:
     ) -> _Passed:
         """The worker does the verb, and its result goes through the gate. Raises Stopped."""
         files = {"weights": weights} if isinstance(weights, Path) else dict(weights or {})
-        result = self._ask(site, verb, document or {}, files, round)
+        asked = document or {}
+        result = self._ask(site, verb, asked, files, round)
         made = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
-        passed = check_document(verb, made, self.statement.outputs, self._rules)
+        names = set(asked["candidates"]) if verb == "evaluate" else self._names[site]
+        passed = check_document(verb, made, self.statement.outputs, self._rules, names)
         if isinstance(passed, Refusal):
             self._block(task, site, passed.message, _schema_error(made, self.statement.outputs.get(verb)))
         template = files.get("weights") if verb == "train" else None
@@ -405,8 +411,8 @@ def _schema_error(document: JsonObject, output: Mapping[str, Any] | None) -> str
     """In full: the data are made up, so quoting them tells nothing."""
     if output is None:
         return ""
-    errors = jsonschema.Draft202012Validator(output["document"]).iter_errors(document)
-    error = jsonschema.exceptions.best_match(errors)
+    schema = json.loads(json.dumps(output["document"]))  # Lists, as the library wants them; documents have tuples.
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(document))
     return "" if error is None else str(error.message)[:500]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fakes.governance import LATER, NOW, POLICY_YAML, World, key, member
-from msfl.gateway.home import Home, SiteSettings, write
+from msfl.gateway.home import Home, SiteSettings, enrolled, write
 from msfl.policies.documents import SiteRoot
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import ASSET_POLICY, SITE_ROOT, sign
@@ -41,6 +41,13 @@ def test_the_cache_of_images_has_a_size(home: Home, size: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "images_gib": size}))
     with pytest.raises(CannotProceed, match=r"images_gib .* must be a number of GiB"):
         home.settings()
+
+
+def test_a_folder_that_is_no_home_is_not_one_in_which_nothing_waits(home: Home, tmp_path: Path) -> None:
+    assert enrolled(home.root).pending() == {}
+    with pytest.raises(CannotProceed, match="no gateway's folder: look at how it is spelled"):
+        enrolled(tmp_path / "gatewya")
+    assert not (tmp_path / "gatewya").exists()
 
 
 def test_without_any_policy_there_is_none_and_nothing_to_explain(home: Home) -> None:
