@@ -100,7 +100,7 @@ def spoilt(kind: str, image: Volume, brain: Mask) -> Volume:
 
 @pytest.mark.parametrize(
     ("kind", "feature", "least"),
-    [("noise", "noise_3d", 0.8), ("spike", "spike_height", 1.0), ("ghosting", "head_ghost_strength", 1.0)],
+    [("noise", "noise_3d", 0.8), ("spike", "spike_height", 0.5), ("ghosting", "head_ghost_strength", 1.0)],
 )
 def test_what_is_put_into_an_image_shows_in_its_feature(
     kind: str, feature: str, least: float, image: Volume, brain: Mask

@@ -108,9 +108,10 @@ class Agent:
 
     def _restore(self) -> None:
         self._sweep()
-        for folder in self._folders():
-            if RunRecord(folder).living():
-                self._runs[folder.name] = RunAtSite(folder.name, self._around)
+        living = [folder for folder in self._folders() if RunRecord(folder).living()]
+        self._around.images.tidy({folder.name for folder in living})
+        for folder in living:
+            self._runs[folder.name] = RunAtSite(folder.name, self._around)
 
     def _sweep(self) -> None:
         """What was kept of ended runs in case they are resumed does not stay longer than `KEPT_FOR`."""

@@ -54,23 +54,34 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here."""
+    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here;
+    `images_gib`: the most that the cache of images (`images/`) may take on this machine."""
 
     site: str
     federation: str
     link_endpoint: str
     registry: str
     reveal: Reveal = Reveal.REASON
+    images_gib: float = 40
 
     @classmethod
     def read(cls, file: Path) -> SiteSettings:
-        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word."""
+        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word or
+        `images_gib` no size."""
         given = json.loads(file.read_text())
         try:
-            return cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON))})
+            settings = cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON))})
         except ValueError:
             known = ", ".join(Reveal)
             raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None
+        size: object = settings.images_gib
+        if not isinstance(size, int | float) or isinstance(size, bool) or not 0 < size < 1 << 20:
+            raise CannotProceed(f"{file}: images_gib is {size!r}; it must be a number of GiB, such as 40")
+        return settings
+
+    @property
+    def images_bytes(self) -> int:
+        return int(self.images_gib * (1 << 30))
 
 
 class NoIdentity(CannotProceed):
@@ -89,6 +100,10 @@ class Home:
     def registry_access(self) -> Path:
         """What the registry wants to know, where it wants anything; its administrator writes it."""
         return self.root / "secrets" / "registry.json"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
 
     @property
     def staff(self) -> Path:
@@ -247,6 +262,17 @@ class Home:
 
     def forget_stop(self, run_id: str) -> None:
         (self.root / "stopped" / f"{run_id}.json").unlink(missing_ok=True)
+
+
+def enrolled(root: Path) -> Home:
+    """The home of a site that has joined. Raises CannotProceed: in a folder that is none nothing runs and nothing
+    waits, and whoever mistyped its name would go home reassured."""
+    if not (root / "site.json").is_file():
+        what = (
+            f"{root} is no gateway's folder: look at how it is spelled, or join a federation first: msfl gateway enrol"
+        )
+        raise CannotProceed(what)
+    return Home(root)
 
 
 def write(file: Path, data: bytes, mode: int = 0o600) -> None:

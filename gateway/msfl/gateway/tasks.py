@@ -22,7 +22,7 @@ import structlog
 
 from msfl.gateway.datasets import changed_file
 from msfl.gateway.disk import GivenUp, has_room, probe
-from msfl.gateway.egress import allowance, failure_code, progress_of
+from msfl.gateway.egress import Onward, allowance, failure_code, progress_of
 from msfl.gateway.judge import Accepted
 from msfl.gateway.link import NotWanted
 from msfl.gateway.machine import Broken, Event, ResultSealed, SealedResult, Sent, Unwanted, WorkerLost, WorkerUp
@@ -43,6 +43,8 @@ Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
+_MOST_MIB = 1 << 24
+_WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
 
 
@@ -72,9 +74,8 @@ class Worker:
         if changed := changed_file(dataset, self._home.dataset_folder(dataset.id)):
             why = f"{changed} of {dataset.id} is not what was published"
             return self._broken(order, Code.DATASET_CHANGED.value, why)
-        digest, images = accepted.release.statement.digest, self._home.root / "images"
         try:
-            image = self._pulled(order, digest, images)
+            image = self._pulled(order, accepted.release.statement.digest)
         except Refused as refused:
             return self._broken(order, refused.refusal.code.value, refused.refusal.message)
         except RegistryFails as error:
@@ -119,12 +120,24 @@ class Worker:
             process.stop(2.0)  # The run ended while its worker came up, and who ended it saw no worker to stop.
         return WorkerUp()
 
-    def _pulled(self, order: TaskOrder, digest: str, images: Path) -> VerifiedImage:
-        """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
-        give_up = time.monotonic() + REGISTRY_PATIENCE_S
+    def _pulled(self, order: TaskOrder, digest: str) -> VerifiedImage:
+        """The image; a registry that is away for a moment is waited for, and asked only for what has not come yet.
+        Raises Refused, RegistryFails, GivenUp."""
+        around, give_up, counted = self._around, time.monotonic() + REGISTRY_PATIENCE_S, 0
+
+        def coming(done: int, total: int) -> None:
+            nonlocal give_up, counted
+            if self._say.given_up():
+                raise GivenUp
+            if done - counted >= _WORTH_WAITING_FOR:
+                give_up, counted = time.monotonic() + REGISTRY_PATIENCE_S, done
+            self._say.beat(SiteProgress(self._run_id, order.task_id, "pull image, MiB", done >> 20, -(-total >> 20)))
+
         while True:
             try:
-                return self._say.with_room(lambda: pull(self._around.registry, digest, images))
+                return self._say.with_room(
+                    lambda: pull(around.registry, digest, around.images, by=self._run_id, progress=coming)
+                )
             except RegistryFails as error:
                 log.warning("the registry cannot be asked", run=self._run_id, why=str(error))
                 if time.monotonic() >= give_up:
@@ -166,7 +179,8 @@ class Worker:
             if order.verb == "train" and document.get("stream") == "local":
                 document["send_weights"] = allowed_outputs(accepted.policy).local_model
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
-            result = process.call(task, lambda said: self._on_progress(order, said, accepted))
+            onward = Onward()
+            result = process.call(task, lambda said: self._on_progress(order, said, accepted, onward))
             sealed = self._say.with_room(
                 lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
             )
@@ -235,7 +249,8 @@ class Worker:
 
     def tidy(self, *, for_good: bool) -> None:
         """Pictures stay, in a folder of the site. What else the worker left, and the run's keys, go at once, or stay
-        for a run that may be resumed."""
+        for a run that may be resumed. Its image may go when there is need of room."""
+        self._around.images.release(self._run_id)
         figures = self._box / "figures"
         if figures.is_dir():
             kept = self._home.root / "figures" / self._run_id
@@ -261,9 +276,10 @@ class Worker:
         self._say.until_sent(lambda: self._around.link.download(self._run_id, key, got, take_on))
         return got
 
-    def _on_progress(self, order: TaskOrder, progress: Progress, accepted: Accepted) -> None:
-        rules = allowed_outputs(accepted.policy)
-        self._say.beat(progress_of(self._run_id, order.task_id, progress, rules))
+    def _on_progress(self, order: TaskOrder, said: Progress, accepted: Accepted, onward: Onward) -> None:
+        progress = progress_of(self._run_id, order.task_id, said, allowed_outputs(accepted.policy))
+        if onward.lets_by(progress):
+            self._say.beat(progress)
 
     def _lost(self, order: TaskOrder, code: str, why: str) -> Event:
         """The worker is gone. On a full disk that is nobody's fault: wait for room, then begin the task anew."""
@@ -285,8 +301,9 @@ class Worker:
     def _peaks(self, result: Result) -> dict[str, float]:
         own = psutil.Process().memory_info().rss / 2**20
         peaks = {"gateway": round(own, 1)}
-        if isinstance(worker := result.document.get("peak_rss_mib"), int | float):
-            peaks["worker"] = float(worker)
+        worker = result.document.get("peak_rss_mib")
+        if isinstance(worker, int | float) and 0 <= worker <= _MOST_MIB:  # Its own word, and not sealed.
+            peaks["worker"] = float(round(worker))
         return peaks
 
 

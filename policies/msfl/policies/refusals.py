@@ -45,6 +45,8 @@ class Code(StrEnum):
     RELEASE_EXPIRED = "release_expired"
     RELEASE_REJECTED = "release_rejected"
     RELEASE_NOT_REVIEWED = "release_not_reviewed"
+    MATERIALS_DIFFER = "materials_differ"
+    OWN_RELEASE = "own_release"
     # People
     TOKEN_INVALID = "token_invalid"  # noqa: S105
     TOKEN_EXPIRED = "token_expired"  # noqa: S105
@@ -102,6 +104,7 @@ class Code(StrEnum):
     NOT_CONFIRMED = "not_confirmed"
     CONFIRMATION_DIFFERS = "confirmation_differs"
     IMAGE_BROKEN = "image_broken"
+    IMAGE_DOES_NOT_FIT = "image_does_not_fit"
     REGISTRY_UNREACHABLE = "registry_unreachable"
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
@@ -136,8 +139,10 @@ ADVICE: Mapping[Code, str] = {
     Code.SITE_REVOKED: "Ask the operator of the federation why the site was revoked, or name other sites.",
     Code.WRONG_PUBLISHER: "Have the release signed by a publisher of the federation root.",
     Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
-    Code.RELEASE_REJECTED: "A reviewer rejected this digest; read the comment and publish a corrected release.",
+    Code.RELEASE_REJECTED: "Submit a corrected release under a new version, or have who rejected it approve this one.",
     Code.RELEASE_NOT_REVIEWED: "Ask further reviewers of the federation root for a signed review.",
+    Code.MATERIALS_DIFFER: "Submit the release anew, with the list and the card that belong to it.",
+    Code.OWN_RELEASE: "Nobody reviews their own release; ask a reviewer of the federation root.",
     Code.TOKEN_INVALID: "Log in again: msfl login.",
     Code.TOKEN_EXPIRED: "Log in again: msfl login.",
     Code.TOKEN_WRONG_AUDIENCE: "Ask the identity provider for a token made for this federation.",
@@ -190,7 +195,8 @@ ADVICE: Mapping[Code, str] = {
     Code.NOT_CONFIRMED: "The policy asks for the custodian's signature on each run: msfl gateway confirm.",
     Code.CONFIRMATION_DIFFERS: "The custodian signed something else than what would run; confirm this run itself.",
     Code.REGISTRY_UNREACHABLE: "See that the registry runs and that this machine may reach it, then start again.",
-    Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
+    Code.IMAGE_BROKEN: "Nothing of it was used. Push the release again, or build and review a corrected one.",
+    Code.IMAGE_DOES_NOT_FIT: "Let other runs end, free some of the disk, or raise images_gib in the site's site.json.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",

@@ -19,6 +19,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -68,12 +69,13 @@ class LayoutRegistry:
                 raise BadUpload(f"the uploaded bytes have sha256:{found.hexdigest()}, not {digest}")
 
     @contextmanager
-    def get_blob(self, digest: str) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BufferedIOBase]:
         try:
             file = self._path(digest).open("rb")
         except FileNotFoundError as error:
             raise NotInRegistry(f"{self.root} holds no blob {digest}") from error
         with file:
+            file.seek(start)
             yield file
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:

@@ -64,6 +64,30 @@ def test_an_unknown_site_is_a_usage_error(tmp_path: Path) -> None:
     assert done.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--brain", "magic"], ["--overrule", "p1-v1", "--verdict", "good"], ["--limits", "nowhere.yaml"], ["--jobs", "0"]],
+)
+def test_quality_control_asked_wrongly_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
+    assert RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path), *words]).exit_code == 2
+
+
+def test_wrong_limits_stop_quality_control_before_it_begins(tmp_path: Path) -> None:
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("api_version: msfl/v1\nkind: QualityLimits\nfigures: {T1w.snir: {}}\n")
+    done = RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path), "--limits", str(limits)])
+    assert isinstance(done.exception, CannotProceed)
+    assert "limits.yaml:1" in str(done.exception)
+    assert "sites_own" in str(done.exception)
+    assert not (tmp_path / "datasets").exists()
+
+
+def test_quality_control_of_nothing_says_what_to_do_first(tmp_path: Path) -> None:
+    done = RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path)])
+    assert isinstance(done.exception, CannotProceed)
+    assert "msfl data import" in str(done.exception)
+
+
 def series(folder: Path, *contrasts: Mapping[str, object]) -> None:
     scanner = Scanner(Patient())
     for seed, contrast in enumerate(contrasts):
@@ -146,27 +170,3 @@ def test_a_site_without_the_extra_is_told_what_to_install(tmp_path: Path, monkey
     done = RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path)])
     assert isinstance(done.exception, CannotProceed)
     assert "pip install 'msfl[data]'" in str(done.exception)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["--brain", "magic"], ["--overrule", "p1-v1", "--verdict", "good"], ["--limits", "nowhere.yaml"], ["--jobs", "0"]],
-)
-def test_quality_control_asked_wrongly_is_a_usage_error(tmp_path: Path, words: list[str]) -> None:
-    assert RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path), *words]).exit_code == 2
-
-
-def test_wrong_limits_stop_quality_control_before_it_begins(tmp_path: Path) -> None:
-    limits = tmp_path / "limits.yaml"
-    limits.write_text("api_version: msfl/v1\nkind: QualityLimits\nfigures: {T1w.snir: {}}\n")
-    done = RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path), "--limits", str(limits)])
-    assert isinstance(done.exception, CannotProceed)
-    assert "limits.yaml:1" in str(done.exception)
-    assert "sites_own" in str(done.exception)
-    assert not (tmp_path / "datasets").exists()
-
-
-def test_quality_control_of_nothing_says_what_to_do_first(tmp_path: Path) -> None:
-    done = RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path)])
-    assert isinstance(done.exception, CannotProceed)
-    assert "msfl data import" in str(done.exception)
