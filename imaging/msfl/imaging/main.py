@@ -281,6 +281,7 @@ def list_(
     with _extra():
         from msfl.imaging.custodian import listing
 
+    listed = listing(home, dataset)
     rows = [
         {
             "case": one.case,
@@ -291,7 +292,7 @@ def list_(
             "reason": one.standing.failed.reason if one.standing.failed else "",
             "warnings": list(one.warnings),
         }
-        for one in listing(home, dataset)
+        for one in listed
     ]
     console = Console(soft_wrap=True, highlight=False)
     if as_json:
@@ -300,9 +301,10 @@ def list_(
     table = Table(
         "case", "state", "lesion mask", "what stopped it, or was warned of", title=f"{dataset}: {len(rows)} cases"
     )
-    for row in rows:
-        stopped = f"{row['code']}: {row['reason']}" if row["code"] else ", ".join(map(str, row["warnings"]))
-        table.add_row(str(row["case"]), str(row["state"]), "yes" if row["lesion_mask"] else "no", stopped)
+    for one in listed:
+        failed = one.standing.failed
+        said = f"{failed.code}: {failed.reason}" if failed else ", ".join(one.warnings)
+        table.add_row(one.case, one.standing.state.value, "yes" if one.lesion else "no", said)
     console.print(table)
 
 
