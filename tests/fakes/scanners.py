@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 T1W: Mapping[str, Any] = {
     "SeriesDescription": "t1_mprage_sag_p2_iso", "ProtocolName": "t1_mprage_sag_p2_iso",
@@ -116,3 +116,41 @@ def head(size: int = 32, spacing: float = 5.0, seed: int = 0) -> tuple[NDArray[n
 
 def _decimal(value: float) -> str:
     return str(pydicom.valuerep.DSfloat(float(value), auto_format=True))
+
+
+def enhanced(voxels: NDArray[Any], affine: NDArray[Any], file: Path, contrast: Mapping[str, Any], series: int) -> Path:
+    """The same as one object of many frames (Enhanced MR), as newer Philips and Siemens software exports it."""
+    scanner = Scanner(series=series)
+    parts = scanner.scan(voxels, affine, file.parent / f"{file.name}.parts", contrast)
+    slices = [pydicom.dcmread(part) for part in parts]
+    made = slices[0]
+    made.SOPClassUID = made.file_meta.MediaStorageSOPClassUID = EnhancedMRImageStorage
+    made.NumberOfFrames = len(slices)
+    made.PixelData = b"".join(part.PixelData for part in slices)
+    shared, measures, orientation, timing, echo, modifier = (Dataset() for _ in range(6))
+    measures.PixelSpacing, measures.SliceThickness = made.PixelSpacing, made.SliceThickness
+    measures.SpacingBetweenSlices = made.SpacingBetweenSlices
+    orientation.ImageOrientationPatient = made.ImageOrientationPatient
+    timing.RepetitionTime, timing.FlipAngle = float(made.RepetitionTime), float(made.FlipAngle)
+    echo.EffectiveEchoTime = float(made.EchoTime)
+    modifier.InversionRecovery, modifier.InversionTimes = "YES", [float(made.InversionTime)]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.MRTimingAndRelatedParametersSequence, shared.MREchoSequence = [timing], [echo]
+    shared.MRModifierSequence = [modifier]
+    frames = []
+    for number, one in enumerate(slices, 1):
+        frame, position, content = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = one.ImagePositionPatient
+        content.StackID, content.InStackPositionNumber = "1", number
+        content.DimensionIndexValues = [1, number]
+        frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
+        frames.append(frame)
+    made.SharedFunctionalGroupsSequence, made.PerFrameFunctionalGroupsSequence = [shared], frames
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+                    "SpacingBetweenSlices", "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle"):  # fmt: skip
+        delattr(made, keyword)
+    made.save_as(file, enforce_file_format=True)
+    for part in parts:
+        part.unlink()
+    (file.parent / f"{file.name}.parts").rmdir()
+    return file

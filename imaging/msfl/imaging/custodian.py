@@ -258,11 +258,20 @@ class Listed:
     standing: Standing
     channels: tuple[str, ...]
     lesion: bool
+    warnings: tuple[str, ...] = ()  # of the import: `burned_in_text`
 
 
 def listing(home: Path, dataset: str) -> Sequence[Listed]:
     """Where every case of the dataset stands, sorted by name."""
     return [
-        Listed(case.id, case.standing, tuple(n for n in CHANNELS if case.raw(n).exists()), case.has_lesion)
+        Listed(
+            case.id, case.standing, tuple(n for n in CHANNELS if case.raw(n).exists()), case.has_lesion, _warnings(case)
+        )
         for case in Workspace.of(home, dataset).cases()
     ]
+
+
+def _warnings(case: Case) -> tuple[str, ...]:
+    if case.standing.state is State.FOUND:
+        return ()
+    return tuple(case.source.get("deidentified", {}).get("warnings", ()))

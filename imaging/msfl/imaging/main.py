@@ -289,6 +289,7 @@ def list_(
             "lesion_mask": one.lesion,
             "code": one.standing.failed.code if one.standing.failed else "",
             "reason": one.standing.failed.reason if one.standing.failed else "",
+            "warnings": list(one.warnings),
         }
         for one in listing(home, dataset)
     ]
@@ -296,9 +297,11 @@ def list_(
     if as_json:
         console.print_json(json.dumps({"dataset": dataset, "cases": rows}))
         return
-    table = Table("case", "state", "lesion mask", "what stopped it", title=f"{dataset}: {len(rows)} cases")
+    table = Table(
+        "case", "state", "lesion mask", "what stopped it, or was warned of", title=f"{dataset}: {len(rows)} cases"
+    )
     for row in rows:
-        stopped = f"{row['code']}: {row['reason']}" if row["code"] else ""
+        stopped = f"{row['code']}: {row['reason']}" if row["code"] else ", ".join(map(str, row["warnings"]))
         table.add_row(str(row["case"]), str(row["state"]), "yes" if row["lesion_mask"] else "no", stopped)
     console.print(table)
 

@@ -114,6 +114,7 @@ def test_import_asks_and_the_answer_is_a_file(tmp_path: Path) -> None:
     listed = json.loads(RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path / "home"), "--json"]).stdout)
     assert listed["cases"][0] | {"case": ""} == {
         "case": "", "state": "imported", "channels": ["FLAIR", "T1w"], "lesion_mask": False, "code": "", "reason": "",
+        "warnings": [],
     }  # fmt: skip
 
 

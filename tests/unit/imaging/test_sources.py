@@ -137,6 +137,30 @@ def test_the_same_export_twice_is_one_visit(tmp_path: Path) -> None:
     assert len(visit.files) == 24
 
 
+@pytest.mark.parametrize(
+    ("other", "birth", "mixed"),
+    [
+        ("Doe^Jane", "19660317", False),
+        ("Miller^Jane", "19660317", False),
+        ("Miller^Anne", "19660317", False),
+        ("Doe^Jane^Maria", "", False),
+        ("Miller^Anne", "", True),
+        ("Doe^Jane", "19770101", True),
+    ],
+)
+def test_one_patient_id_is_one_person_or_nobodys(tmp_path: Path, other: str, birth: str, mixed: bool) -> None:
+    voxels, affine = head(12, 12.0)
+    for name, born, day in (("Doe^Jane", birth and "19660317", "20230101"), (other, birth, "20240101")):
+        scanner = Scanner(Patient("MRN1", name, born), day)
+        for contrast in (FLAIR, T1W):
+            scanner.scan(voxels, affine, tmp_path / "source" / day, contrast)
+    found = found_in(tmp_path / "source")
+    codes = {visit.unusable.code if visit.unusable else "" for visit in found.visits}
+    assert codes == {"mixed_patients" if mixed else ""}
+    assert len(found.visits) == 2
+    assert bool(found.notes) == (other != "Doe^Jane")
+
+
 def test_a_question_about_dicom_names_series_and_no_person(tmp_path: Path) -> None:
     series_in(tmp_path / "source", dict(FLAIR), dict(T1W), dict(T1W) | {"SeriesDescription": "t1 Kowalczyk"})
     found = found_in(tmp_path / "source")

@@ -19,6 +19,7 @@ from msfl.imaging.workspace import Unusable
 
 _ENCRYPTED = 0x1
 _CHUNK = 1 << 20
+_LONGEST_NAME = 1000
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def verdict(entries: Sequence[zipfile.ZipInfo], archive_bytes: int, limits: Limi
     if total > limits.ratio * archive_bytes + _CHUNK:
         times = total // max(archive_bytes, 1)
         return unusable(Fault.TOO_LARGE, f"The archive unpacks to {times} times its size; images do not shrink so far.")
+    if not all(0 <= entry.header_offset < archive_bytes for entry in entries):
+        return unusable(Fault.TRUNCATED, "The archive is damaged.")
     seen = set()
     for entry in entries:
         mode = entry.external_attr >> 16
@@ -51,6 +54,9 @@ def verdict(entries: Sequence[zipfile.ZipInfo], archive_bytes: int, limits: Limi
             return unusable(Fault.ARCHIVE_UNSAFE, "The archive holds a link or a device.")
         path = PurePosixPath(entry.filename)
         odd = "\\" in entry.filename or "\0" in entry.filename or ":" in path.parts[0] if path.parts else True
+        long = len(entry.filename.encode()) > _LONGEST_NAME or any(len(part.encode()) > 255 for part in path.parts)
+        if long:
+            return unusable(Fault.ARCHIVE_UNSAFE, "The archive holds a name that is too long for a file.")
         if odd or path.is_absolute() or ".." in path.parts:
             return unusable(Fault.ARCHIVE_UNSAFE, "The archive holds a name that leads out of its folder.")
         if path in seen:

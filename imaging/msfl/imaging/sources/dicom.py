@@ -5,11 +5,14 @@
     files ─header─▶ patient (ID and issuer) ─▶ visit (day) ─▶ series (UID) ─▶ what it shows ─▶ FLAIR, T1w of the visit
 
 Doubts about who it is are never resolved by guessing. One series, or one study, of two patients, or one patient ID with
-two names or two birth dates, makes all visits concerned unusable (`mixed_patients`).
+two birth dates (or, where none is known, two names that share no word) makes all visits concerned unusable
+(`mixed_patients`). One birth date and several names are one person, and the custodian is told.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +41,11 @@ Progress = Callable[[int, int], None]
 Answers = Mapping[str, str]
 """What a person said: name of a series (`Pseudonyms.uid`, its last eight digits) to FLAIR, T1w or ignore."""
 
-READ_ERRORS = (InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError, AttributeError,
-               KeyError, TypeError, OverflowError, LookupError)  # fmt: skip
-"""All that pydicom raises for damaged bytes. Its list is not documented; the fuzz target keeps it."""
+READ_ERRORS = (
+    InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError, AttributeError, TypeError,
+    OverflowError, LookupError, RecursionError, struct.error, zlib.error,
+)  # fmt: skip
+"""All that pydicom raises for damaged bytes. Its list is not documented; `tests/fuzz/test_images.py` keeps it."""
 
 SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _SCREENS = "1.2.840.10008.5.1.4.1.1.7"  # secondary captures, all kinds
@@ -162,20 +167,36 @@ def _mixed(read: Iterable[_File]) -> dict[str, Unusable]:
         for patient in patients
     }
     for patient, (names, births) in persons.items():
-        if len(names) > 1 or len(births) > 1:
-            what = "birth dates" if len(births) > 1 else "names"
-            mixed[patient] = unusable(Fault.MIXED_PATIENTS, f"One patient ID stands for {what} that differ.")
+        if len(births) > 1:
+            mixed[patient] = unusable(Fault.MIXED_PATIENTS, "One patient ID stands for birth dates that differ.")
+        elif not births and _strangers(names):
+            mixed[patient] = unusable(
+                Fault.MIXED_PATIENTS, "One patient ID stands for names that have no word in common."
+            )
     return mixed
+
+
+def _strangers(names: Iterable[str]) -> bool:
+    """People marry, and are written with and without their second name: one word in common is enough."""
+    words = [set(name.split()) for name in names]
+    return len(words) > 1 and not set.intersection(*words)
 
 
 def _notes(read: Iterable[_File]) -> list[str]:
     folders: dict[Path, set[str]] = defaultdict(set)
     for file in read:
         folders[file.path.parent].add(file.patient)
-    several = sum(len(patients) > 1 for patients in folders.values())
-    if not several:
-        return []
-    return [f"{several} folders hold images of more than one patient; they were sorted by patient ID."]
+    notes = []
+    if several := sum(len(patients) > 1 for patients in folders.values()):
+        notes.append(f"{several} folders hold images of more than one patient; they were sorted by patient ID.")
+    names: dict[str, set[str]] = defaultdict(set)
+    for file in read:
+        names[file.patient].add(file.person[0])
+    if renamed := sum(len(said) > 1 for said in names.values()):
+        notes.append(
+            f"{renamed} patient IDs stand for several names with one birth date, and were taken for one person."
+        )
+    return notes
 
 
 def _visit(
