@@ -44,12 +44,22 @@ class Image(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
+    """`memory_bytes`: of everything in it together, where the runtime can count that; else of private memory per process
+    (RLIMIT_DATA); None: no limit. `tmp_bytes`: of /tmp and of /dev/shm, each, where the runtime makes them.
+    `written_bytes`, `written_files`: kept in outbox, scratch and figures together (`msfl.runtime.quota`)."""
+
     gpus: int = 0
     threads: int = 1
-    memory_bytes: int | None = None  # of private memory per process (RLIMIT_DATA); None: no limit
+    processors: float | None = None  # None: all of this machine
+    processes: int = 512
+    memory_bytes: int | None = None
     file_bytes: int = 16 << 30
     open_files: int = 4096
-    tmp_bytes: int = 2 << 30  # of /tmp and of /dev/shm, each, where the runtime makes them
+    tmp_bytes: int = 2 << 30
+    written_bytes: int = 64 << 30
+    written_files: int = 200_000
+    log_bytes: int = 16 << 20
+    wall_time_s: float | None = None  # since its start
 
 
 @dataclass(frozen=True)
@@ -73,21 +83,26 @@ class StartOrder:
 @dataclass(frozen=True)
 class Handle:
     """A started process: `pid` on this host and `started`, its start in clock ticks since boot, which together name it
-    for as long as the machine is up."""
+    for as long as the machine is up. `container`: its id where an engine keeps it."""
 
     run_id: str
     role: Role
     folder: Path
     pid: int
     started: int
+    container: str = ""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """`status` is None when a signal ended it; both are None when the process was not our child and is gone."""
+    """`status` is None when a signal ended it; both are None when the process was not our child and is gone.
+
+    `excess`: what it used too much of, in one sentence, when it was ended for that. Starting it again would not help.
+    """
 
     status: int | None
     signal: int | None
+    excess: str = ""
 
 
 @dataclass(frozen=True)
