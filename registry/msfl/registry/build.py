@@ -35,7 +35,7 @@ from msfl.policies.documents import (
 )
 from msfl.policies.encoding import canonical_json, load_yaml, sha256_of
 from msfl.registry.environment import FILE_NAME, EnvironmentLock, lock_environment
-from msfl.registry.interface import CONFIG, LAYER, MANIFEST, Descriptor
+from msfl.registry.interface import CONFIG, LAYER, LAYER_KIND, MANIFEST, Descriptor
 from msfl.registry.layer import write_layer
 from msfl.registry.pull import ENVIRONMENT_LABEL, NAME_LABEL, VERSION_LABEL
 
@@ -151,7 +151,10 @@ def build_release(
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": Descriptor(CONFIG, sha256_of(config), len(config)).to_json(),
-            "layers": [Descriptor(LAYER, sha256_of(layer), len(layer)).to_json() for layer, _ in packed],
+            "layers": [
+                Descriptor(LAYER, sha256_of(layer), len(layer), annotations={LAYER_KIND: kind}).to_json()
+                for kind, (layer, _) in zip(("environment", "code"), packed, strict=True)
+            ],
             "annotations": labels,
         }
     )

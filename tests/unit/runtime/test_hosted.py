@@ -39,6 +39,10 @@ class NoImage:
     digest = "sha256:" + "0" * 64
     root = Path("image")
     entrypoint = ("python", "-m", "release")
+    config = Path("config")
+    config_digest = digest
+    layers = ()
+    self_contained = False
 
     def check_environment(self, site_packages: Path) -> None:
         return None

@@ -20,7 +20,7 @@ import pytest
 
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
-from msfl.runtime.interface import Exit, Handle, Limits, StartOrder
+from msfl.runtime.interface import Exit, Handle, ImageLayer, Limits, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -34,6 +34,10 @@ class ReadyImage:
     digest: str = "sha256:" + "0" * 64
     entrypoint: tuple[str, ...] = ("python", "-m", "release")
     refusal: Refusal | None = None
+    config: Path = Path("config")
+    config_digest: str = "sha256:" + "0" * 64
+    layers: tuple[ImageLayer, ...] = ()
+    self_contained: bool = False
 
     def check_environment(self, site_packages: Path) -> Refusal | None:
         del site_packages
