@@ -84,22 +84,24 @@ class Image(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """`memory_bytes`: of everything in it together, where the runtime can count that; else of private memory per process
-    (RLIMIT_DATA); None: no limit. `tmp_bytes`: of /tmp and of /dev/shm, each, where the runtime makes them.
-    `written_bytes`, `written_files`: kept in outbox, scratch and figures together (`msfl.runtime.quota`)."""
+    """What a process and all its children may take together, but where it says otherwise. None: no limit.
+
+    `orphan_s`: how long it may go on while nobody watches it: the host that started it is gone and no other has come.
+    """
 
     gpus: int = 0
     threads: int = 1
-    processors: float | None = None  # None: all of this machine
-    processes: int = 512
-    memory_bytes: int | None = None
-    file_bytes: int = 16 << 30
-    open_files: int = 4096
-    tmp_bytes: int = 2 << 30
-    written_bytes: int = 64 << 30
-    written_files: int = 200_000
-    log_bytes: int = 16 << 20
-    wall_time_s: float | None = None  # since its start
+    memory_bytes: int | None = None  # also of private memory of each process (RLIMIT_DATA)
+    processes: int = 1024
+    cpus: float | None = None
+    wall_time_s: float | None = None
+    orphan_s: float = 0.0
+    file_bytes: int = 16 << 30  # of one file
+    open_files: int = 4096  # of each process
+    output_bytes: int = 256 << 30  # in outbox, scratch and figures together
+    output_files: int = 200_000  # there, folders included
+    log_bytes: int = 32 << 20
+    tmp_bytes: int = 2 << 30  # of /tmp and of /dev/shm, each, where the runtime makes them
 
 
 @dataclass(frozen=True)
