@@ -119,7 +119,9 @@ def test_a_recipe_that_cannot_be_built_says_why(world: Path, old: str, new: str,
         build(world)
 
 
-@pytest.mark.parametrize("code", ["../../etc", "/etc/passwd", "torch", "msfl", "msfl/../x", "msfl/learning/"])
+@pytest.mark.parametrize(
+    "code", ["../../etc", "/etc/passwd", "msfl", "msfl.py", "msfl/../x", "msfl/learning/", "own/../../x"]
+)
 def test_code_is_named_by_package(world: Path, code: str) -> None:
     recipe = world / "recipe" / "release.yaml"
     recipe.write_text(recipe.read_text().replace("msfl/protos/tasklink.py", code))
