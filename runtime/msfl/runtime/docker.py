@@ -83,6 +83,10 @@ class DockerRuntime:
     def engine(self) -> Engine:
         return self._engine
 
+    def close(self) -> None:
+        """Hang up; what runs goes on."""
+        self._client.close()
+
     def protections(self) -> Protections:
         return protections(self._engine, self._inside)
 
