@@ -64,6 +64,7 @@ from msfl.protos.audit_log import AuditLog, read_entries
 from msfl.protos.messages import Offer, OfferAnswer, SiteProgress, TaskOrder, TaskReport, TrustPapers
 from msfl.protos.notary import Notary
 from msfl.protos.tasklink import Hello, Stop, TaskLink
+from msfl.registry.cache import ImageCache
 from msfl.registry.publish import add_review, submit_statement
 from msfl.runtime.interface import Exit, Handle, Protections, StartOrder
 from msfl.runtime.keeper import door
@@ -200,6 +201,7 @@ class GovernedSite:
             ledger=self.ledger,
             audit=self.audit_log,
             registry=self.registry,
+            images=ImageCache(self.home.images),
             runtime=self.runtime,
             link=cast(Link, self.line),
             witness=Witness(notary, cast(Link, self.line), self.audit_log, FEDERATION, lambda: self.now),

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 from msfl.registry.interface import (
     CONFIG,
     LAYER,
+    LAYER_KIND,
     MANIFEST,
     BadUpload,
     Descriptor,
@@ -23,7 +24,8 @@ from msfl.registry.interface import (
 )
 
 LOCK = b'{"distributions":{},"format":"msfl-environment/v1","python":"cpython"}'
-CODE = {"msfl-environment.json": LOCK, "msfl/learning/__init__.py": b"code = 1"}
+LOCKED = {"msfl-environment.json": LOCK}
+CODE = {"msfl/learning/__init__.py": b"code = 1"}
 
 
 class MemoryRegistry:
@@ -39,8 +41,8 @@ class MemoryRegistry:
         self._blobs[digest] = body
 
     @contextmanager
-    def get_blob(self, digest: str) -> Iterator[BinaryIO]:
-        yield io.BytesIO(self._read(digest))
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+        yield io.BytesIO(self._read(digest)[start:])
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:
         try:
@@ -101,25 +103,32 @@ def tar_of(files: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] | 
 
 
 class Image:
-    """An image in a registry, every part of which a test may replace before it is pushed."""
+    """An image in a registry, every part of which a test may replace before it is pushed: `tar` is that of the code,
+    `packed` the layer it comes in, `base` are tars of the layers below."""
 
-    def __init__(self, tar: bytes | None = None, packed: bytes | None = None) -> None:
+    def __init__(self, tar: bytes | None = None, packed: bytes | None = None, base: tuple[bytes, ...] = ()) -> None:
         tar = tar_of(CODE) if tar is None else tar
+        lock = tar_of(LOCKED)
         self.layer = gzip.compress(tar, mtime=0) if packed is None else packed
+        self.layers = [*(gzip.compress(b, mtime=0) for b in base), gzip.compress(lock, mtime=0), self.layer]
+        self.kinds = [*({} for _ in base), {LAYER_KIND: "environment"}, {LAYER_KIND: "code"}]
         self.config: dict[str, Any] = {
             "config": {"Entrypoint": ["python", "-m", "x"], "Labels": {"msfl.environment.sha256": digest_of(LOCK)}},
-            "rootfs": {"diff_ids": [digest_of(tar)]},
+            "rootfs": {"diff_ids": [digest_of(t) for t in (*base, lock, tar)]},
         }
         self.manifest: dict[str, Any] = {"schemaVersion": 2, "mediaType": MANIFEST}
         self.registry = MemoryRegistry()
 
     def push(self) -> str:
         config = json.dumps(self.config).encode()
-        for blob in (self.layer, config):
+        for blob in (*self.layers, config):
             self.registry.put_blob(digest_of(blob), [blob])
         self.config_digest = digest_of(config)
-        parts = {
-            "config": Descriptor(CONFIG, digest_of(config), len(config)).to_json(),
-            "layers": [Descriptor(LAYER, digest_of(self.layer), len(self.layer)).to_json()],
-        }
+        parts = {"config": Descriptor(CONFIG, digest_of(config), len(config)).to_json(), "layers": self.descriptors()}
         return self.registry.put_manifest(json.dumps({**parts, **self.manifest}).encode())
+
+    def descriptors(self) -> list[dict[str, Any]]:
+        return [
+            Descriptor(LAYER, digest_of(layer), len(layer), annotations=kind).to_json()
+            for layer, kind in zip(self.layers, self.kinds, strict=True)
+        ]

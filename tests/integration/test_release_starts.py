@@ -12,6 +12,7 @@ import pytest
 
 from msfl.policies.refusals import Code, Refused
 from msfl.registry.build import build_release, find_recipe
+from msfl.registry.cache import ImageCache
 from msfl.registry.oci_layout import LayoutRegistry
 from msfl.registry.publish import push_release
 from msfl.registry.pull import VerifiedImage, pull
@@ -28,7 +29,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> VerifiedImage:
     folder = tmp_path_factory.mktemp("registry")
     registry = LayoutRegistry.create(folder / "registry")
     digest = push_release(registry, build_release(find_recipe("logistic"), SITE_PACKAGES))
-    return pull(registry, digest, folder / "cache")
+    return pull(registry, digest, ImageCache(folder / "cache"), by="tests")
 
 
 def order(image: VerifiedImage, tmp_path: Path) -> StartOrder:

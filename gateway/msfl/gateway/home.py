@@ -91,6 +91,10 @@ class Home:
         return self.root / "secrets" / "registry.json"
 
     @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
     def staff(self) -> Path:
         return self.root / "staff"
 

@@ -93,6 +93,7 @@ def serve(home: HomeOption) -> None:
     from msfl.protos.allocator import keep_memory
     from msfl.protos.messages import SOFTWARE
     from msfl.protos.notary import Notary
+    from msfl.registry.cache import ImageCache
     from msfl.registry.location import open_registry
     from msfl.runtime.process import ProcessRuntime
 
@@ -114,6 +115,7 @@ def serve(home: HomeOption) -> None:
         ledger=ledger,
         audit=audit,
         registry=registry,
+        images=ImageCache(site.images),
         runtime=runtime,
         link=link,
         witness=Witness(notary, link, audit, settings.federation, utc_now),

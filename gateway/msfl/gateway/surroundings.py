@@ -13,6 +13,7 @@ from msfl.gateway.link import Link
 from msfl.gateway.standing import Standing
 from msfl.gateway.witness import Witness
 from msfl.protos.audit_log import AuditLog
+from msfl.registry.cache import ImageCache
 from msfl.registry.interface import Registry
 from msfl.runtime.interface import Runtime
 
@@ -24,6 +25,7 @@ class Surroundings:
     ledger: Ledger
     audit: AuditLog
     registry: Registry
+    images: ImageCache
     runtime: Runtime
     link: Link
     witness: Witness

@@ -88,9 +88,8 @@ class Worker:
         if changed := changed_file(dataset, self._home.dataset_folder(dataset.id)):
             why = f"{changed} of {dataset.id} is not what was published"
             return self._broken(order, Code.DATASET_CHANGED.value, why)
-        digest, images = accepted.release.statement.digest, self._home.root / "images"
         try:
-            image = self._pulled(order, digest, images)
+            image = self._pulled(order, accepted.release.statement.digest)
         except Refused as refused:
             return self._broken(order, refused.refusal.code.value, refused.refusal.message)
         except RegistryFails as error:
@@ -136,12 +135,13 @@ class Worker:
             process.stop(2.0)  # The run ended while its worker came up, and who ended it saw no worker to stop.
         return WorkerUp()
 
-    def _pulled(self, order: TaskOrder, digest: str, images: Path) -> VerifiedImage:
+    def _pulled(self, order: TaskOrder, digest: str) -> VerifiedImage:
         """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
+        around = self._around
         give_up = time.monotonic() + REGISTRY_PATIENCE_S
         while True:
             try:
-                return self._say.with_room(lambda: pull(self._around.registry, digest, images))
+                return self._say.with_room(lambda: pull(around.registry, digest, around.images, by=self._run_id))
             except RegistryFails as error:
                 log.warning("the registry cannot be asked", run=self._run_id, why=str(error))
                 if time.monotonic() >= give_up:
@@ -281,7 +281,8 @@ class Worker:
 
     def tidy(self, *, for_good: bool) -> None:
         """Pictures stay, in a folder of the site. What else the worker left, and the run's keys, go at once, or stay
-        for a run that may be resumed."""
+        for a run that may be resumed. Its image may go when there is need of room."""
+        self._around.images.release(self._run_id)
         figures = self._box / "figures"
         if figures.is_dir():
             kept = self._home.root / "figures" / self._run_id

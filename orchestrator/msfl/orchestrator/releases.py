@@ -17,6 +17,7 @@ from msfl.orchestrator.runs.machine import RunState
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedRelease
+from msfl.registry.cache import ImageCache
 from msfl.registry.interface import Registry
 from msfl.registry.publish import list_releases, publication
 from msfl.registry.pull import pull
@@ -74,6 +75,7 @@ class AggregatorStarter:
         self._runtime = runtime
         self._keyring = keyring
         self._folder = folder
+        self._images = ImageCache(folder / "images")
 
     def __call__(self, state: RunState) -> tuple[CentralProcess, JsonObject]:
         """The aggregator, and what the run's record keeps of it: `config` as resolved, the stock profile, who vouches.
@@ -89,7 +91,7 @@ class AggregatorStarter:
         config = resolve_config(spec, release.statement)
         if isinstance(config, Refusal):
             raise Refused(config)
-        image = pull(self._registry, release.statement.digest, self._folder / "images")
+        image = pull(self._registry, release.statement.digest, self._images, by=state.run_id)
         folder = self._folder / state.run_id
         folder.mkdir(parents=True, exist_ok=True)
         order = StartOrder(

@@ -102,6 +102,8 @@ class Code(StrEnum):
     NOT_CONFIRMED = "not_confirmed"
     CONFIRMATION_DIFFERS = "confirmation_differs"
     IMAGE_BROKEN = "image_broken"
+    IMAGE_NOT_SELF_CONTAINED = "image_not_self_contained"
+    RUNTIME_FAILED = "runtime_failed"
     REGISTRY_UNREACHABLE = "registry_unreachable"
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
@@ -191,6 +193,8 @@ ADVICE: Mapping[Code, str] = {
     Code.CONFIRMATION_DIFFERS: "The custodian signed something else than what would run; confirm this run itself.",
     Code.REGISTRY_UNREACHABLE: "See that the registry runs and that this machine may reach it, then start again.",
     Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
+    Code.IMAGE_NOT_SELF_CONTAINED: "Ask the publisher for a release on a base image: msfl registry build --base.",
+    Code.RUNTIME_FAILED: "See that the container engine of this site runs: msfl gateway doctor.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",

@@ -160,10 +160,10 @@ class DistributionRegistry:
             self._expect(done, 201)
 
     @contextmanager
-    def get_blob(self, digest: str) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
         url = self._url(f"blobs/{checked_digest(digest)}")
         try:
-            blob = _Blob(self, url, digest)
+            blob = _Blob(self, url, digest, start)
         except httpx.HTTPError as error:
             raise RegistryFails(f"{self._address.host} cannot be asked: {_why(error)}") from error
         with blob, io.BufferedReader(blob, _CHUNK) as stream:
@@ -407,9 +407,9 @@ class DistributionRegistry:
 class _Blob(io.RawIOBase):
     """A blob as it comes. A cut stream is asked for again from its byte on, as long as each try brings something."""
 
-    def __init__(self, registry: DistributionRegistry, url: str, digest: str) -> None:
+    def __init__(self, registry: DistributionRegistry, url: str, digest: str, start: int) -> None:
         self._registry, self._url, self._digest = registry, url, digest
-        self._at = 0
+        self._at = start
         self._total: int | None = None
         self._rest = memoryview(b"")
         self._in_vain = 0

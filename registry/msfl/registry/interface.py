@@ -28,6 +28,9 @@ MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
+LAYER_TAR = "application/vnd.oci.image.layer.v1.tar"
+# In the manifest, on a layer's descriptor: which of the release's own layers it is. A base layer has none.
+LAYER_KIND = "msfl.layer"
 EMPTY = "application/vnd.oci.empty.v1+json"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 
@@ -86,8 +89,8 @@ class Registry(Protocol):
         """Durable on return; putting the same blob again changes nothing. Raises BadUpload when the bytes differ."""
         ...
 
-    def get_blob(self, digest: str) -> AbstractContextManager[BinaryIO]:
-        """The bytes kept under this digest, unverified. Raises NotInRegistry."""
+    def get_blob(self, digest: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
+        """The bytes kept under this digest, from byte `start` on, unverified. Raises NotInRegistry."""
         ...
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:

@@ -18,6 +18,9 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -41,6 +44,14 @@ AccessFile = Annotated[
     Path | None,
     typer.Option("--access", help="A JSON file with user, password, ca and hosts of the registry.", dir_okay=False),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        help="Build a self-contained image on this one: a name for the engine at DOCKER_HOST, an OCI layout folder, or "
+        "a file of `docker save`.",
+    ),
+]
 Key = Annotated[Path, typer.Option(help="The signer's Ed25519 private key, a PEM file.", exists=True, dir_okay=False)]
 Days = Annotated[int, typer.Option("--valid-days", min=1, max=3650, help="Days until the signed word expires.")]
 
@@ -62,20 +73,37 @@ def init(
 
 
 @app.command()
-def build(release: Release, as_json: AsJson = False) -> None:
-    """Build a release and say its digest. The same code and packages always give the same digest."""
-    built = _build(release)
-    size = len(built.manifest) + len(built.config) + sum(map(len, built.layers))
-    _say(
-        as_json,
-        f"{built.ref} is {built.digest}: {size / 1e6:.1f} MB, "
-        f"{len(built.environment.distributions)} distributions locked as {built.environment.sha256}.",
-        release=built.ref,
-        digest=built.digest,
-        bytes=size,
-        environment_sha256=built.environment.sha256,
-        distributions={name: d.version for name, d in built.environment.distributions.items()},
-    )
+def build(
+    release: Release,
+    base: Base = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the image to this OCI layout folder.", file_okay=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build a release and say its digest. The same code, packages and base always give the same digest."""
+    from msfl.registry.oci_layout import LayoutRegistry
+    from msfl.registry.publish import AlreadyPublished, push_release
+
+    with _built(release, base) as built:
+        if out is not None:
+            try:
+                push_release(LayoutRegistry.create(out), built)
+            except AlreadyPublished as error:
+                _fail(f"{out}: {error}; or name another folder")
+        below = f" on {built.base.name or 'the base'} ({built.base.digest})" if built.base else ""
+        _say(
+            as_json,
+            f"{built.ref} is {built.digest}{below}: {built.size / 1e6:.1f} MB, "
+            f"{len(built.environment.distributions)} distributions locked as {built.environment.sha256}.",
+            release=built.ref,
+            digest=built.digest,
+            bytes=built.size,
+            self_contained=built.base is not None,
+            base={"name": built.base.name, "digest": built.base.digest} if built.base else None,
+            environment_sha256=built.environment.sha256,
+            distributions={name: d.version for name, d in built.environment.distributions.items()},
+        )
 
 
 @app.command()
@@ -84,6 +112,7 @@ def push(
     registry: RegistryAt,
     key: Key,
     publisher: Annotated[str, typer.Option(help="The publisher's name in the federation root.")],
+    base: Base = None,
     valid_days: Days = 365,
     access: AccessFile = None,
     as_json: AsJson = False,
@@ -93,20 +122,20 @@ def push(
     from msfl.policies.envelope import RELEASE_STATEMENT, sign
     from msfl.registry.publish import AlreadyPublished, push_release, submit_statement
 
-    pair, opened, built = _key(key), _open(registry, access), _build(release)
-    issued = _now()
-    statement = built.statement(
-        publisher=publisher, commit=_commit(), issued=issued, expires=issued + timedelta(days=valid_days)
-    )
-    try:
-        digest = push_release(opened, built)
-    except AlreadyPublished as error:
-        _fail(str(error))
+    pair, opened, issued = _key(key), _open(registry, access), _now()
+    with _built(release, base) as built:
+        statement = built.statement(
+            publisher=publisher, commit=_commit(), issued=issued, expires=issued + timedelta(days=valid_days)
+        )
+        try:
+            digest = push_release(opened, built)
+        except AlreadyPublished as error:
+            _fail(str(error))
     submit_statement(opened, digest, sign(encode(statement), RELEASE_STATEMENT, [pair]))
     _say(
         as_json,
-        f"Pushed {built.ref} as {digest}, signed by {publisher}.",
-        release=built.ref,
+        f"Pushed {statement.ref} as {digest}, signed by {publisher}.",
+        release=statement.ref,
         digest=digest,
         key=pair.id,
     )
@@ -212,16 +241,25 @@ def list_(registry: RegistryAt, access: AccessFile = None, as_json: AsJson = Fal
 # ------------------------------------------------------------------------------------------- what commands share
 
 
-def _build(release: str) -> "BuiltRelease":
+@contextmanager
+def _built(release: str, base: str | None) -> Iterator["BuiltRelease"]:
+    """The layers of a base lie in files that are gone after the block."""
     from msfl.policies.encoding import Malformed
+    from msfl.registry.base import BadBase, read_base
     from msfl.registry.build import BadRelease, build_release, find_recipe
     from msfl.registry.environment import BadEnvironment
 
-    with Console(stderr=True).status("Locking the environment and building …"):
+    with tempfile.TemporaryDirectory(prefix="msfl-base-") as folder:
         try:
-            return build_release(find_recipe(release), Path(sysconfig.get_paths()["purelib"]))
-        except (BadRelease, BadEnvironment, Malformed) as error:
+            recipe, below = find_recipe(release), None
+            if base is not None:
+                with Console(stderr=True).status(f"Reading the base {base} and packing its layers …"):
+                    below = read_base(base, Path(folder))
+            with Console(stderr=True).status("Locking the environment and building …"):
+                built = build_release(recipe, Path(sysconfig.get_paths()["purelib"]), base=below)
+        except (BadRelease, BadBase, BadEnvironment, Malformed) as error:
             _fail(str(error))
+        yield built
 
 
 def _open(location: str, access: Path | None) -> "Registry":

@@ -68,12 +68,13 @@ class LayoutRegistry:
                 raise BadUpload(f"the uploaded bytes have sha256:{found.hexdigest()}, not {digest}")
 
     @contextmanager
-    def get_blob(self, digest: str) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
         try:
             file = self._path(digest).open("rb")
         except FileNotFoundError as error:
             raise NotInRegistry(f"{self.root} holds no blob {digest}") from error
         with file:
+            file.seek(start)
             yield file
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:

@@ -53,8 +53,8 @@ def push_release(registry: Registry, built: BuiltRelease) -> str:
             f"{built.ref} is in the registry as {known}, and this build is {built.digest}; "
             "the code or the environment has changed, so give the release a new version"
         )
-    for blob in (*built.layers, built.config):
-        registry.put_blob(sha256_of(blob), [blob])
+    for digest, chunks in built.blobs():
+        registry.put_blob(digest, chunks)
     return registry.put_manifest(built.manifest, tag)
 
 

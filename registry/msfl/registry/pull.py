@@ -1,13 +1,19 @@
 """From a digest to a folder with code in it: the only way in which an image becomes something that can be started.
 
     digest asked for ─▶ manifest whose bytes have it ─▶ config and layers whose bytes have the digests it names
-      ─▶ each layer unpacked from the verified bytes, strictly, under bounds ─▶ its tar has the config's diff_id
-      ─▶ the environment lock is the labelled one ─▶ one rename ─▶ VerifiedImage
+      ─▶ the release's own layers unpacked from the verified bytes, strictly, under bounds
+      ─▶ base layers, where they are wanted, looked at as they come (`base_layer`), and kept packed
+      ─▶ every layer's tar has the config's diff_id ─▶ the environment lock is the labelled one ─▶ one rename
+      ─▶ VerifiedImage
+
+An image is any number of base layers (operating system, Python) and then the release's own two, which the annotation
+`msfl.layer` marks: `environment`, the lock, and `code`. With base layers it is self-contained and can run in a
+container; without, or with the process runtime, the host's environment is held against the lock.
 
 The registry is not trusted, nor is its tag, header or content type: only the hash of what arrived counts, and it is
 checked before anything is parsed. An index (a choice between images) is refused: one digest, one image.
 A cached image is unpacked anew from the verified bytes and compared, file by file, before it is used again. Manifest,
-config and layers are all kept by digest, and hashed again, so an image that was here once needs no registry.
+config and layers are all kept by digest (`cache`), and hashed again, so an image that was here once needs no registry.
 
 `VerifiedImage` cannot be made elsewhere: its constructor wants a seal that only this module holds.
 """
@@ -18,18 +24,23 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeAlias
 
 from msfl.policies.encoding import Malformed, read_json, sha256_of
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
+from msfl.registry.base_layer import BaseLayer, BaseLimits
+from msfl.registry.blobs import Look, open_blob
+from msfl.registry.cache import ImageCache
 from msfl.registry.environment import FILE_NAME, BadEnvironment, EnvironmentLock, verify_environment
 from msfl.registry.interface import (
     CONFIG,
     LAYER,
+    LAYER_KIND,
+    LAYER_TAR,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     Descriptor,
@@ -44,21 +55,44 @@ ENVIRONMENT_LABEL = "msfl.environment.sha256"
 NAME_LABEL = "msfl.release.name"
 VERSION_LABEL = "msfl.release.version"
 
+LayerKind: TypeAlias = Literal["base", "environment", "code"]
+Progress: TypeAlias = Callable[[int, int], None]
+
 _MAX_CONFIG_BYTES = 1 << 20
-_MAX_LAYERS = 8
-_CHUNK = 1 << 20
+# Of the container's config: they would run something, or make folders that are neither read-only nor bounded.
+_NOT_IN_CONFIG = ("Volumes", "OnBuild", "Healthcheck")
 _SEAL = object()
 
 
 @dataclass(frozen=True)
 class PullLimits:
+    """`blob_bytes`: the most that one of the release's own layers may have as it comes."""
+
     blob_bytes: int = 256 << 20
     unpacked: LayerLimits = field(default_factory=LayerLimits)
+    base: BaseLimits = field(default_factory=BaseLimits)
+
+
+@dataclass(frozen=True)
+class VerifiedLayer:
+    """One layer as it came, tar or tar+gzip: the bytes in `path` have `digest`, the tar inside has `diff_id`."""
+
+    path: Path
+    digest: str
+    media_type: str
+    size: int
+    diff_id: str
+    kind: LayerKind
 
 
 @dataclass(frozen=True)
 class VerifiedImage:
-    """An image as it lies unpacked under `root`, every byte of it verified against `digest`."""
+    """An image, every byte of it verified against `digest`.
+
+    `root` holds the release's own layers, unpacked; `config` is the file of the image's config, whose digest is what
+    Docker calls the image's id. `layers` are in the manifest's order: all of them where the whole image was pulled,
+    otherwise the release's own two. `self_contained` says whether it has base layers, pulled or not.
+    """
 
     digest: str
     root: Path
@@ -66,6 +100,10 @@ class VerifiedImage:
     labels: Mapping[str, str]
     environment: EnvironmentLock
     environment_sha256: str
+    config: Path
+    config_digest: str
+    layers: tuple[VerifiedLayer, ...]
+    self_contained: bool
     seal: InitVar[object]
 
     def __post_init__(self, seal: object) -> None:
@@ -88,37 +126,131 @@ class VerifiedImage:
         )
 
 
-def pull(registry: Registry, digest: str, cache: Path, limits: PullLimits | None = None) -> VerifiedImage:
+def pull(
+    registry: Registry,
+    digest: str,
+    cache: ImageCache,
+    *,
+    by: str,
+    whole: bool = False,
+    limits: PullLimits | None = None,
+    progress: Progress = lambda done, total: None,
+) -> VerifiedImage:
     """Raises Refused (image_broken) when the registry lacks the image or serves anything but its bytes, RegistryFails
-    when it cannot be asked.
+    when it cannot be asked, OSError when there is no room.
 
-    `cache` is the caller's own folder; the image is unpacked to `cache/<hex>`, and its blobs are kept beside it.
+    The image stays in `cache` until `by`, a run's id, lets go of it. `whole`: with its base layers, which only a
+    container needs. `progress(done, total)` hears of bytes as they come; what it raises calls the pull off, and the
+    next one goes on from there.
     """
-    limits = limits or PullLimits()
-    (cache / "blobs").mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        return _pull(registry, checked_digest(digest), cache, limits)
+        cache.hold(checked_digest(digest), by)
+        return _Pull(registry, digest, cache, limits or PullLimits(), progress).image(whole=whole)
     except NotInRegistry as error:
         raise _broken(digest, f"the registry lacks a part of it ({error})") from error
     except (BadLayer, BadEnvironment, Malformed) as error:
         raise _broken(digest, str(error)) from error
 
 
-def _pull(registry: Registry, digest: str, cache: Path, limits: PullLimits) -> VerifiedImage:
-    config_at, layers = _parts(_manifest(registry, digest, cache))
-    with _verified_blob(registry, config_at, cache, _MAX_CONFIG_BYTES) as file:
-        config = _config(read_json(file.read(), "image config", max_bytes=_MAX_CONFIG_BYTES))
-    if len(config.diff_ids) != len(layers):
-        raise BadLayer(f"{len(layers)} layers, but {len(config.diff_ids)} diff_ids")
-    fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
-    try:
-        found = _unpack(registry, layers, config.diff_ids, cache, limits, fresh)
-        environment, environment_sha256 = _environment(fresh, config.labels)
-        root = cache / digest.removeprefix("sha256:")
-        _settle(fresh, root, found)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return VerifiedImage(digest, root, config.entrypoint, config.labels, environment, environment_sha256, _SEAL)
+class _Pull:
+    def __init__(
+        self, registry: Registry, digest: str, cache: ImageCache, limits: PullLimits, progress: Progress
+    ) -> None:
+        self._registry = registry
+        self._digest = digest
+        self._cache = cache
+        self._limits = limits
+        self._progress = progress
+        self._done = self._total = 0
+
+    def image(self, *, whole: bool) -> VerifiedImage:
+        config_at, layers_at = _parts(self._manifest(), self._limits)
+        self._total = sum(at.size for at in layers_at if whole or _kind(at) != "base")
+        with open_blob(self._registry, config_at, self._cache, self._count) as file:
+            config = _config(read_json(file.read(), "image config", max_bytes=_MAX_CONFIG_BYTES))
+        if len(config.diff_ids) != len(layers_at):
+            raise BadLayer(f"{len(layers_at)} layers, but {len(config.diff_ids)} diff_ids")
+        layers = [
+            VerifiedLayer(self._cache.blob(at.digest), at.digest, at.media_type, at.size, diff_id, _kind(at))
+            for at, diff_id in zip(layers_at, config.diff_ids, strict=True)
+            if whole or _kind(at) != "base"
+        ]
+        for layer in layers:
+            if layer.kind == "base":
+                self._look_at(layer)
+        root, environment = self._unpacked([layer for layer in layers if layer.kind != "base"], config.labels)
+        return VerifiedImage(
+            digest=self._digest,
+            root=root,
+            entrypoint=config.entrypoint,
+            labels=config.labels,
+            environment=environment,
+            environment_sha256=config.labels[ENVIRONMENT_LABEL],
+            config=self._cache.blob(config_at.digest),
+            config_digest=config_at.digest,
+            layers=tuple(layers),
+            self_contained=any(_kind(at) == "base" for at in layers_at),
+            seal=_SEAL,
+        )
+
+    def _manifest(self) -> JsonObject:
+        kept = self._cache.blob(self._digest)
+        body = kept.read_bytes() if kept.is_file() else b""
+        if sha256_of(body) != self._digest:
+            body = self._registry.get_manifest(self._digest)
+            if len(body) > MAX_MANIFEST_BYTES or sha256_of(body) != self._digest:
+                raise BadLayer("the registry serves a manifest that does not have this digest")
+            _keep(kept, body)
+        manifest = read_json(body, "image manifest", max_bytes=MAX_MANIFEST_BYTES)
+        single = isinstance(manifest, dict) and manifest.get("schemaVersion") == 2
+        if not single or manifest.get("mediaType") != MANIFEST:
+            raise BadLayer("the digest does not name a single image (an index or another kind of manifest is refused)")
+        return dict(manifest)
+
+    def _look_at(self, layer: VerifiedLayer) -> None:
+        base = BaseLayer("tar" if layer.media_type == LAYER_TAR else "tar+gzip", self._limits.base)
+        self._open(layer, base.feed).close()
+        if (found := base.diff_id()) != layer.diff_id:
+            raise BadLayer(f"a base layer unpacks to {found}, not to {layer.diff_id}")
+
+    def _open(self, layer: VerifiedLayer, also: Look | None = None) -> IO[bytes]:
+        at = Descriptor(layer.media_type, layer.digest, layer.size)
+        return open_blob(self._registry, at, self._cache, self._count, also)
+
+    def _unpacked(self, own: list[VerifiedLayer], labels: Mapping[str, str]) -> tuple[Path, EnvironmentLock]:
+        root = self._cache.root(self._digest)
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=self._cache.folder))
+        try:
+            found = self._unpack(own, fresh)
+            environment = _environment(fresh, labels)
+            _settle(fresh, root, found)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return root, environment
+
+    def _unpack(self, own: list[VerifiedLayer], folder: Path) -> dict[str, str]:
+        """Write every file below `folder`, which is new and ours alone; name → hex sha256."""
+        written: dict[str, str] = {}
+        with ExitStack() as stack:
+            opened = [
+                _of_its_kind(
+                    layer.kind,
+                    read_layer(stack.enter_context(self._open(layer)), layer.diff_id, self._limits.unpacked),
+                )
+                for layer in own
+            ]
+            for name, data in merge(opened, self._limits.unpacked):
+                path = folder / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
+                with os.fdopen(descriptor, "wb") as target:
+                    target.write(data)
+                written[name] = hashlib.sha256(data).hexdigest()
+        return written
+
+    def _count(self, size: int) -> None:
+        self._done += size
+        self._progress(self._done, self._total)
 
 
 @dataclass(frozen=True)
@@ -130,40 +262,64 @@ class _Config:
 
 def _config(raw: Any) -> _Config:
     try:
-        labels = {str(k): str(v) for k, v in raw["config"]["Labels"].items()}
-        entrypoint = tuple(str(part) for part in raw["config"]["Entrypoint"])
-        return _Config(entrypoint, labels, tuple(checked_digest(d) for d in raw["rootfs"]["diff_ids"]))
+        container = raw["config"]
+        labels = {str(k): str(v) for k, v in container["Labels"].items()}
+        entrypoint = tuple(str(part) for part in container["Entrypoint"])
+        diff_ids = tuple(checked_digest(d) for d in raw["rootfs"]["diff_ids"])
+        unwanted = [key for key in _NOT_IN_CONFIG if container.get(key)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadLayer("the image's config lacks its entry point, labels or diff_ids") from error
+    if unwanted:
+        raise BadLayer(f"the image's config asks for {', '.join(unwanted)}, which no run gets")
+    return _Config(entrypoint, labels, diff_ids)
 
 
-def _parts(manifest: JsonObject) -> tuple[Descriptor, tuple[Descriptor, ...]]:
-    """The descriptors of the config and of the layers."""
+def _parts(manifest: JsonObject, limits: PullLimits) -> tuple[Descriptor, tuple[Descriptor, ...]]:
+    """The descriptors of the config and of the layers, each of a kind and size that is allowed where it stands."""
     try:
         config = Descriptor.from_json(manifest["config"])
         layers = tuple(Descriptor.from_json(raw) for raw in manifest["layers"])
     except (KeyError, TypeError, ValueError) as error:
         raise BadLayer("the manifest lacks its config or layers") from error
-    if config.media_type != CONFIG or not 1 <= len(layers) <= _MAX_LAYERS:
+    if config.media_type != CONFIG or config.size > _MAX_CONFIG_BYTES:
         raise BadLayer("the manifest is not that of a container image")
-    for part in layers:
-        if part.media_type != LAYER:
-            raise BadLayer(f"a layer of media type {part.media_type!r}; only {LAYER} is allowed")
+    base, own = layers[:-2], layers[-2:]
+    if [_kind(at) for at in own] != ["environment", "code"] or any(_kind(at) != "base" for at in base):
+        raise BadLayer(f"the last two layers must be marked {LAYER_KIND}: environment and code, and no others")
+    for at in own:
+        if at.media_type != LAYER:
+            raise BadLayer(f"a layer of media type {at.media_type!r}; only {LAYER} is allowed")
+        if at.size > limits.blob_bytes:
+            raise BadLayer(f"a blob of {at.size} bytes; at most {limits.blob_bytes} are allowed")
+    for at in base:
+        if at.media_type not in (LAYER, LAYER_TAR):
+            raise BadLayer(f"a base layer of media type {at.media_type!r}; only {LAYER_TAR}, or +gzip, is allowed")
+    if len(base) > limits.base.layers or sum(at.size for at in base) > limits.base.packed_bytes:
+        raise BadLayer(
+            f"base layers of {sum(at.size for at in base)} bytes; at most {limits.base.layers} layers of together "
+            f"{limits.base.packed_bytes} bytes are allowed"
+        )
     return config, layers
 
 
-def _manifest(registry: Registry, digest: str, cache: Path) -> JsonObject:
-    kept = cache / "blobs" / digest.removeprefix("sha256:")
-    body = kept.read_bytes() if kept.is_file() else b""
-    if sha256_of(body) != digest:
-        body = registry.get_manifest(digest)
-        if len(body) > MAX_MANIFEST_BYTES or sha256_of(body) != digest:
-            raise BadLayer("the registry serves a manifest that does not have this digest")
-        _keep(kept, body)
-    manifest = read_json(body, "image manifest", max_bytes=MAX_MANIFEST_BYTES)
-    if not isinstance(manifest, dict) or manifest.get("schemaVersion") != 2 or manifest.get("mediaType") != MANIFEST:
-        raise BadLayer("the digest does not name a single image (an index or another kind of manifest is refused)")
-    return manifest
+def _kind(at: Descriptor) -> LayerKind:
+    match at.annotations.get(LAYER_KIND):
+        case None:
+            return "base"
+        case "environment":
+            return "environment"
+        case "code":
+            return "code"
+        case other:
+            raise BadLayer(f"a layer that is marked {other[:80]!r}; known are environment and code")
+
+
+def _of_its_kind(kind: LayerKind, files: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """In a container these layers lie on top of a whole system, none of which they may replace."""
+    for name, data in files:
+        if name != FILE_NAME if kind == "environment" else not name.startswith("msfl/"):
+            raise BadLayer(f"{name} has no place in the layer of the {kind}")
+        yield name, data
 
 
 def _keep(path: Path, data: bytes) -> None:
@@ -177,37 +333,14 @@ def _keep(path: Path, data: bytes) -> None:
         raise
 
 
-def _unpack(
-    registry: Registry,
-    layers: tuple[Descriptor, ...],
-    diff_ids: tuple[str, ...],
-    cache: Path,
-    limits: PullLimits,
-    folder: Path,
-) -> dict[str, str]:
-    """Write every file below `folder`, which is new and ours alone; name → hex sha256."""
-    written: dict[str, str] = {}
-    with ExitStack() as stack:
-        verified = [stack.enter_context(_verified_blob(registry, part, cache, limits.blob_bytes)) for part in layers]
-        opened = [read_layer(file, diff_id, limits.unpacked) for file, diff_id in zip(verified, diff_ids, strict=True)]
-        for name, data in merge(opened, limits.unpacked):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
-            with os.fdopen(descriptor, "wb") as target:
-                target.write(data)
-            written[name] = hashlib.sha256(data).hexdigest()
-    return written
-
-
-def _environment(folder: Path, labels: Mapping[str, str]) -> tuple[EnvironmentLock, str]:
+def _environment(folder: Path, labels: Mapping[str, str]) -> EnvironmentLock:
     path = folder / FILE_NAME
     if not path.is_file():
         raise BadEnvironment(f"the image carries no environment lock ({FILE_NAME})")
     data = path.read_bytes()
     if (found := sha256_of(data)) != labels.get(ENVIRONMENT_LABEL):
         raise BadEnvironment(f"the environment lock has {found}, not what the image's label says")
-    return EnvironmentLock.from_bytes(data), found
+    return EnvironmentLock.from_bytes(data)
 
 
 def _settle(fresh: Path, root: Path, expected: Mapping[str, str]) -> None:
@@ -234,62 +367,6 @@ def _listing(root: Path) -> dict[str, str | None]:
             plain = path.is_file() and not path.is_symlink()
             found[path.relative_to(root).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest() if plain else None
     return found
-
-
-class _verified_blob:
-    """The bytes of a blob as an open file, from the cache or the registry, after their hash has been checked.
-
-    The hash is that of the open file which is then read: nobody can put another file in between.
-    """
-
-    def __init__(self, registry: Registry, wanted: Descriptor, cache: Path, limit: int) -> None:
-        if wanted.size > limit:
-            raise BadLayer(f"a blob of {wanted.size} bytes; at most {limit} are allowed")
-        self._registry = registry
-        self._wanted = wanted
-        self._kept = cache / "blobs" / wanted.digest.removeprefix("sha256:")
-
-    def __enter__(self) -> IO[bytes]:
-        self._file = self._cached() or self._fetched()
-        self._file.seek(0)
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def _cached(self) -> IO[bytes] | None:
-        try:
-            file = self._kept.open("rb")
-        except FileNotFoundError:
-            return None
-        if hashlib.file_digest(file, "sha256").hexdigest() == self._kept.name:
-            return file
-        file.close()
-        return None
-
-    def _fetched(self) -> IO[bytes]:
-        descriptor, name = tempfile.mkstemp(prefix=".new-", dir=self._kept.parent)
-        file = os.fdopen(descriptor, "w+b")
-        try:
-            digest, left = hashlib.sha256(), self._wanted.size
-            with self._registry.get_blob(self._wanted.digest) as stream:
-                while chunk := stream.read(min(_CHUNK, left + 1)):
-                    left -= len(chunk)
-                    if left < 0:
-                        raise BadLayer(
-                            f"the registry serves more bytes for {self._wanted.digest} than the manifest says"
-                        )
-                    digest.update(chunk)
-                    file.write(chunk)
-            if left or f"sha256:{digest.hexdigest()}" != self._wanted.digest:
-                raise BadLayer(f"the registry serves other bytes for {self._wanted.digest}")
-            file.flush()
-            os.replace(name, self._kept)
-        except BaseException:
-            file.close()
-            Path(name).unlink(missing_ok=True)
-            raise
-        return file
 
 
 def _broken(digest: str, why: str) -> Refused:

@@ -27,6 +27,28 @@ from msfl.policies.refusals import Refusal
 Role: TypeAlias = Literal["worker", "aggregator"]
 
 
+class ImageLayer(Protocol):
+    """One layer's verified bytes in a file, `tar` or `tar+gzip` as `media_type` says; `diff_id` is that of the tar."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def diff_id(self) -> str: ...
+
+    @property
+    def kind(self) -> Literal["base", "environment", "code"]: ...
+
+
 class Image(Protocol):
     """What a runtime needs of an image. `msfl.registry.pull.VerifiedImage` is the one that fulfils it."""
 
@@ -35,11 +57,29 @@ class Image(Protocol):
 
     @property
     def root(self) -> Path:
-        """The unpacked, verified layer; nobody changes it while a process runs from it."""
+        """The release's own layers, verified and unpacked; nobody changes them while a process runs from them."""
         ...
 
     @property
     def entrypoint(self) -> Sequence[str]: ...
+
+    @property
+    def config(self) -> Path:
+        """The image's config, verified against `config_digest`, which is what Docker calls the image's id."""
+        ...
+
+    @property
+    def config_digest(self) -> str: ...
+
+    @property
+    def layers(self) -> Sequence[ImageLayer]:
+        """In the manifest's order: all of them where the whole image was pulled, otherwise the release's own two."""
+        ...
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether the image has base layers, so that it holds all that it needs."""
+        ...
 
     def check_environment(self, site_packages: Path) -> Refusal | None:
         """Hash the installed environment against the image's lock, in full."""
@@ -89,21 +129,26 @@ class StartOrder:
 @dataclass(frozen=True)
 class Handle:
     """A started process: `pid` on this host and `started`, its start in clock ticks since boot, which together name it
-    for as long as the machine is up."""
+    for as long as the machine is up. `container`: its id where an engine keeps it."""
 
     run_id: str
     role: Role
     folder: Path
     pid: int
     started: int
+    container: str = ""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """`status` is None when a signal ended it; both are None when the process was not our child and is gone."""
+    """`status` is None when a signal ended it; both are None when the process was not our child and is gone.
+
+    `excess`: what it used too much of, in one sentence, when it was ended for that. Starting it again would not help.
+    """
 
     status: int | None
     signal: int | None
+    excess: str = ""
 
 
 @dataclass(frozen=True)

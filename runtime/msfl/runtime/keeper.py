@@ -13,12 +13,14 @@ It ends the process, and everything that this ever started, when
     its wall time is over, it has written more than it may, or (the kernel does that) it took too much memory
     the keeper itself is ended: bubblewrap and `launcher` die with their parent
 
-What it took too much of is told to the host as `Failed(resources_exceeded)`. The log passes through here and has an
-end. Whatever the process starts becomes the keeper's child when its own parent ends (subreaper), so nothing gets away;
-the keeper ends when all of it has ended, with the exit status of the process.
+What it took too much of is told to the host as `Failed(resources_exceeded)`, and lies in `<F>.excess` (`excess_of`).
+The log passes through here and has an end. Whatever the process starts becomes the keeper's child when its own parent
+ends (subreaper), so nothing gets away; the keeper ends when all of it has ended, with the exit status of the process.
 
-Started by a runtime as `python -P -m msfl.runtime.keeper SPEC -- command…`, its standard error the log; SPEC is `Spec`
-as JSON. On the descriptor `told` it says one line: the pids of the command and, of a sandbox, of the first one inside.
+Started by a runtime (`start`) as `python -P -m msfl.runtime.keeper SPEC -- command…`, its standard error the log; SPEC
+is `Spec` as JSON. On the descriptor `told` it says one line: the pids of the command and, of a sandbox, of the first one
+inside. Without a command it keeps what somebody else starts, a container: it says its line when its door is open, and
+hears on `hear` the pid of the container's first process, with which the kernel ends all others.
 """
 
 from __future__ import annotations
@@ -73,8 +75,9 @@ class Spec:
     log_bytes: int
     output_bytes: int
     output_files: int
-    sandbox: bool
+    sandbox: bool = False
     syscalls: str = ""
+    hear: int = -1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -85,11 +88,50 @@ def door(folder: Path) -> Path:
     return folder.with_name(folder.name + ".door.sock")
 
 
+def excess_of(folder: Path) -> str:
+    """What the process in `folder` was ended for, in one sentence; empty when it was not. Said once."""
+    said = folder.with_name(folder.name + ".excess")
+    try:
+        words = said.read_text()
+    except FileNotFoundError:
+        return ""
+    said.unlink()
+    return words
+
+
+@contextlib.contextmanager
+def log_file(path: Path, most: int) -> Iterator[int]:
+    """The log file, opened for appending with mode 0600. One of an earlier start moves aside when it is half full."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > most // 2:
+        path.replace(path.with_name(path.name + ".1"))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        os.fchmod(descriptor, 0o600)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def start(spec: Spec, command: Sequence[str], log: int) -> subprocess.Popen[bytes]:
+    """A keeper in a session of its own. Raises OSError."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-B", "-m", __name__, spec.to_json(), "--", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        cwd="/",
+        start_new_session=True,
+        pass_fds=tuple(fd for fd in (spec.told, spec.hear) if fd >= 0),
+    )
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     spec, command = Spec(**json.loads(arguments[0])), arguments[2:]
     with Keeper(spec) as keeper:
-        status = keeper.keep(command)
+        status = keeper.keep(command) if command else keeper.guard()
     if status < 0:  # As the process ended: by this signal.
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
@@ -157,6 +199,7 @@ class Keeper:
         self._dial_at = self._look_at = began
         self._ends_at = None if spec.wall_time_s is None else began + spec.wall_time_s
         self._child: subprocess.Popen[bytes] | None = None
+        self._guarded = 0
         self._host_pid = _watch(spec.host) if os.getppid() == spec.host else None
 
     def __enter__(self) -> Keeper:
@@ -179,21 +222,37 @@ class Keeper:
     def keep(self, command: Sequence[str]) -> int:
         """Start it and see it through; its exit status, or minus the signal that ended it."""
         child = self._child = self._start(command)
-        ended = os.pidfd_open(child.pid)
+        self._see_through(os.pidfd_open(child.pid))
+        return int(child.returncode)
+
+    def guard(self) -> int:
+        """The same for what somebody else starts; 0."""
+        self._tell([])
+        with open(self._spec.hear) as hearing:
+            pid = int(hearing.readline() or 0)
+        if pid and (ended := _watch(pid)) is not None:
+            self._guarded = pid
+            self._see_through(ended)
+        return 0
+
+    def _see_through(self, ended: int) -> None:
         excess = ""
         while not excess and not self._turn(ended):
             excess = self._excess(time.monotonic())
         if not excess and self._ran_out_of_memory():
-            excess = "more memory than it may have"
+            excess = "it needs more memory than it may have"
         if excess:
+            said = self._folder.with_name(self._folder.name + ".excess")
+            with contextlib.suppress(OSError):  # On a full disk it is only not said.
+                said.write_text(excess)  # First, so that whoever sees its end finds it.
+            with contextlib.suppress(ProcessLookupError):  # It was just ending by itself.
+                signal.pidfd_send_signal(ended, signal.SIGKILL)
             self._log.note(f"msfl ended this process: {excess}")
             if self._host is not None and self._task and not self._answer:
                 self._host.say(encode(Failed(self._task, EXCEEDED, excess)))
-            child.kill()
         self._end_everything()
         self._last_words()
         os.close(ended)
-        return child.returncode
 
     # ------------------------------------------------------------------- start
 
@@ -377,14 +436,14 @@ class Keeper:
         elif self._alone_since is None:
             self._alone_since = now
         if self._alone_since is not None and now - self._alone_since >= self._spec.orphan_s:
-            return "nobody has watched it"
+            return "nobody watched it any more"
         if self._ends_at is not None and now >= self._ends_at:
-            return "its time is over"
+            return "it has had all its time"
         if now < self._look_at:
             return ""
         folders = [Path(folder) for folder in self._spec.written]
         quota = Quota(self._spec.output_bytes, self._spec.output_files)
-        excess = measure(folders, quota, (p.pid for p in family(os.getpid()))).excess(quota)
+        excess = measure(folders, quota, (p.pid for p in family(self._guarded or os.getpid()))).excess(quota)
         # A folder with very many files takes its time to look through: never more than a tenth of a processor.
         self._look_at = now + max(_LOOK_EVERY_S, 10 * (time.monotonic() - now))
         return excess

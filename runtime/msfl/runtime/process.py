@@ -22,7 +22,6 @@ cannot reach it, so that after a restart `recover` finds exactly that process an
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import re
@@ -34,7 +33,6 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -42,10 +40,10 @@ from typing import Literal, TypeAlias
 from msfl.policies.documents import Isolation
 from msfl.policies.protections import Protection, isolation_of
 from msfl.policies.refusals import Code, Refused, refuse
-from msfl.runtime import seccomp
+from msfl.runtime import keeper, seccomp
 from msfl.runtime.cgroups import Cgroups, GroupLimits, remove
 from msfl.runtime.interface import Exit, Handle, Limits, Protections, StartOrder
-from msfl.runtime.keeper import Spec, door
+from msfl.runtime.keeper import Spec, door, excess_of
 from msfl.runtime.processes import Process, end, family, kill, kill_session, read
 
 Sandbox: TypeAlias = Literal["auto", "none"]
@@ -132,26 +130,18 @@ class ProcessRuntime:
         told, telling = os.pipe()
         try:
             spec = self._spec(order, view, [str(group) for group in groups], telling)
-            with _log(order.log, limits.log_bytes) as log:
+            with keeper.log_file(order.log, limits.log_bytes) as log:
                 # Not `with`: this Popen is kept, and reaped by poll or stop.
-                child = subprocess.Popen(
-                    [sys.executable, "-P", "-B", "-m", "msfl.runtime.keeper", spec.to_json(), "--", *command],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    start_new_session=True,
-                    pass_fds=(telling,),
-                )
+                child = keeper.start(spec, command, log)
         except OSError:
             remove(groups)
             os.close(told)
             raise
         finally:
             os.close(telling)
-        keeper = read(child.pid)
-        assert keeper is not None, "a child that nobody has reaped has its line in /proc"
-        handle = Handle(order.run_id, order.role, order.folder, child.pid, keeper.started)
+        found = read(child.pid)
+        assert found is not None, "a child that nobody has reaped has its line in /proc"
+        handle = Handle(order.run_id, order.role, order.folder, child.pid, found.started)
         self._write_down(handle, [], spec.groups)
         with open(told, "rb") as words:  # Until the keeper has started it, or has ended.
             members = [p for pid in json.loads(words.readline() or b"[]") if (p := read(pid)) is not None]
@@ -171,14 +161,14 @@ class ProcessRuntime:
                 if found is not None and found.started == handle.started and not found.zombie:
                     return None
                 _tidy(handle.folder, since=handle.started)
-                ended = Exit(None, None)
+                ended = Exit(None, None, excess_of(handle.folder))
             else:
                 # WNOWAIT: while the dead leader is not reaped, its number, and with it the session's, is not reused.
                 if os.waitid(os.P_PID, handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     return None
                 _tidy(handle.folder)
-                status = child.wait()
-                ended = Exit(status, None) if status >= 0 else Exit(None, -status)
+                status, excess = child.wait(), excess_of(handle.folder)
+                ended = Exit(status, None, excess) if status >= 0 else Exit(None, -status, excess)
                 del self._children[handle.pid]
             self._ended[handle] = ended
             return ended
@@ -440,21 +430,6 @@ def _inspect(bwrap: str, python: Path, filters: bytes | None) -> frozenset[Prote
 
 
 # ------------------------------------------------------------------ files beside F
-
-
-@contextlib.contextmanager
-def _log(path: Path, most: int) -> Iterator[int]:
-    """The log file, opened for appending with mode 0600. One of an earlier start moves aside when it is half full."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > most // 2:
-        path.replace(path.with_name(path.name + ".1"))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _notes(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from msfl.policies.envelope import RELEASE_STATEMENT, sign
 from msfl.policies.keys import KeyPair
 from msfl.policies.refusals import Code, Refused
 from msfl.registry.build import BadRelease, BuiltRelease, build_release, find_recipe
+from msfl.registry.cache import ImageCache
 from msfl.registry.environment import EnvironmentLock
 from msfl.registry.interface import NotInRegistry
 from msfl.registry.layer import LayerLimits, read_layer
@@ -118,7 +119,9 @@ def test_a_recipe_that_cannot_be_built_says_why(world: Path, old: str, new: str,
         build(world)
 
 
-@pytest.mark.parametrize("code", ["../../etc", "/etc/passwd", "torch", "msfl", "msfl/../x", "msfl/learning/"])
+@pytest.mark.parametrize(
+    "code", ["../../etc", "/etc/passwd", "msfl", "msfl.py", "msfl/../x", "msfl/learning/", "own/../../x"]
+)
 def test_code_is_named_by_package(world: Path, code: str) -> None:
     recipe = world / "recipe" / "release.yaml"
     recipe.write_text(recipe.read_text().replace("msfl/protos/tasklink.py", code))
@@ -154,14 +157,14 @@ def test_a_release_goes_from_push_to_pull(world: Path) -> None:
     assert list_releases(registry) == (("voxel-logistic:1.0.0", digest),)
     assert resolve_release(registry, "voxel-logistic:1.0.0") == digest
 
-    image = pull(registry, digest, world / "cache")
+    image = pull(registry, digest, ImageCache(world / "cache"), by="run")
     assert image.digest == digest
     assert image.entrypoint == ("python", "-m", "msfl.learning.logistic")
     assert (image.root / "msfl/learning/logistic/__main__.py").read_text() == "print('hello')"
     assert image.environment == built.environment
     assert image.check_environment(world / "site-packages") is None
-    assert pull(registry, digest, world / "cache") == image
-    assert sorted(p.name for p in (world / "cache").iterdir()) == sorted([image.root.name, "blobs"])
+    assert pull(registry, digest, ImageCache(world / "cache"), by="run") == image
+    assert sorted(p.name for p in (world / "cache").iterdir()) == sorted([image.root.name, "blobs", "held"])
 
 
 def test_a_version_is_never_reused(world: Path) -> None:
@@ -190,7 +193,7 @@ def test_papers_need_an_image(world: Path) -> None:
 
 def test_an_environment_that_differs_is_a_refusal_that_names_it(world: Path) -> None:
     registry, built = MemoryRegistry(), build(world)
-    image = pull(registry, push_release(registry, built), world / "cache")
+    image = pull(registry, push_release(registry, built), ImageCache(world / "cache"), by="run")
     (world / "site-packages" / "numpy" / "__init__.py").write_text("evil")
     refusal = image.check_environment(world / "site-packages")
     assert refusal is not None
@@ -201,9 +204,9 @@ def test_an_environment_that_differs_is_a_refusal_that_names_it(world: Path) -> 
 
 def test_only_the_puller_makes_a_verified_image(world: Path) -> None:
     with pytest.raises(TypeError, match="never by hand"):
-        VerifiedImage("sha256:" + "0" * 64, world, (), {}, build(world).environment, "", object())
+        VerifiedImage("sha256:" + "0" * 64, world, (), {}, build(world).environment, "", world, "", (), False, object())
 
 
 def test_an_image_that_is_not_there_is_a_refusal(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="lacks"):
-        pull(MemoryRegistry(), "sha256:" + "0" * 64, tmp_path)
+        pull(MemoryRegistry(), "sha256:" + "0" * 64, ImageCache(tmp_path), by="run")

@@ -22,7 +22,7 @@ from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.tasklink import Hello, encode
 from msfl.runtime.hosted import HostedProcess
-from msfl.runtime.interface import Exit, Handle, Limits, StartOrder
+from msfl.runtime.interface import Exit, Handle, ImageLayer, Limits, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -36,6 +36,10 @@ class ReadyImage:
     digest: str = "sha256:" + "0" * 64
     entrypoint: tuple[str, ...] = ("python", "-m", "release")
     refusal: Refusal | None = None
+    config: Path = Path("config")
+    config_digest: str = "sha256:" + "0" * 64
+    layers: tuple[ImageLayer, ...] = ()
+    self_contained: bool = False
 
     def check_environment(self, site_packages: Path) -> Refusal | None:
         del site_packages

@@ -1,0 +1,122 @@
+"""What a Docker-compatible engine is, and what it enforces: asked once, then decided without it.
+
+    ask(client)          ▸ Engine: what the daemon says of itself
+    inside(engine, …)    ▸ as whom a container runs                   pure
+    in_force(engine)     ▸ the protections, in plain words            pure
+
+Docker Engine, rootless Docker and podman's compatible socket answer the same questions; where one of them leaves a
+protection out, it says so itself, and so do we.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from msfl.policies.documents import Isolation
+from msfl.policies.refusals import CannotProceed
+from msfl.runtime.interface import Protections
+
+UNPRIVILEGED = 10001
+
+
+class EngineFails(CannotProceed):
+    """The engine cannot be reached, is too old, or lacks what it is asked for. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`remapped`: a container's users are others outside (userns-remap). `rootless`: its root is this user outside.
+    `oci_runtime`: the one that is used, the engine's default where empty."""
+
+    name: str
+    version: str
+    rootless: bool = False
+    remapped: bool = False
+    seccomp: bool = True
+    apparmor: bool = False
+    selinux: bool = False
+    memory_limit: bool = True
+    process_limit: bool = True
+    cpu_limit: bool = True
+    oci_runtime: str = ""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """As whom a container runs. `shared`: other users than ours outside, so that its folders must be open to others;
+    the folder around them is ours alone. `userns`: the engine's word for which user namespace."""
+
+    user: str
+    shared: bool
+    userns: str | None = None
+
+
+def engine_of(info: Mapping[str, Any], version: Mapping[str, Any], oci_runtime: str) -> Engine:
+    """Raises EngineFails when the engine does not know `oci_runtime`."""
+    options = [str(option) for option in info.get("SecurityOptions") or ()]
+    named = {option.partition("name=")[2].partition(",")[0] or option for option in options}
+    known = sorted(info.get("Runtimes") or {})
+    if oci_runtime and oci_runtime not in known:
+        what = f"the engine knows the OCI runtimes {', '.join(known) or 'none'}, not {oci_runtime}"
+        raise EngineFails(f"{what}: add it to the engine's daemon.json, or set oci_runtime otherwise")
+    parts = {str(part.get("Name", "")) for part in version.get("Components") or ()}
+    name = "podman" if any("Podman" in part for part in parts) else "Docker"
+    return Engine(
+        name=name,
+        version=str(version.get("Version", "")),
+        rootless="rootless" in named,
+        remapped="userns" in named,
+        seccomp="seccomp" in named and not any("profile=unconfined" in option for option in options),
+        apparmor="apparmor" in named,
+        selinux="selinux" in named,
+        memory_limit=bool(info.get("MemoryLimit")),
+        process_limit=bool(info.get("PidsLimit")),
+        cpu_limit=bool(info.get("CpuCfsQuota", info.get("CPUCfsQuota"))),
+        oci_runtime=oci_runtime,
+    )
+
+
+def inside(engine: Engine, uid: int, gid: int) -> Inside:
+    """`uid`, `gid`: ours, outside."""
+    if engine.rootless:
+        return Inside("0:0", shared=False)  # Nobody outside but this user, and without any capability.
+    if uid == 0:
+        return Inside(f"{UNPRIVILEGED}:{UNPRIVILEGED}", shared=True)
+    # What it writes must be ours to read and to delete; a remapped user's files would not be.
+    return Inside(f"{uid}:{gid}", shared=False, userns="host" if engine.remapped else None)
+
+
+def protections(engine: Engine, within: Inside) -> Protections:
+    lacking = [
+        what
+        for what, held in {
+            "no system-call filter (seccomp)": engine.seccomp,
+            "no limit on memory": engine.memory_limit,
+            "no limit on the number of processes": engine.process_limit,
+            "no limit on processor time": engine.cpu_limit,
+        }.items()
+        if not held
+    ]
+    whole = engine.seccomp and engine.memory_limit and engine.process_limit
+    users = {
+        engine.rootless: "the engine has no root: inside is nobody else than this user",
+        engine.remapped and within.userns is None: "users inside are remapped to others outside",
+    }
+    detail = [
+        f"{engine.name} {engine.version}, OCI runtime {engine.oci_runtime or 'of the engine'}: all that runs is in the"
+        " image.",
+        f"No network, own process and ipc space, user {within.user}, no capabilities, no new privileges.",
+        "Image, data and inputs are read-only; writable are the run's own outbox, scratch and figures, and a /tmp from"
+        " which nothing can be executed.",
+        "Limits: memory, processes, processor time, open files, bytes and files written, log, wall time.",
+        *(f"The host's {name} confines it." for name in ("AppArmor",) if engine.apparmor),
+        *(f"The host's {name} confines it." for name in ("SELinux",) if engine.selinux),
+        *(f"{text[0].upper()}{text[1:]}." for held, text in users.items() if held),
+    ]
+    if engine.seccomp:
+        detail.append("System calls are filtered by msfl's own list, stricter than Docker's.")
+    if lacking:
+        detail.append(f"This engine enforces {', and '.join(lacking)}.")
+    return Protections(Isolation.CONTAINER if whole else Isolation.SANDBOX, tuple(detail))

@@ -1,0 +1,91 @@
+"""The operating system with a Python that images of tests lie on: Debian, by `debootstrap`, made once.
+
+    build/base/os.tar           in the repository's folder, ignored by git (elsewhere with MSFL_TEST_BASE)
+    with packages(…)            the files of installed distributions as a second layer, as pip laid them down
+
+What is copied are the files of the environment that the tests run in, so that an image's lock is that of the host: one
+digest, two runtimes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import sysconfig
+import tarfile
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from fakes.bases import as_layout
+from fakes.engines import none
+from msfl.registry.environment import lock_environment
+
+_HERE = Path(__file__).parents[2] / "build" / "base"
+_INCLUDE = "python3-minimal,libpython3-stdlib"
+_PACKAGES = "usr/local/lib/python3.11/dist-packages"
+
+
+def os_tar() -> Path:
+    """The first layer, not packed. Makes it where it is not there yet: a minute, and Debian's mirror is asked."""
+    folder = Path(os.environ.get("MSFL_TEST_BASE", _HERE))
+    made = folder / "os.tar"
+    if not made.exists():
+        if os.getuid() != 0 or shutil.which("debootstrap") is None:
+            none("debootstrap is not installed, or this is not root (Debian: apt-get install debootstrap)")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="msfl-os-") as scratch:
+            root = Path(scratch) / "root"
+            command = ["debootstrap", "--variant=minbase", f"--include={_INCLUDE}", "bookworm", str(root)]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+            if done.returncode != 0:
+                none(f"debootstrap fails: {done.stdout.splitlines()[-1:]}")
+            (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+            new = made.with_suffix(".new")
+            with tarfile.open(new, "w", format=tarfile.GNU_FORMAT) as tar:
+                tar.add(root, arcname=".", filter=_kept)
+            new.replace(made)
+    return made
+
+
+def layout(folder: Path, requires: Iterable[str] = ()) -> Path:
+    """An OCI layout folder with the base: the operating system and, above it, what `requires` needs."""
+    tars = [os_tar().read_bytes()]
+    if names := tuple(requires):
+        tars.append(packages(names))
+    as_layout(folder, tars, level=1)
+    return folder
+
+
+def packages(requires: Iterable[str]) -> bytes:
+    """A tar of the installed distributions that these need, and of theirs."""
+    here = Path(sysconfig.get_paths()["purelib"])
+    lock = lock_environment(requires, here)
+    names = {path for distribution in lock.distributions.values() for path in distribution.files}
+    # What installers write for themselves is not locked, and without it nothing counts as installed.
+    names |= {f"{path.rpartition('/')[0]}/RECORD" for path in names if path.endswith(".dist-info/METADATA")}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name in sorted(names):
+            entry = tar.gettarinfo(here / name, f"{_PACKAGES}/{name}")
+            entry.type, entry.linkname = tarfile.REGTYPE, ""  # Two names of one file on this disk are two files there.
+            entry.uid = entry.gid = entry.mtime = 0
+            entry.uname = entry.gname = ""
+            entry.mode = 0o755 if entry.mode & 0o100 else 0o644
+            entry.size = (here / name).stat().st_size
+            with (here / name).open("rb") as file:
+                tar.addfile(entry, file)
+    return buffer.getvalue()
+
+
+def _kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    top, _, below = entry.name.removeprefix("./").partition("/")
+    if top in ("dev", "proc", "sys") and below:
+        return None
+    if entry.name.startswith(("./var/cache/apt/", "./var/lib/apt/lists/", "./usr/share/doc/", "./usr/share/man/",
+                              "./usr/share/locale/", "./var/log/")):  # fmt: skip
+        return None
+    entry.mtime = 0
+    return entry
