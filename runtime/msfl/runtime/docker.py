@@ -11,8 +11,8 @@
 
 A container outlives the process that started it: labels say whose it is, so that `recover` finds it again, and what
 nobody claims any more is removed. A keeper (`msfl.runtime.keeper`) holds its socket, counts what it writes and how long
-it takes, and ends it when nobody watches it any more. The engine must be on this machine, since folders are bound into the container by
-their paths, and who may use its socket is as mighty as root: it is for the gateway's user alone.
+it takes, and ends it when nobody watches it any more. The engine must be on this machine, since folders are bound into
+the container by their paths, and who may use its socket is as mighty as root: it is for the gateway's user alone.
 """
 
 from __future__ import annotations
