@@ -89,6 +89,8 @@ class ProcessRuntime:
         self._ended: dict[Handle, Exit] = {}
         self._lock = threading.Lock()
 
+    whole_images = False
+
     def protections(self) -> Protections:
         always = (
             "The Python environment is verified against the release's lock before every start.",
