@@ -40,8 +40,8 @@ from msfl.protos.health import (
     judge_trusted,
     unmeasured,
 )
-from msfl.protos.messages import SOFTWARE
 from msfl.protos.probe import attempt, disk, largest_file, line
+from msfl.protos.software import SOFTWARE
 from msfl.registry.interface import RegistryFails
 from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections

@@ -101,8 +101,8 @@ def serve(
     from msfl.gateway.surroundings import Surroundings
     from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
-    from msfl.protos.messages import SOFTWARE
     from msfl.protos.notary import Notary
+    from msfl.protos.software import SOFTWARE
     from msfl.registry.cache import ImageCache
     from msfl.registry.location import open_registry
 

@@ -50,8 +50,8 @@ from msfl.protos.health import (
     span,
     unmeasured,
 )
-from msfl.protos.messages import SOFTWARE
 from msfl.protos.probe import attempt, disk, largest_file, port, total_bytes
+from msfl.protos.software import SOFTWARE
 from msfl.registry.interface import RegistryFails
 from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections
