@@ -1,4 +1,4 @@
-"""Which msfl is installed here. Not for what runs in containers: a release's image holds its code, and no installation."""
+"""Which msfl is installed here. Not for what runs in containers: an image holds code of msfl, and no installation."""
 
 from importlib.metadata import version
 
