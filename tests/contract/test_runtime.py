@@ -7,10 +7,8 @@ The programs are written once, as the body of `main(given, F, D, stop)`: real ru
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +21,9 @@ from fakes.programs import ProgramImage, image_of, packed_base, program
 from fakes.runtimes import FakeRuntime
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.protos.tasklink import Hello, encode
 from msfl.runtime.docker import DockerRuntime
+from msfl.runtime.hosted import HostedProcess
 from msfl.runtime.interface import Exit, Limits, Runtime, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
@@ -134,32 +134,22 @@ def test_it_runs_the_images_module_with_its_arguments_and_its_data(open_runtime:
 
 def test_its_socket_reaches_the_host_and_it_reads_what_the_host_brings(open_runtime: Open, order: Make) -> None:
     what = order(
-        """
+        f"""
         import socket
-        s = socket.socket(socket.AF_UNIX); s.connect(str(F / "link.sock")); s.sendall(b"hello"); s.recv(1); s.close()
+        s = socket.socket(socket.AF_UNIX); s.connect(str(F / "link.sock")); s.sendall({encode(Hello("m:1"))!r})
+        s.recv(1000); s.close()
         tell(F, brought=(F / "inbox" / "000.bin").read_text())
         """
     )
-    with socket.socket(socket.AF_UNIX) as listener:
-        here = os.getcwd()
-        try:
-            os.chdir(what.folder)
-            listener.bind("link.sock")  # The path from here: one of a test may be too long for a socket.
-        finally:
-            os.chdir(here)
-        listener.listen(1)
-        listener.settimeout(30)
-        runtime = open_runtime()
-        handle = runtime.start(what)
-        connection, _ = listener.accept()
-        with connection:
-            assert connection.recv(10) == b"hello"
-            # As a host brings files: for itself alone, and then for who is inside.
-            brought = what.folder / "inbox" / "000.bin"
-            brought.write_text("sealed")
-            brought.chmod(0o444)
-            connection.sendall(b"!")
-            assert until(lambda: runtime.poll(handle)) == Exit(0, None), what.log.read_text()
+    runtime = open_runtime()
+    hosted = HostedProcess.start(runtime, what, patience_s=30)
+    assert hosted.hello == Hello("m:1")
+    # As a host brings files: for itself alone, and then for who is inside.
+    brought = what.folder / "inbox" / "000.bin"
+    brought.write_text("sealed")
+    brought.chmod(0o444)
+    hosted.stop(30)
+    assert runtime.poll(hosted.handle) == Exit(0, None), what.log.read_text()
     assert facts(what) == {"brought": "sealed"}
 
 

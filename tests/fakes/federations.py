@@ -231,12 +231,22 @@ class LiveFederation:
             until(self.all_present, f"{site} to be back")
 
     def workers(self, site: str) -> list[psutil.Process]:
-        """The contained processes that the site's gateway has started, sandbox launcher included."""
-        return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "--role" in _command(p)]
+        """The contained processes of the site, keeper and sandbox launcher included, whichever gateway started them."""
+        boxes = str(self.home(site) / "runs")
+        keepers = [p for p in psutil.process_iter() if "--role" in (said := _command(p)) and boxes in " ".join(said)]
+        found = {p.pid: p for keeper in keepers for p in (keeper, *_children(keeper)) if "--role" in _command(p)}
+        return list(found.values())
 
     def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """`msfl …` as staff would type it."""
         return subprocess.run(msfl(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime.interface import Exit, Handle, Protections, StartOrder
+from msfl.runtime.keeper import door
 from msfl.runtime.quota import Quota, Watch
 
 _KILLED = 9
@@ -64,6 +65,9 @@ class FakeRuntime:
         given |= {"--site": order.site} if order.site else {}
         order.log.parent.mkdir(parents=True, exist_ok=True)
         order.log.touch(0o600)
+        # Real runtimes have a keeper between the two.
+        (order.folder / "link.sock").unlink(missing_ok=True)
+        (order.folder / "link.sock").symlink_to(door(order.folder))
 
         def contained() -> None:
             said = io.StringIO()

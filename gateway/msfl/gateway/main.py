@@ -89,6 +89,9 @@ def serve(
     """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere.
 
     Workers run in what the site's settings say, or as said here, for this time.
+
+    Ended by a service manager (SIGTERM) it leaves its workers at work for a minute, for the gateway that comes after;
+    ended by hand (Ctrl-C) it ends them.
     """
     from msfl.gateway.agent import Agent
     from msfl.gateway.judge import Judge
@@ -132,8 +135,9 @@ def serve(
         standing=standing,
     )
     agent = Agent(around, SOFTWARE)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=agent.stop).start())
+    for number, by_hand in ((signal.SIGTERM, False), (signal.SIGINT, True)):
+        stop = partial(agent.stop, end_workers=by_hand)
+        signal.signal(number, lambda *_, stop=stop: threading.Thread(target=stop).start())
     agent.serve()
 
 

@@ -10,7 +10,8 @@
     bounds     memory, processes, processors, open files, file size, bytes and files written (`quota`), log, wall time
 
 A container outlives the process that started it: labels say whose it is, so that `recover` finds it again, and what
-nobody claims any more is removed. The engine must be on this machine, since folders are bound into the container by
+nobody claims any more is removed. A keeper (`msfl.runtime.keeper`) holds its socket, counts what it writes and how long
+it takes, and ends it when nobody watches it any more. The engine must be on this machine, since folders are bound into the container by
 their paths, and who may use its socket is as mighty as root: it is for the gateway's user alone.
 """
 
@@ -20,6 +21,7 @@ import contextlib
 import json
 import os
 import secrets
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -34,10 +36,10 @@ import structlog
 from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 
 from msfl.policies.refusals import Code, Refused, refuse
+from msfl.runtime import keeper
 from msfl.runtime.archive import archive
 from msfl.runtime.engine import Engine, EngineFails, engine_of, inside, protections
 from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, StartOrder
-from msfl.runtime.quota import Quota, Watch
 
 JsonObject: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -55,9 +57,8 @@ log = structlog.get_logger()
 class _Kept:
     """What this process does for one running container."""
 
-    watch: Watch
     log: threading.Thread
-    excess: str = ""
+    keeper: subprocess.Popen[bytes] | None = None
 
 
 class DockerRuntime:
@@ -101,13 +102,13 @@ class DockerRuntime:
             self._share(order.folder)
             container = self._create(order)
             try:
-                self._client.start(container)
+                kept_by = self._start(container, order)
                 found = self._client.inspect_container(container)
             except BaseException:
                 self._remove(container)
                 raise
         handle = _handle(found)
-        self._keep(handle, found)
+        self._keep(handle, found, kept_by)
         return handle
 
     def poll(self, handle: Handle) -> Exit | None:
@@ -310,36 +311,52 @@ class DockerRuntime:
         if (door := folder / "link.sock").exists():
             door.chmod(0o666)
 
-    def _keep(self, handle: Handle, found: JsonObject) -> None:
-        """Watch what it writes and how long it takes, and write down what it says."""
+    def _start(self, container: str, order: StartOrder) -> subprocess.Popen[bytes]:
+        """Its keeper first, so that its door is open when it comes."""
+        limits = order.limits
+        told, telling = os.pipe()
+        hearing, speaking = os.pipe()
+        spec = keeper.Spec(
+            folder=str(order.folder),
+            door=str(keeper.door(order.folder)),
+            environment={},
+            host=os.getpid(),
+            told=telling,
+            written=[str(order.folder / part) for part in WRITABLE],
+            groups=[],
+            orphan_s=limits.orphan_s,
+            wall_time_s=limits.wall_time_s,
+            log_bytes=limits.log_bytes,
+            output_bytes=limits.output_bytes,
+            output_files=limits.output_files,
+            hear=hearing,
+        )
+        try:
+            with keeper.log_file(order.log, limits.log_bytes) as log_file:
+                kept_by = keeper.start(spec, (), log_file)
+            os.close(telling)
+            with open(told, "rb") as words:
+                words.readline()
+            self._share(order.folder)
+            self._client.start(container)
+            pid = int(self._client.inspect_container(container)["State"]["Pid"])
+            os.write(speaking, f"{pid}\n".encode())
+        finally:
+            os.close(hearing)
+            os.close(speaking)
+        return kept_by
+
+    def _keep(self, handle: Handle, found: JsonObject, kept_by: subprocess.Popen[bytes] | None = None) -> None:
+        """Write down what it says."""
         with self._lock:
             if handle.container in self._kept:
                 return
             labels = found["Config"]["Labels"]
-            limits = Limits(**json.loads(labels[_LIMITS]))
-            left = None
-            if limits.wall_time_s is not None:
-                ran = (datetime.now().astimezone() - _time(found["State"]["StartedAt"])).total_seconds()
-                left = time.monotonic() + limits.wall_time_s - ran
-            watch = Watch(
-                [handle.folder / part for part in WRITABLE],
-                Quota(limits.output_bytes, limits.output_files),
-                lambda why: self._too_much(handle, why),
-                pids=lambda: _processes(handle.pid),
-                deadline=left,
-            )
             path = Path(labels[_LOG])
-            arguments = (handle.container, path, limits.log_bytes)
+            arguments = (handle.container, path, Limits(**json.loads(labels[_LIMITS])).log_bytes)
             follower = threading.Thread(target=self._follow, args=arguments, name="container log", daemon=True)
-            self._kept[handle.container] = _Kept(watch, follower)
+            self._kept[handle.container] = _Kept(follower, kept_by)
             follower.start()
-
-    def _too_much(self, handle: Handle, why: str) -> None:
-        with self._lock:
-            if (kept := self._kept.get(handle.container)) is not None:
-                kept.excess = why
-        log.error("a container took too much and is ended", run=handle.run_id, why=why)
-        self._kill(handle, "SIGKILL")
 
     def _follow(self, container: str, path: Path, most: int) -> None:
         """Append what it says to its log file, until it ends; the file takes no more than the engine keeps."""
@@ -362,9 +379,7 @@ class DockerRuntime:
             os.close(descriptor)
 
     def _exit(self, handle: Handle, state: JsonObject) -> Exit:
-        with self._lock:
-            kept = self._kept.get(handle.container)
-        excess = kept.excess if kept is not None else ""
+        excess = keeper.excess_of(handle.folder)
         if state.get("OOMKilled"):
             excess = excess or "it needs more memory than it may have"
         status = int(state["ExitCode"])
@@ -376,8 +391,9 @@ class DockerRuntime:
         with self._lock:
             kept = self._kept.pop(handle.container, None)
         if kept is not None:
-            kept.watch.stop()
             kept.log.join(2.0)
+            if kept.keeper is not None:
+                kept.keeper.wait()  # It sees the container's end by itself.
         self._remove(handle.container)
         with self._lock:
             return self._ended.setdefault(handle.container, ended)

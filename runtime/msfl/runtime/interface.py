@@ -5,6 +5,9 @@
     stop(handle)   ▸ SIGTERM, grace, SIGKILL; on return no process of it is left
     recover(F)     ▸ after a restart of the host: the Handle of what still runs in folder F, or None after tidying up
 
+Between host and process stands a keeper (`msfl.runtime.keeper`): it holds the process's socket and its limits, so that
+a host that is killed can come back to a process that worked on.
+
 A contained process sees its folder F (link.sock, inbox, outbox, scratch, figures), its data read-only, the code of its
 image, the verified Python environment, and nothing else, as far as the runtime can enforce it: `protections()` says
 honestly how far that is, and the site's policy decides whether it is enough.
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection, in_words, isolation_of
 from msfl.policies.refusals import Refusal
 
 Role: TypeAlias = Literal["worker", "aggregator"]
@@ -149,10 +153,17 @@ class Exit:
 
 @dataclass(frozen=True)
 class Protections:
-    """`detail`: one plain sentence for each thing that is, or is not, in force."""
+    """`detail`: one plain sentence for each thing that is, or is not, in force; `in_force`: the names of those that
+    are, each tried before it is announced."""
 
     isolation: Isolation
     detail: tuple[str, ...]
+    in_force: frozenset[Protection] = frozenset()
+
+    @classmethod
+    def of(cls, first: str, in_force: frozenset[Protection]) -> Protections:
+        """`first`: what there is to say before all else."""
+        return cls(isolation_of(in_force), (first, *in_words(in_force)), in_force)
 
 
 class Runtime(Protocol):

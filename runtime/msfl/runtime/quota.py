@@ -68,7 +68,7 @@ def measure(folders: Iterable[Path], quota: Quota, pids: Iterable[int] = ()) -> 
                     os.close(open_folders.pop())
                     continue
                 files += 1
-                with contextlib.suppress(OSError):  # It was there a moment ago.
+                try:
                     found = entry.stat(follow_symlinks=False)
                     used += found.st_blocks * 512
                     if stat.S_ISDIR(found.st_mode):
@@ -78,6 +78,12 @@ def measure(folders: Iterable[Path], quota: Quota, pids: Iterable[int] = ()) -> 
                         inner = os.open(entry.name, flags, dir_fd=open_folders[-1])
                         open_folders.append(inner)
                         iterators.append(os.scandir(inner))
+                except PermissionError:
+                    # Its own folders are ours to look into, unless it has shut one to hide what it keeps there.
+                    if found.st_uid == os.geteuid():
+                        return Usage(used, quota.files + 1)
+                except OSError:  # It was there a moment ago.
+                    continue
                 if Usage(used, files).excess(quota):
                     return Usage(used, files)
         finally:

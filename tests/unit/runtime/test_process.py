@@ -20,6 +20,8 @@ import pytest
 
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.protos.tasklink import Hello, encode
+from msfl.runtime.hosted import HostedProcess
 from msfl.runtime.interface import Exit, Handle, ImageLayer, Limits, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
@@ -164,17 +166,12 @@ def test_it_can_import_what_is_installed(runtime: ProcessRuntime, tmp_path: Path
 def test_its_socket_reaches_the_host(runtime: ProcessRuntime, tmp_path: Path) -> None:
     what = order(
         tmp_path,
-        "import socket\ns = socket.socket(socket.AF_UNIX); s.connect(str(F / 'link.sock')); s.sendall(b'hello')",
+        "import socket\ns = socket.socket(socket.AF_UNIX); s.connect(str(F / 'link.sock'))\n"
+        f"s.sendall({encode(Hello('m:1'))!r}); s.recv(1)",
     )
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(what.folder / "link.sock"))
-        listener.listen(1)
-        listener.settimeout(20)
-        handle = runtime.start(what)
-        connection, _ = listener.accept()
-        with connection:
-            assert connection.recv(10) == b"hello"
-        runtime.stop(handle, 5)
+    hosted = HostedProcess.start(runtime, what, patience_s=20)
+    assert hosted.hello == Hello("m:1")
+    hosted.stop()
 
 
 def test_an_environment_that_differs_starts_nothing(runtime: ProcessRuntime, tmp_path: Path) -> None:
@@ -411,7 +408,7 @@ def test_a_sandbox_that_dies_half_made_holds_nobody_up(
     dying.chmod(0o755)
     monkeypatch.setattr(sandboxed, "_bwrap", str(dying))
     handle = sandboxed.start(order(tmp_path, "pass"))
-    assert sandboxed.poll(handle) == Exit(1, None)
+    assert until(lambda: sandboxed.poll(handle)) == Exit(1, None)
     until(lambda: not alive(str(tmp_path)))
 
 
