@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 def runtime(engine: str) -> Iterator[DockerRuntime]:
     runtime = DockerRuntime(engine, keeper="escapes")
     yield runtime
-    runtime.tidy()
+    runtime._tidy()
     runtime.close()
 
 
@@ -157,7 +157,7 @@ def test_a_container_of_another_keeper_is_not_ours_to_find(runtime: DockerRuntim
     other = DockerRuntime(runtime._socket, keeper="somebody else")
     handle = runtime.start(what)
     try:
-        other.tidy()
+        other._tidy()
         assert other.recover(what.folder) is None
         assert runtime.poll(handle) is None
     finally:

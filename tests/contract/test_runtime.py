@@ -59,7 +59,7 @@ def open_runtime(request: pytest.FixtureRequest) -> Iterator[Callable[[], Runtim
         return opened[-1]
 
     yield dial
-    opened[0].tidy()
+    opened[0]._tidy()
     for runtime in opened:
         runtime.close()
 

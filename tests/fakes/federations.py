@@ -29,7 +29,7 @@ from fakes.tiny_data import tiny_dataset
 from fakes.tls_proxy import TlsProxy
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
-from msfl.policies.documents import IssuerKeys, JobSpec
+from msfl.policies.documents import Isolation, IssuerKeys, JobSpec
 from msfl.policies.envelope import ASSET_POLICY, Signed, sign
 from msfl.policies.keys import KeyPair
 from msfl.runtime.process import ProcessRuntime
@@ -77,13 +77,16 @@ class LiveFederation:
         rounds_max: int = 20,
         issuers: tuple[IssuerKeys, ...] = (),
         registry: str = "",
+        base: str = "",
+        engine: str = "",
     ) -> Iterator[LiveFederation]:
         now = datetime.now(UTC).replace(microsecond=0)
         processes = Processes(folder / "logs")
         try:
             sites = tiny_sites(folder / "data", names)
-            isolation = ProcessRuntime().protections().isolation
-            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers, registry)
+            isolation = Isolation.CONTAINER if engine else ProcessRuntime().protections().isolation
+            runtime = ("--runtime", "docker", "--engine", engine) if engine else ()
+            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers, registry, base, runtime)
             federation.publish_release(release, now)
             federation.start_centre(now)
             federation.check_data()

@@ -77,6 +77,8 @@ JOB = World().job.model_copy(update={"digest": DIGEST})
 class IdleRuntime:
     """Its workers greet, and then do nothing until they are ended."""
 
+    whole_images = False
+
     def __init__(self) -> None:
         self.started: list[StartOrder] = []
         self.busy, self.ended = threading.Event(), threading.Event()

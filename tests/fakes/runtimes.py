@@ -40,6 +40,7 @@ class _Running:
 class FakeRuntime:
     """All of them share what runs, as real ones share the machine; so one can `recover` what another has started."""
 
+    whole_images = False
     running: ClassVar[dict[Path, _Running]] = {}
     _numbers = itertools.count(1)
 

@@ -36,6 +36,7 @@ from msfl.protos.messages import PROTOCOL
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import EnrolmentStub
+from msfl.runtime.choice import DEFAULT, RuntimeChoice
 
 SITE_ROOT_LIFE = timedelta(days=730)
 PATIENCE_S = 30.0
@@ -45,8 +46,14 @@ class EnrolmentFailed(CannotProceed):
     """What happened, where, and what to do."""
 
 
-def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair], now: datetime) -> Home:
-    """Join a federation as `token.site`. `custodians`: person → key.
+def enrol(
+    token: RegistrationToken,
+    root: Path,
+    custodians: Mapping[str, KeyPair],
+    now: datetime,
+    runtime: RuntimeChoice = DEFAULT,
+) -> Home:
+    """Join a federation as `token.site`. `custodians`: person → key. `runtime`: what workers will run in.
 
     Raises BadToken, EnrolmentFailed, Refused (the federation root is not the one the token names).
     """
@@ -82,7 +89,8 @@ def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair
     memory.remember("federation-root", token.federation, Mark(federation.document.version, federation.sha256))
     memory.saw(now)
     memory.close()
-    home.write_settings(SiteSettings(token.site, token.federation, token.link_endpoint, token.registry))
+    settings = SiteSettings(token.site, token.federation, token.link_endpoint, token.registry, runtime=runtime)
+    home.write_settings(settings)
     return home
 
 

@@ -48,26 +48,30 @@ from msfl.policies.trust import (
 from msfl.protos.certificates import Identity
 from msfl.protos.durable_files import write_durably
 from msfl.protos.key_sets import KeySets
+from msfl.runtime.choice import DEFAULT, RuntimeChoice
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here."""
+    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here; `runtime`
+    is what workers run in."""
 
     site: str
     federation: str
     link_endpoint: str
     registry: str
     reveal: Reveal = Reveal.REASON
+    runtime: RuntimeChoice = DEFAULT
 
     @classmethod
     def read(cls, file: Path) -> SiteSettings:
-        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word."""
-        given = json.loads(file.read_text())
+        """Raises FileNotFoundError before the site is enrolled, CannotProceed where `reveal` or `runtime` is none."""
+        given = dict(json.loads(file.read_text()))
+        runtime = RuntimeChoice.read(given.get("runtime"), str(file))
         try:
-            return cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON))})
+            return cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON)), "runtime": runtime})
         except ValueError:
             known = ", ".join(Reveal)
             raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None

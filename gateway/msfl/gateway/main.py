@@ -25,6 +25,8 @@ from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import Revoked, trust_confirmation
 from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
+from msfl.runtime.choice import RuntimeChoice
+from msfl.runtime.options import EngineOption, OciRuntimeOption, RuntimeOption
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify the chain of the audit log and show it.", invoke_without_command=True)
@@ -50,6 +52,9 @@ def enrol(
     registry: Annotated[
         str, typer.Option(help="Where this site finds the registry, if not where the token says.")
     ] = "",
+    runtime: RuntimeOption = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
 ) -> None:
     """Join a federation: makes the site's TLS key and its own trust root, and uses the token up."""
     from msfl.gateway.enrol import EnrolmentFailed, enrol_again
@@ -65,7 +70,8 @@ def enrol(
         elif not custodian or custodian_key is None:
             raise typer.BadParameter("a site that joins needs --custodian and --custodian-key")
         else:
-            join(token, home, {custodian: KeyPair.from_pem(custodian_key.read_bytes())}, datetime.now(UTC))
+            chosen = RuntimeChoice().but(runtime, engine, oci_runtime)
+            join(token, home, {custodian: KeyPair.from_pem(custodian_key.read_bytes())}, datetime.now(UTC), chosen)
     except (BadToken, EnrolmentFailed) as error:
         console.print(f"[red]not enrolled[/red]: {error}")
         raise typer.Exit(1) from error
@@ -74,8 +80,15 @@ def enrol(
 
 
 @app.command()
-def serve(home: HomeOption) -> None:
+def serve(
+    home: HomeOption,
+    runtime: RuntimeOption = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
+) -> None:
     """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere.
+
+    Workers run in what the site's settings say, or as said here, for this time.
 
     Ended by a service manager (SIGTERM) it leaves its workers at work for a minute, for the gateway that comes after;
     ended by hand (Ctrl-C) it ends them.
@@ -91,17 +104,16 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.surroundings import Surroundings
     from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
-    from msfl.protos.messages import SOFTWARE
     from msfl.protos.notary import Notary
+    from msfl.protos.software import SOFTWARE
     from msfl.registry.cache import ImageCache
     from msfl.registry.location import open_registry
-    from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
     site = Home(home)
     settings = site.settings()
     registry = open_registry(settings.registry, site.registry_access)
-    runtime = ProcessRuntime()
+    contained = settings.runtime.but(runtime, engine, oci_runtime).open(f"gateway {settings.site} {home}")
     ledger = Ledger(home / "ledger.sqlite")
     audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))
     threading.excepthook = partial(_end_of_a_thread, audit)
@@ -111,12 +123,12 @@ def serve(home: HomeOption) -> None:
     standing = Standing(site, memory, audit)
     around = Surroundings(
         home=site,
-        judge=Judge(site, registry, ledger, runtime.protections().isolation, standing),
+        judge=Judge(site, registry, ledger, contained.protections().isolation, standing),
         ledger=ledger,
         audit=audit,
         registry=registry,
         images=ImageCache(site.images),
-        runtime=runtime,
+        runtime=contained,
         link=link,
         witness=Witness(notary, link, audit, settings.federation, utc_now),
         clock=utc_now,

@@ -137,11 +137,13 @@ class Worker:
 
     def _pulled(self, order: TaskOrder, digest: str) -> VerifiedImage:
         """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
-        around = self._around
+        around, whole = self._around, self._around.runtime.whole_images
         give_up = time.monotonic() + REGISTRY_PATIENCE_S
         while True:
             try:
-                return self._say.with_room(lambda: pull(around.registry, digest, around.images, by=self._run_id))
+                return self._say.with_room(
+                    lambda: pull(around.registry, digest, around.images, by=self._run_id, whole=whole)
+                )
             except RegistryFails as error:
                 log.warning("the registry cannot be asked", run=self._run_id, why=str(error))
                 if time.monotonic() >= give_up:

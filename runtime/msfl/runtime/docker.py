@@ -43,7 +43,6 @@ from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, Sta
 
 JsonObject: TypeAlias = dict[str, Any]
 T = TypeVar("T")
-DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 WRITABLE = ("outbox", "scratch", "figures")
 SECCOMP = Path(__file__).with_name("seccomp.json")
 
@@ -65,7 +64,7 @@ class _Kept:
 class DockerRuntime:
     """`keeper` names whose containers these are: no other gateway or orchestrator on this engine has the same."""
 
-    def __init__(self, socket: str = DEFAULT_SOCKET, *, keeper: str, oci_runtime: str = "") -> None:
+    def __init__(self, socket: str, *, keeper: str, oci_runtime: str = "") -> None:
         """Raises EngineFails when the engine cannot be used."""
         if not socket.startswith("unix://"):
             raise EngineFails(f"{socket} is no socket of this machine: give unix:///path/to/docker.sock")
@@ -79,6 +78,9 @@ class DockerRuntime:
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
         self._ended: dict[str, Exit] = {}
+        self._tidy()
+
+    whole_images = True
 
     @property
     def engine(self) -> Engine:
@@ -152,7 +154,7 @@ class DockerRuntime:
         self._keep(handle, running)
         return handle
 
-    def tidy(self) -> None:
+    def _tidy(self) -> None:
         """Remove what of ours has ended, or whose folder is gone: nobody will ask for it any more."""
         for found in self._mine(None):
             folder = Path(found["Config"]["Labels"][_AT])

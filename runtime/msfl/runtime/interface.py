@@ -167,6 +167,9 @@ class Protections:
 
 
 class Runtime(Protocol):
+    whole_images: bool
+    """Whether it runs everything from the image, so that its base layers are needed, too."""
+
     def protections(self) -> Protections: ...
 
     def start(self, order: StartOrder) -> Handle:

@@ -114,6 +114,8 @@ class ProcessRuntime:
         self._ended: dict[Handle, Exit] = {}
         self._lock = threading.Lock()
 
+    whole_images = False
+
     def protections(self) -> Protections:
         return self._protections
 
