@@ -7,8 +7,10 @@ The programs are written once, as the body of `main(given, F, D, stop)`: real ru
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,10 +23,10 @@ from fakes.programs import ProgramImage, image_of, packed_base, program
 from fakes.runtimes import FakeRuntime
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
-from msfl.protos.tasklink import Hello, encode
+from msfl.protos.tasklink import Hello, Task, encode
 from msfl.runtime.docker import DockerRuntime
-from msfl.runtime.hosted import HostedProcess
-from msfl.runtime.interface import Exit, Limits, Runtime, StartOrder
+from msfl.runtime.hosted import HostedProcess, ProcessGone
+from msfl.runtime.interface import Exit, Handle, Limits, Runtime, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
 REAL = [pytest.mark.system, pytest.mark.slow]
@@ -272,3 +274,99 @@ def test_who_takes_too_much_is_ended_and_it_is_said_of_what(open_runtime: Open, 
     how = until(lambda: runtime.poll(handle))
     assert word in how.excess, how
     assert runtime.stop(handle, 0) == how
+
+
+WORKER = """
+    import socket, struct
+    link = socket.socket(socket.AF_UNIX); link.connect(str(F / "link.sock"))
+    def send(**frame):
+        body = json.dumps(frame).encode(); link.sendall(struct.pack(">I", len(body)) + body)
+    def receive():
+        head = link.recv(4)
+        return json.loads(link.recv(struct.unpack(">I", head)[0], socket.MSG_WAITALL)) if head else None
+    send(frame="Hello", release="m:1")
+    while (task := receive()) is not None and task["frame"] == "Task":
+        id = task["task_id"]
+        while not (F / "inbox" / id).exists():
+            send(frame="Progress", task_id=id, phase="train", done=1, total=2); time.sleep(0.05)
+        send(frame="Result", task_id=id, document={"by": os.getpid()})
+        (F / "scratch" / id).touch()
+    """
+
+
+def test_a_host_that_comes_back_finds_the_task_where_it_left_it(open_runtime: Open, order: Make) -> None:
+    """At work, and done meanwhile; and one that is done is not in the way of the next."""
+    runtime = open_runtime()
+    if isinstance(runtime, FakeRuntime):
+        pytest.skip("a thread of the host does not outlive it")
+    what = order(WORKER, limits=Limits(orphan_s=60))
+    first_host = host = HostedProcess.start(runtime, what, patience_s=30)
+    one, two, three = (Task(name, "train", 1, {}) for name in ("one", "two", "three"))
+    heard: list[object] = []
+    go_down_in_the_middle_of(host, one, heard)
+
+    host = HostedProcess.take_back(later := open_runtime(), found(later, what), what.log)
+    assert host.unfinished == "one"
+    first = host.call(one, lambda _: (what.folder / "inbox" / "one").touch(0o444), begun=True)  # It had gone on.
+
+    go_down_in_the_middle_of(host, two, heard)
+    (what.folder / "inbox" / "two").touch(0o444)
+    until(lambda: (what.folder / "scratch" / "two").exists())
+    host = HostedProcess.take_back(later := open_runtime(), found(later, what), what.log)
+    assert host.unfinished == "two"
+    assert host.call(two, heard.append, begun=True).document == first.document
+    host.let_go()
+
+    host = HostedProcess.take_back(later := open_runtime(), found(later, what), what.log)
+    assert host.unfinished == "two", "what it was given last"
+    (what.folder / "inbox" / "three").touch(0o444)
+    assert host.call(three, heard.append).task_id == "three"
+    host.stop(30)
+    assert later.recover(what.folder) is None
+    assert until(lambda: runtime.poll(first_host.handle))
+
+
+def found(runtime: Runtime, what: StartOrder) -> Handle:
+    handle = runtime.recover(what.folder)
+    assert handle is not None
+    return handle
+
+
+def go_down_in_the_middle_of(host: HostedProcess, task: Task, heard: list[object]) -> None:
+    def call() -> None:
+        with pytest.raises(ProcessGone):
+            host.call(task, heard.append)
+
+    heard.clear()
+    calling = threading.Thread(target=call)
+    calling.start()
+    until(lambda: heard)
+    host.let_go()
+    calling.join()
+    heard.clear()
+
+
+def test_who_is_watched_by_nobody_ends(open_runtime: Open, order: Make, tmp_path: Path) -> None:
+    """Its host was killed, and no other comes."""
+    runtime = open_runtime()
+    if isinstance(runtime, FakeRuntime):
+        pytest.skip("a thread of the host does not outlive it")
+    what = order(f"{UP}time.sleep(60)", limits=Limits(orphan_s=1.0))
+    read, write = os.pipe()
+    if (host := os.fork()) == 0:  # A host that starts it, and is killed.
+        os.close(read)
+        open_runtime().start(what)
+        os.write(write, b"1")
+        time.sleep(60)
+        os._exit(0)
+    os.close(write)
+    assert os.read(read, 1) == b"1"
+    os.close(read)
+    until(lambda: up(what))
+    handle = found(runtime, what)
+    os.kill(host, signal.SIGKILL)
+    os.waitpid(host, 0)
+    since = time.monotonic()
+    how = until(lambda: runtime.poll(handle))
+    assert "nobody watched" in how.excess, how
+    assert 0.5 < time.monotonic() - since < 20

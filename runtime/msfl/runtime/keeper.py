@@ -10,6 +10,7 @@
 It ends the process, and everything that this ever started, when
 
     the host that started it is gone and no other has come within `orphan_s`
+    its folder is gone, or another was started in it
     its wall time is over, it has written more than it may, or (the kernel does that) it took too much memory
     the keeper itself is ended: bubblewrap and `launcher` die with their parent
 
@@ -209,6 +210,7 @@ class Keeper:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         unix_sockets.bind(self._listener, at)
         self._listener.listen(1)
+        self._place = _identity(at)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -437,6 +439,9 @@ class Keeper:
             self._alone_since = now
         if self._alone_since is not None and now - self._alone_since >= self._spec.orphan_s:
             return "nobody watched it any more"
+        if _identity(self._folder / "link.sock") != self._place:
+            # Whoever dialled on would be taken for the other.
+            return "its folder is gone, or another has its place"
         if self._ends_at is not None and now >= self._ends_at:
             return "it has had all its time"
         if now < self._look_at:
@@ -543,6 +548,15 @@ class _Log:
 
     def close(self) -> None:
         os.close(self.reader)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What has this name; not given to anything else while a socket that was bound to it is open."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _watch(pid: int) -> int | None:
