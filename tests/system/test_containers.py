@@ -11,7 +11,7 @@ import docker
 import pytest
 
 from fakes.federations import SITES, LiveFederation, until
-from fakes.os_image import layout
+from fakes.os_image import saved_base
 from fakes.registry_server import INSTALLED, MISSING, Server, registry_server
 from msfl.gateway.home import Home
 from msfl.runtime.choice import RuntimeChoice
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def live(engine: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
     folder = tmp_path_factory.mktemp("containers")
-    base = layout(folder / "base", NEEDS)
+    base = saved_base(folder, NEEDS)
     where = f"{server.base}/ms/releases"
     with LiveFederation.up(folder / "f", registry=where, base=str(base), engine=engine) as live:
         yield live

@@ -18,9 +18,9 @@ The log passes through here and has an end. Whatever the process starts becomes 
 ends (subreaper), so nothing gets away; the keeper ends when all of it has ended, with the exit status of the process.
 
 Started by a runtime (`start`) as `python -P -m msfl.runtime.keeper SPEC -- command…`, its standard error the log; SPEC
-is `Spec` as JSON. On the descriptor `told` it says one line: the pids of the command and, of a sandbox, of the first one
-inside. Without a command it keeps what somebody else starts, a container: it says its line when its door is open, and
-hears on `hear` the pid of the container's first process, with which the kernel ends all others.
+is `Spec` as JSON. On the descriptor `told` it says one line: the pids of the command and, of a sandbox, of the first
+one inside. Without a command it keeps what somebody else starts, a container: it says its line when its door is open,
+and hears on `hear` the pid of the container's first process, with which the kernel ends all others.
 """
 
 from __future__ import annotations

@@ -70,7 +70,10 @@ def measure(folders: Iterable[Path], quota: Quota, pids: Iterable[int] = ()) -> 
                 files += 1
                 try:
                     found = entry.stat(follow_symlinks=False)
-                    used += found.st_blocks * 512
+                except OSError:  # It was there a moment ago.
+                    continue
+                used += found.st_blocks * 512
+                try:
                     if stat.S_ISDIR(found.st_mode):
                         if len(open_folders) >= _MAX_DEPTH:
                             return Usage(used, quota.files + 1)
