@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tarfile
 import tempfile
@@ -75,17 +76,25 @@ def packages(made: Path, requires: Iterable[str]) -> Path:
     names = {path for distribution in lock.distributions.values() for path in distribution.files}
     # What installers write for themselves is not locked, and without it nothing counts as installed.
     names |= {f"{path.rpartition('/')[0]}/RECORD" for path in names if path.endswith(".dist-info/METADATA")}
+    # Byte code holds the time of its source, which is kept: nothing could write it in a container, and without it each
+    # start would compile everything anew.
+    names |= {code for name in names if (code := _byte_code(name)) and (here / code).exists()}
     with tarfile.open(made, "w", format=tarfile.GNU_FORMAT) as tar:
         for name in sorted(names):
             entry = tar.gettarinfo(here / name, f"{_PACKAGES}/{name}")
             entry.type, entry.linkname = tarfile.REGTYPE, ""  # Two names of one file on this disk are two files there.
-            entry.uid = entry.gid = entry.mtime = 0
+            entry.uid = entry.gid = 0
             entry.uname = entry.gname = ""
             entry.mode = 0o755 if entry.mode & 0o100 else 0o644
             entry.size = (here / name).stat().st_size
             with (here / name).open("rb") as file:
                 tar.addfile(entry, file)
     return made
+
+
+def _byte_code(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/__pycache__/{file[:-3]}.{sys.implementation.cache_tag}.pyc" if name.endswith(".py") else ""
 
 
 def _digest(file: Path) -> str:
@@ -100,5 +109,4 @@ def _kept(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     if entry.name.startswith(("./var/cache/apt/", "./var/lib/apt/lists/", "./usr/share/doc/", "./usr/share/man/",
                               "./usr/share/locale/", "./var/log/")):  # fmt: skip
         return None
-    entry.mtime = 0
     return entry
