@@ -72,7 +72,8 @@ class DockerRuntime:
         self._client = self._dial()
         self._engine = self._ask(oci_runtime)
         self._inside = inside(self._engine, os.getuid(), os.getgid())
-        self._seccomp = json.dumps(json.loads(SECCOMP.read_text()))
+        # Docker is sent the list, podman reads it from where it lies.
+        self._seccomp = str(SECCOMP) if self._engine.name == "podman" else json.dumps(json.loads(SECCOMP.read_text()))
         self._loading = threading.Lock()
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
