@@ -273,8 +273,7 @@ def _read(path: str) -> bytes:
 def _write(path: str) -> int:
     descriptor = os.open(path, os.O_WRONLY | (0 if os.path.exists(path) else os.O_CREAT), 0o600)
     try:
-        # The file's own first byte again, so that nothing is harmed should it be let through.
-        return os.write(descriptor, b"") if not path.startswith(("/proc", "/sys")) else os.write(descriptor, b"\n")
+        return os.write(descriptor, b"")  # Nothing, so that nothing is harmed should it be let through.
     finally:
         os.close(descriptor)
 
@@ -311,7 +310,8 @@ def _addresses(asked: dict[str, Any]) -> list[tuple[str, int, Any]]:
 
 
 def _interfaces() -> list[str]:
-    return [name for _, name in socket.if_nameindex() if name not in ("lo", "tunl0", "sit0", "ip6tnl0")]
+    names = [line.split(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
+    return [name for name in names if name not in ("lo", "tunl0", "sit0", "ip6tnl0")]
 
 
 def _capabilities() -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -28,6 +27,7 @@ from msfl.gateway.machine import LIVING, SealedResult, SiteRun, Stage
 from msfl.policies.identity import User
 from msfl.protos.messages import TaskReport
 from msfl.protos.sealing import KEY
+from msfl.runtime.removal import remove_tree
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -182,7 +182,7 @@ def boot_id() -> str:
 
 def forget(folder: Path) -> None:
     """Patient data, keys and papers of a run. The state stays: attempts are never counted anew."""
-    shutil.rmtree(folder / "box", ignore_errors=True)
+    remove_tree(folder / "box")
     for name in ("run.secret", "papers.json", "asked.json"):
         (folder / name).unlink(missing_ok=True)
     for left_over in folder.glob("left-over-*.f32"):

@@ -13,7 +13,7 @@ machine: `Broken` with a code that may leave, where another attempt would change
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -40,13 +40,16 @@ from msfl.protos.messages import SiteProgress, TaskOrder, TaskReport, result_key
 from msfl.protos.tasklink import Progress, Result, Task
 from msfl.registry.interface import RegistryFails
 from msfl.registry.pull import VerifiedImage, pull
+from msfl.runtime.collect import collect
 from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
 from msfl.runtime.interface import Limits, StartOrder
+from msfl.runtime.removal import empty
 
 Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
+MOST_PICTURES, PICTURE_BYTES = 1000, 64 << 20
 # How long a worker works on while its gateway is being restarted. Nobody hears a revocation for so long.
 RESTART_PATIENCE_S = 60.0
 log = structlog.get_logger()
@@ -286,13 +289,16 @@ class Worker:
         for a run that may be resumed. Its image may go when there is need of room."""
         self._around.images.release(self._run_id)
         figures = self._box / "figures"
-        if figures.is_dir():
+        if figures.is_dir() and not figures.is_symlink():
             kept = self._home.root / "figures" / self._run_id
             kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for picture in figures.iterdir():
-                # Written by the worker: only plain files, and never through a link.
-                if picture.is_file() and not picture.is_symlink():
-                    shutil.move(picture, kept / picture.name)
+            for name in sorted(os.listdir(figures))[:MOST_PICTURES]:
+                (kept / name).unlink(missing_ok=True)  # of before the run was resumed
+                try:
+                    collect(figures, name, kept / name, PICTURE_BYTES)
+                except Refused as refused:
+                    log.warning("a picture stays behind", run=self._run_id, why=refused.refusal.message)
+            empty(figures)
         for leftover in (*self._folder.glob("incoming*"), *self._folder.glob("result*")):
             leftover.unlink()
         if for_good:

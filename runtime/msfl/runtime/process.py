@@ -105,7 +105,7 @@ class ProcessRuntime:
         self._limits_processes_by_rlimit = Protection.PROCESS_LIMIT in tried.in_force
         in_force = tried.in_force | _KEPT | {_BY_GROUP[name] for name in self._groups.controllers}
         self._protections = Protections.of(
-            "Sandbox: bubblewrap."
+            f"Sandbox: bubblewrap.{' It is root who starts it: give the host a user of its own.' * (os.getuid() == 0)}"
             if tried.bwrap
             else f"No sandbox: {tried.why_none}. The process can use the network and every file of this user.",
             in_force,
@@ -352,6 +352,13 @@ def _walls(bwrap: str, python: Path) -> list[str]:
         *("--uid", str(_UNPRIVILEGED), "--gid", str(_UNPRIVILEGED), "--hostname", "worker"),
         *("--proc", "/proc", "--dev", "/dev"),
     ]
+    # Inside, a file of /proc that asks for root is open to whoever is root outside, capabilities or not.
+    for name in ("sys", "irq", "bus", "fs", "acpi", "scsi", "sysrq-trigger"):
+        if Path("/proc", name).exists():
+            command += ["--ro-bind", f"/proc/{name}", f"/proc/{name}"]
+    for name in ("kcore", "keys", "key-users", "timer_list", "latency_stats", "sched_debug", "kmsg", "kallsyms"):
+        if Path("/proc", name).exists():
+            command += ["--ro-bind", "/dev/null", f"/proc/{name}"]
     for name in ("lib", "lib32", "lib64", "libx32"):
         here, usr = Path("/", name), Path("/usr", name)
         if usr.is_dir() and not usr.is_symlink():
