@@ -43,10 +43,12 @@ DATASET = "lesions"
 PATIENCE_S = 60.0
 
 
-def tiny_sites(folder: Path, names: tuple[str, ...] = SITES) -> tuple[DemoSite, ...]:
+def tiny_sites(folder: Path, names: tuple[str, ...] = SITES, edge: int = 16) -> tuple[DemoSite, ...]:
     """Sites that differ in scanner gain and in cases."""
     return tuple(
-        DemoSite(name, DATASET, tiny_dataset(folder / name, n_train=5 + i, n_test=2, seed=i, gain=1.0 + 0.2 * i))
+        DemoSite(
+            name, DATASET, tiny_dataset(folder / name, n_train=5 + i, n_test=2, seed=i, gain=1.0 + 0.2 * i, edge=edge)
+        )
         for i, name in enumerate(names)
     )
 
@@ -79,11 +81,12 @@ class LiveFederation:
         registry: str = "",
         base: str = "",
         engine: str = "",
+        edge: int = 16,
     ) -> Iterator[LiveFederation]:
         now = datetime.now(UTC).replace(microsecond=0)
         processes = Processes(folder / "logs")
         try:
-            sites = tiny_sites(folder / "data", names)
+            sites = tiny_sites(folder / "data", names, edge)
             isolation = Isolation.CONTAINER if engine else ProcessRuntime().protections().isolation
             runtime = ("--runtime", "docker", "--engine", engine) if engine else ()
             federation = Federation(folder, processes, sites, isolation, rounds_max, issuers, registry, base, runtime)

@@ -3,6 +3,8 @@ centre; the same release as sandboxed processes; and what happens when a gateway
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -11,10 +13,10 @@ import docker
 import pytest
 
 from fakes.federations import SITES, LiveFederation, until
-from fakes.os_image import layout
+from fakes.os_image import saved_base
 from fakes.registry_server import INSTALLED, MISSING, Server, registry_server
 from msfl.gateway.home import Home
-from msfl.runtime.choice import RuntimeChoice
+from msfl.runtime.choice import RuntimeChoice, RuntimeKind
 from msfl.sdk.reporting import report_document
 from msfl.sdk.run import Run
 
@@ -32,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def live(engine: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
     folder = tmp_path_factory.mktemp("containers")
-    base = layout(folder / "base", NEEDS)
+    base = saved_base(folder, NEEDS)
     where = f"{server.base}/ms/releases"
     with LiveFederation.up(folder / "f", registry=where, base=str(base), engine=engine) as live:
         yield live
@@ -121,17 +123,31 @@ def test_a_killed_container_costs_an_attempt_and_changes_nothing(
 ) -> None:
     run = live.client.submit(spec(live))
     until(lambda: begun(live, run, "train/2"), "the second round")
-    killed = next(c for c in containers(client, run) if c["Labels"]["msfl.folder"].startswith(str(live.home("site-b"))))
-    client.kill(killed["Id"])
+    client.kill(at_site(live, client, run, "site-b")["Id"])
     state = run.wait()
     assert state["phase"] == "finished", state["reason"]
     assert "worker lost" in live.actions("site-b", run.run_id)
     same_weights(undisturbed, run)
 
 
-def test_a_release_that_holds_no_operating_system_is_refused(live: LiveFederation) -> None:
-    doctor = live.command("gateway", "doctor", "--home", live.home("site-a"))
-    assert "container" in doctor.stdout
+def test_doctor_says_what_workers_run_in(live: LiveFederation) -> None:
+    isolation = isolation_of(live)
+    assert (isolation["status"], isolation["what"]) == ("ok", "container")
+    assert isolation["where"].startswith("docker unix://")
+    home = Home(live.home("site-a"))
+    before = home.settings()
+    home.write_settings(replace(before, runtime=RuntimeChoice(RuntimeKind.DOCKER, "unix:///nowhere.sock")))
+    try:
+        isolation = isolation_of(live)
+    finally:
+        home.write_settings(before)
+    assert isolation["status"] != "ok"
+    assert "does not answer" in isolation["why"]
+
+
+def isolation_of(live: LiveFederation) -> dict[str, Any]:
+    found = live.command("gateway", "doctor", "--home", live.home("site-a"), "--json")
+    return dict(next(f for f in json.loads(found.stdout) if f["check"] == "isolation"))
 
 
 def begun(live: LiveFederation, run: Run, task: str) -> int:
@@ -142,3 +158,29 @@ def begun(live: LiveFederation, run: Run, task: str) -> int:
 def same_weights(one: Run, other: Run) -> None:
     documents = [report_document(run.state()) for run in (one, other)]
     assert documents[0]["final_weights_sha256"] == documents[1]["final_weights_sha256"]
+
+
+def test_training_goes_on_while_its_gateway_is_away(
+    live: LiveFederation, client: docker.APIClient, undisturbed: Run
+) -> None:
+    """Killed in the middle of a round; the next gateway takes the container back, and its answer."""
+    run = live.client.submit(spec(live))
+    until(lambda: begun(live, run, "train/2"), "the second round")
+    worker = at_site(live, client, run, "site-b")
+    live.kill("gateway:site-b")
+    time.sleep(0.5)
+    assert at_site(live, client, run, "site-b")["Id"] == worker["Id"]
+    live.start_again("gateway:site-b")
+    state = run.wait()
+    assert state["phase"] == "finished", state["reason"]
+    assert live.actions("site-b", run.run_id).count("worker starts") == 1
+    back = [e["fields"]["worker"] for e in live.audit("site-b", run.run_id) if e["action"] == "gateway is back"]
+    assert back == ["works on"]
+    same_weights(undisturbed, run)
+    until(lambda: containers(client, run) == [], "the containers to be removed")
+
+
+def at_site(live: LiveFederation, client: docker.APIClient, run: Run, site: str) -> dict[str, Any]:
+    (found,) = [c for c in containers(client, run) if c["Labels"]["msfl.folder"].startswith(str(live.home(site)))]
+    assert found["State"] == "running"
+    return found

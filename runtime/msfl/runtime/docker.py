@@ -26,7 +26,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -73,7 +72,8 @@ class DockerRuntime:
         self._client = self._dial()
         self._engine = self._ask(oci_runtime)
         self._inside = inside(self._engine, os.getuid(), os.getgid())
-        self._seccomp = json.dumps(json.loads(SECCOMP.read_text()))
+        # Docker is sent the list, podman reads it from where it lies.
+        self._seccomp = str(SECCOMP) if self._engine.name == "podman" else json.dumps(json.loads(SECCOMP.read_text()))
         self._loading = threading.Lock()
         self._lock = threading.Lock()
         self._kept: dict[str, _Kept] = {}
@@ -463,13 +463,6 @@ def _handle(found: JsonObject) -> Handle:
     return Handle(labels[_RUN], labels[_ROLE], Path(labels[_AT]), pid, _started(pid) or 0, found["Id"])
 
 
-def _time(text: str) -> datetime:
-    """The engine's nanoseconds are more than Python reads."""
-    return (
-        datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00") if text.endswith("Z") else datetime.fromisoformat(text)
-    )
-
-
 def _digest(identity: str) -> str:
     return identity if identity.startswith("sha256:") else f"sha256:{identity}"  # podman leaves the prefix out
 
@@ -505,19 +498,3 @@ def _started(pid: int) -> int | None:
 
 def _lives(handle: Handle) -> bool:
     return handle.pid > 0 and _started(handle.pid) == handle.started
-
-
-def _processes(pid: int) -> tuple[int, ...]:
-    """All processes of the container whose first one is `pid`, as the kernel groups them."""
-    try:
-        groups = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
-    except OSError:
-        return ()
-    for _, controllers, path in groups:
-        if controllers and "pids" not in controllers.split(","):
-            continue
-        for root in ("/sys/fs/cgroup/pids",) if controllers else ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-            with contextlib.suppress(OSError, ValueError):
-                if found := tuple(map(int, Path(f"{root}{path}/cgroup.procs").read_text().split())):
-                    return found
-    return (pid,)
