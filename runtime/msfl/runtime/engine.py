@@ -14,11 +14,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection, isolation_of
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.interface import Protections
 
 UNPRIVILEGED = 10001
+_KERNELS = frozenset({"runsc", "kata", "kata-runtime"})  # OCI runtimes that keep the host's kernel to themselves
+_ALWAYS = frozenset(
+    {
+        Protection.NO_NETWORK,
+        Protection.OWN_PROCESSES,
+        Protection.NO_PRIVILEGES,
+        Protection.READ_ONLY,
+        Protection.OWN_IMAGE,
+        Protection.WALL_TIME,
+        Protection.OUTPUT_LIMIT,
+        Protection.LOG_LIMIT,
+        Protection.ENVIRONMENT_VERIFIED,
+    }
+)
 
 
 class EngineFails(CannotProceed):
@@ -99,7 +113,17 @@ def protections(engine: Engine, within: Inside) -> Protections:
         }.items()
         if not held
     ]
-    whole = engine.seccomp and engine.memory_limit and engine.process_limit
+    in_force = _ALWAYS | {
+        name
+        for name, held in {
+            Protection.SYSCALL_FILTER: engine.seccomp,
+            Protection.MEMORY_LIMIT: engine.memory_limit,
+            Protection.PROCESS_LIMIT: engine.process_limit,
+            Protection.CPU_LIMIT: engine.cpu_limit,
+            Protection.KERNEL_OF_ITS_OWN: engine.oci_runtime in _KERNELS,
+        }.items()
+        if held
+    }
     users = {
         engine.rootless: "the engine has no root: inside is nobody else than this user",
         engine.remapped and within.userns is None: "users inside are remapped to others outside",
@@ -119,4 +143,4 @@ def protections(engine: Engine, within: Inside) -> Protections:
         detail.append("System calls are filtered by msfl's own list, stricter than Docker's.")
     if lacking:
         detail.append(f"This engine enforces {', and '.join(lacking)}.")
-    return Protections(Isolation.CONTAINER if whole else Isolation.SANDBOX, tuple(detail))
+    return Protections(isolation_of(in_force), tuple(detail), frozenset(in_force))
