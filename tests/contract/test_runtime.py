@@ -25,7 +25,7 @@ from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.tasklink import Hello, Task, encode
 from msfl.runtime.docker import DockerRuntime
-from msfl.runtime.hosted import HostedProcess, ProcessGone
+from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
 from msfl.runtime.interface import Exit, Handle, Limits, Runtime, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
@@ -292,6 +292,20 @@ WORKER = """
         send(frame="Result", task_id=id, document={"by": os.getpid()})
         (F / "scratch" / id).touch()
     """
+
+
+def test_what_it_took_too_much_of_is_told_to_whoever_waits_for_it(open_runtime: Open, order: Make) -> None:
+    runtime = open_runtime()
+    if isinstance(runtime, FakeRuntime):
+        pytest.skip("it has no keeper")
+    greedy = WORKER.replace("id = task", "(F / 'outbox' / 'much').write_bytes(b'1' * (8 << 20)); id = task")
+    host = HostedProcess.start(runtime, order(greedy, limits=Limits(output_bytes=1 << 20)), patience_s=30)
+    with pytest.raises(TaskFailed) as failed:
+        host.call(Task("one", "train", 1, {}), lambda _: None)
+    assert failed.value.code == "resources_exceeded"
+    assert "bytes" in failed.value.detail
+    assert until(lambda: runtime.poll(host.handle)).excess == failed.value.detail
+    host.stop()
 
 
 def test_a_host_that_comes_back_finds_the_task_where_it_left_it(open_runtime: Open, order: Make) -> None:
