@@ -308,6 +308,33 @@ def test_what_it_took_too_much_of_is_told_to_whoever_waits_for_it(open_runtime: 
     host.stop()
 
 
+NONSENSE = {
+    "a frame without end": b"\xff" * 100,
+    "no JSON": b"\x00\x00\x00\x04oops",
+    "no frame": b"\x00\x00\x00\x02{}",
+    "a task, as a host would give it": encode(Task("one", "train", 1, {})),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE)
+def test_who_speaks_nonsense_is_ended(open_runtime: Open, order: Make, said: str) -> None:
+    runtime = open_runtime()
+    what = order(
+        f"""
+        import socket
+        link = socket.socket(socket.AF_UNIX); link.connect(str(F / "link.sock")); link.sendall({NONSENSE[said]!r})
+        {"link.close()" if said == "nothing" else ""}
+        while True: time.sleep(60)
+        """
+    )
+    if isinstance(runtime, FakeRuntime):
+        pytest.skip("a thread cannot be ended")
+    with pytest.raises(ProcessGone):
+        HostedProcess.start(runtime, what, patience_s=60)
+    assert runtime.recover(what.folder) is None
+
+
 def test_a_host_that_comes_back_finds_the_task_where_it_left_it(open_runtime: Open, order: Make) -> None:
     """At work, and done meanwhile; and one that is done is not in the way of the next."""
     runtime = open_runtime()
