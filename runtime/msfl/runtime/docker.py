@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -63,11 +64,11 @@ class _Kept:
 class DockerRuntime:
     """`keeper` names whose containers these are: no other gateway or orchestrator on this engine has the same."""
 
-    def __init__(self, socket: str, *, keeper: str, oci_runtime: str = "") -> None:
+    def __init__(self, engine: str, *, keeper: str, oci_runtime: str = "") -> None:
         """Raises EngineFails when the engine cannot be used."""
-        if not socket.startswith("unix://"):
-            raise EngineFails(f"{socket} is no socket of this machine: give unix:///path/to/docker.sock")
-        self._socket = socket
+        if not engine.startswith("unix://"):
+            raise EngineFails(f"{engine} is no socket of this machine: give unix:///path/to/docker.sock")
+        self._socket = engine
         self._keeper = keeper
         self._client = self._dial()
         self._engine = self._ask(oci_runtime)
@@ -165,8 +166,12 @@ class DockerRuntime:
 
     def _dial(self, patience_s: float = _PATIENCE_S) -> Any:
         try:
+            with socket.socket(
+                socket.AF_UNIX, socket.SOCK_STREAM
+            ) as tried:  # Whether somebody listens, in plain words.
+                tried.connect(self._socket.removeprefix("unix://"))
             return docker.APIClient(base_url=self._socket, version="auto", timeout=patience_s)
-        except (docker.errors.DockerException, requests.RequestException) as error:
+        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             raise EngineFails(
                 f"the container engine at {self._socket} does not answer ({_why(error)}): is it running, and may this "
                 "user use its socket?"

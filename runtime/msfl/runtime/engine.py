@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.interface import Protections
 
@@ -88,35 +88,40 @@ def inside(engine: Engine, uid: int, gid: int) -> Inside:
     return Inside(f"{uid}:{gid}", shared=False, userns="host" if engine.remapped else None)
 
 
-def protections(engine: Engine, within: Inside) -> Protections:
-    lacking = [
-        what
-        for what, held in {
-            "no system-call filter (seccomp)": engine.seccomp,
-            "no limit on memory": engine.memory_limit,
-            "no limit on the number of processes": engine.process_limit,
-            "no limit on processor time": engine.cpu_limit,
-        }.items()
-        if not held
-    ]
-    whole = engine.seccomp and engine.memory_limit and engine.process_limit
-    users = {
-        engine.rootless: "the engine has no root: inside is nobody else than this user",
-        engine.remapped and within.userns is None: "users inside are remapped to others outside",
+# What holds in every container, by how it is started; the keeper bounds time, output and log.
+_ALWAYS = frozenset(
+    {
+        Protection.NO_NETWORK,
+        Protection.OWN_PROCESSES,
+        Protection.NO_PRIVILEGES,
+        Protection.READ_ONLY,
+        Protection.OWN_IMAGE,
+        Protection.WALL_TIME,
+        Protection.OUTPUT_LIMIT,
+        Protection.LOG_LIMIT,
+        Protection.ENVIRONMENT_VERIFIED,
     }
-    detail = [
-        f"{engine.name} {engine.version}, OCI runtime {engine.oci_runtime or 'of the engine'}: all that runs is in the"
-        " image.",
-        f"No network, own process and ipc space, user {within.user}, no capabilities, no new privileges.",
-        "Image, data and inputs are read-only; writable are the run's own outbox, scratch and figures, and a /tmp from"
-        " which nothing can be executed.",
-        "Limits: memory, processes, processor time, open files, bytes and files written, log, wall time.",
-        *(f"The host's {name} confines it." for name in ("AppArmor",) if engine.apparmor),
-        *(f"The host's {name} confines it." for name in ("SELinux",) if engine.selinux),
-        *(f"{text[0].upper()}{text[1:]}." for held, text in users.items() if held),
-    ]
-    if engine.seccomp:
-        detail.append("System calls are filtered by msfl's own list, stricter than Docker's.")
-    if lacking:
-        detail.append(f"This engine enforces {', and '.join(lacking)}.")
-    return Protections(Isolation.CONTAINER if whole else Isolation.SANDBOX, tuple(detail))
+)
+# OCI runtimes under which a container does not share the host's kernel.
+_OWN_KERNEL = ("runsc", "kata")
+
+
+def protections(engine: Engine, within: Inside) -> Protections:
+    where_enforced = {
+        Protection.SYSCALL_FILTER: engine.seccomp,
+        Protection.MEMORY_LIMIT: engine.memory_limit,
+        Protection.PROCESS_LIMIT: engine.process_limit,
+        Protection.CPU_LIMIT: engine.cpu_limit,
+        Protection.KERNEL_OF_ITS_OWN: engine.oci_runtime.startswith(_OWN_KERNEL),
+    }
+    in_force = _ALWAYS | {name for name, held in where_enforced.items() if held}
+    beside = {
+        f"user {within.user}": True,
+        "AppArmor": engine.apparmor,
+        "SELinux": engine.selinux,
+        "an engine without root": engine.rootless,
+        "users remapped": engine.remapped and within.userns is None,
+    }
+    runtime = engine.oci_runtime or "the engine's default"
+    words = ", ".join(word for word, held in beside.items() if held)
+    return Protections.of(f"Container: {engine.name} {engine.version}, OCI runtime {runtime}; {words}.", in_force)
