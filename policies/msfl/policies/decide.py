@@ -176,8 +176,7 @@ def decide(
     judged = [_judge(p, request, now, versions[p.id]) for p in naming]
     policy, findings, _, verdict = min(judged, key=_nearest)
     rules = _outcomes(policy.document, findings)
-    refusal = _refusal(policy, rules, request) if verdict is Verdict.REFUSE else None
-    return Decision(verdict, policy.id, policy.sha256, rules, refusal)
+    return Decision(verdict, policy.id, policy.sha256, rules, _refusal(policy, rules, request))
 
 
 def rehearse(policy: AssetPolicy, asked: Rehearsal, now: datetime) -> tuple[RuleOutcome, ...]:

@@ -166,9 +166,8 @@ class DockerRuntime:
 
     def _dial(self, patience_s: float = _PATIENCE_S) -> Any:
         try:
-            with socket.socket(
-                socket.AF_UNIX, socket.SOCK_STREAM
-            ) as tried:  # Whether somebody listens, in plain words.
+            # Whether somebody listens, in plain words.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
                 tried.connect(self._socket.removeprefix("unix://"))
             return docker.APIClient(base_url=self._socket, version="auto", timeout=patience_s)
         except (docker.errors.DockerException, requests.RequestException, OSError) as error:
@@ -372,11 +371,12 @@ class DockerRuntime:
         try:
             os.fchmod(descriptor, 0o600)
             left = most - os.fstat(descriptor).st_size
-            client = self._dial(None)  # type: ignore[arg-type]  # it may say nothing for hours
             options = {"since": since} if since is not None else {}
-            for said in client.logs(container, stream=True, follow=True, **options):
-                if left > 0:
-                    left -= os.write(descriptor, said[:left])
+            dialled = self._dial(None)  # type: ignore[arg-type]  # it may say nothing for hours
+            with contextlib.closing(dialled) as client:
+                for said in client.logs(container, stream=True, follow=True, **options):
+                    if left > 0:
+                        left -= os.write(descriptor, said[:left])
         except (docker.errors.DockerException, requests.RequestException, EngineFails, OSError) as error:
             # Its log is for people who look for a cause; the run does not depend on it.
             log.warning("the log of a container breaks off", container=container[:12], why=_why(error))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points
+from typing import TextIO
 
 import structlog
 import typer
@@ -29,16 +30,7 @@ _SUMMARY = "Federated nnU-Net; every hospital keeps the last word on what runs o
 def main() -> None:
     """The console script."""
     end_with_parent()
-    logging.basicConfig(level=logging.WARNING)
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
+    log_to(sys.stderr)
     errors = Console(stderr=True)
     try:
         _app(sys.argv[1:])()
@@ -49,6 +41,21 @@ def main() -> None:
     except CannotProceed as error:
         errors.print(f"[red]failed[/red]: {error}", soft_wrap=True, highlight=False)
         sys.exit(FAILED)
+
+
+def log_to(file: TextIO) -> None:
+    """One JSON object a line; a bug's traceback is in its line, for whoever runs the service."""
+    logging.basicConfig(level=logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=file),
+    )
 
 
 def _app(arguments: list[str]) -> typer.Typer:

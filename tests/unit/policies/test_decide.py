@@ -25,7 +25,7 @@ from msfl.policies.decide import (
     recheck,
     rehearse,
 )
-from msfl.policies.documents import Isolation
+from msfl.policies.documents import Isolation, ReleaseResources
 from msfl.policies.refusals import ADVICE, Code, Refusal
 
 NEWER = edit(POLICY_YAML, "version: 3", "version: 4")
@@ -53,6 +53,11 @@ def among(*texts: str) -> Decision:
     return decide(worlds[0].request(), tuple(world.policy for world in worlds), NOW)
 
 
+def with_statement(**changes: object) -> Decision:
+    world = World()
+    return world.decide(release=trusted(world.release(world.statement.model_copy(update=changes))))
+
+
 def with_dataset(**changes: object) -> Decision:
     world = World()
     return world.decide(dataset=world.dataset.model_copy(update=changes))
@@ -75,6 +80,7 @@ STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "no policy at all": (Code.NO_POLICY, lambda: decide(World().request(), (), NOW)),
     "before the policy": (Code.POLICY_NOT_YET_VALID, lambda: at(datetime(2026, 10, 31, 23, 59, 59, tzinfo=UTC))),
     "the moment it expires": (Code.POLICY_EXPIRED, lambda: at(datetime(2027, 5, 1, tzinfo=UTC))),
+    "a month after it expired": (Code.POLICY_EXPIRED, lambda: at(datetime(2027, 6, 1, tzinfo=UTC))),
     "a user refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("users: [Ada@uni.example]")),
     "an organisation refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("organisations: [uni.example]")),
     "an image refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing(f'digests: ["{DIGEST}"]')),
@@ -94,6 +100,14 @@ STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "training not allowed": (
         Code.TASK_NOT_ALLOWED,
         lambda: with_policy("[fingerprint, prepare, train, evaluate]", "[fingerprint, prepare, evaluate]"),
+    ),
+    "a task that the release does not declare": (
+        Code.TASK_NOT_ALLOWED,
+        lambda: with_statement(tasks=("fingerprint", "prepare", "evaluate")),
+    ),
+    "more graphics processors than the policy has": (
+        Code.RESOURCES_EXCEEDED,
+        lambda: with_statement(resources=ReleaseResources(gpus=2, memory_gib=4)),
     ),
     "more reviewers wanted": (Code.TOO_FEW_REVIEWERS, lambda: with_policy("{minimum: 2}", "{minimum: 3}")),
     "a key the policy does not list": (
@@ -242,6 +256,29 @@ def test_budgets_count_per_policy() -> None:
     assert World().decide(runs_so_far={"another-policy": 99}).verdict is Verdict.ALLOW
 
 
+def test_the_first_run_of_a_policy_that_allows_one_is_allowed() -> None:
+    world = World(policy_yaml=edit(POLICY_YAML, "max_runs: 5", "max_runs: 1"))
+    assert world.decide().verdict is Verdict.ALLOW
+    for spent in (1, 2):
+        assert world.decide(runs_so_far={world.policy.id: spent}).verdict is Verdict.REFUSE
+
+
+def test_a_run_may_spend_all_the_rounds_of_a_policy() -> None:
+    assert World(policy_yaml=edit(POLICY_YAML, "max_rounds: 300", "max_rounds: 50")).decide().verdict is Verdict.ALLOW
+    assert World(policy_yaml=edit(POLICY_YAML, "max_rounds: 300", "max_rounds: 49")).decide().verdict is Verdict.REFUSE
+
+
+def test_where_two_entries_name_the_image_the_stricter_one_counts_its_reviewers() -> None:
+    entry = POLICY_YAML[POLICY_YAML.index("  - name: ms-lesion") : POLICY_YAML.index("config:")]
+    for stricter in (
+        edit(POLICY_YAML, entry, entry + edit(entry, "minimum: 2", "minimum: 3")),
+        edit(POLICY_YAML, entry, edit(entry, "minimum: 2", "minimum: 3") + entry),
+    ):
+        refusal = World(policy_yaml=stricter).decide().refusal
+        assert refusal is not None
+        assert refusal.code is Code.TOO_FEW_REVIEWERS
+
+
 def confirm_world() -> World:
     return World(policy_yaml=edit(POLICY_YAML, "mode: auto", "mode: confirm"))
 
@@ -344,12 +381,34 @@ def test_the_refusal_is_that_of_the_nearest_policy() -> None:
     assert decision.refusal.code is Code.ISOLATION_TOO_WEAK
 
 
+def test_a_policy_that_allows_is_asked_before_one_that_waits_whatever_their_names() -> None:
+    waits = edit(edit(POLICY_YAML, "mode: auto", "mode: confirm"), "id: ms-trial", "id: a-trial")
+    assert among(POLICY_YAML, waits).verdict is Verdict.ALLOW
+
+
+def test_of_two_versions_that_refuse_the_newer_one_says_why() -> None:
+    decision = among(POLICY_YAML, edit(NEWER, "isolation: sandbox", "isolation: container"))
+    assert decision.refusal is not None
+    assert decision.refusal.code is Code.ISOLATION_TOO_WEAK
+
+
+def test_a_policy_for_other_data_does_not_stand_in_for_one_that_was_not_trusted() -> None:
+    refusal = World(policy_signers=("mallory",)).trust_policy()
+    assert isinstance(refusal, Refusal)
+    elsewhere = World(policy_yaml=edit(POLICY_YAML, "datasets: [ms-trial]", "datasets: [ms-other]")).policy
+    decision = decide(World().request(), (elsewhere,), NOW, (refusal,))
+    assert [rule.code for rule in decision.rules] == [Code.DATASET_NOT_NAMED, Code.WRONG_SIGNER]
+
+
 def test_a_policy_that_was_not_trusted_explains_why_there_is_none() -> None:
     refusal = World(policy_signers=("mallory",)).trust_policy()
     assert isinstance(refusal, Refusal)
     decision = decide(World().request(), (), NOW, (refusal,))
     assert decision.refusal is not None
     assert decision.refusal.code is Code.WRONG_SIGNER
+    assert [(rule.rule, rule.passed, rule.code) for rule in decision.rules] == [
+        ("policy_trusted", False, Code.WRONG_SIGNER)
+    ]
 
 
 def test_a_naive_time_is_a_bug() -> None:
@@ -391,6 +450,14 @@ def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
     refusal = recheck(policy, 61, NOW, 60)
     assert refusal is not None
     assert refusal.code is Code.CONFIG_OUT_OF_RANGE
+    unlisted = World(policy_yaml=edit(POLICY_YAML, "  rounds: {max: 60}\n", "")).policy
+    refusal = recheck(unlisted, 1, NOW, 0)
+    assert refusal is not None
+    assert refusal.code is Code.CONFIG_OUT_OF_RANGE
+    endless = World(policy_yaml=edit(POLICY_YAML, "rounds: {max: 60}", "rounds: {min: 1}")).policy
+    assert recheck(endless, 61, NOW, 60) is None
+    with pytest.raises(ValueError, match="UTC"):
+        recheck(policy, 1, NOW.replace(tzinfo=None), 0)
     # What is wrong first is told first.
     refusal = recheck(policy, 61, policy.document.expires, 300)
     assert refusal is not None
@@ -409,6 +476,13 @@ def test_a_round_beyond_the_policys_rounds_is_refused() -> None:
         ((NEWER,), Code.POLICY_SUPERSEDED),
         ((with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "id: ms", "id: no")),), Code.EXPLICITLY_REFUSED),
         ((with_refusal(f'digests: ["{DIGEST}"]', edit(POLICY_YAML, "id: ms", "id: no")),), Code.EXPLICITLY_REFUSED),
+        (
+            (
+                edit(POLICY_YAML, "id: ms-trial-lesion", "id: other-lesion"),  # says nothing, and hides nothing
+                with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "id: ms", "id: no")),
+            ),
+            Code.EXPLICITLY_REFUSED,
+        ),
         ((with_refusal("users: [ada@uni.example]", edit(POLICY_YAML, "version: 3", "version: 2")),), None),
         (
             (
