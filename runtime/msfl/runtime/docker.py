@@ -72,7 +72,7 @@ class DockerRuntime:
         self._keeper = keeper
         self._client = self._dial()
         self._engine = self._ask(oci_runtime)
-        self._inside = inside(self._engine, os.getuid(), os.getgid())
+        self._inside = inside(self._engine, os.getuid(), os.getgid(), os.getgroups())
         # Docker is sent the list, podman reads it from where it lies.
         self._seccomp = str(SECCOMP) if self._engine.name == "podman" else json.dumps(json.loads(SECCOMP.read_text()))
         self._loading = threading.Lock()
@@ -251,6 +251,7 @@ class DockerRuntime:
             # Bounded by the engine, and read from there: it is still told when nobody listens for a while.
             log_config=LogConfig(type="json-file", config={"max-size": str(limits.log_bytes), "max-file": "1"}),
             restart_policy={"Name": "no"},
+            group_add=list(within.groups),
             userns_mode=within.userns,
             runtime=self._engine.oci_runtime or None,
             device_requests=_gpus(limits, os.environ),
@@ -270,7 +271,7 @@ class DockerRuntime:
                 stop_signal="SIGTERM",
                 labels=labels,
                 host_config=host,
-                name=f"msfl-{order.role}-{order.run_id}-{secrets.token_hex(4)}"[-120:],
+                name=f"msfl-{order.role}-{order.run_id[:80]}-{secrets.token_hex(4)}",
             )["Id"]
         )
 
@@ -342,9 +343,14 @@ class DockerRuntime:
             with open(told, "rb") as words:
                 words.readline()
             self._share(order.folder)
-            self._client.start(container)
-            pid = int(self._client.inspect_container(container)["State"]["Pid"])
-            os.write(speaking, f"{pid}\n".encode())
+            try:
+                self._client.start(container)
+                pid = int(self._client.inspect_container(container)["State"]["Pid"])
+                os.write(speaking, f"{pid}\n".encode())
+            except BaseException:
+                kept_by.kill()  # There is nothing to keep.
+                kept_by.wait()
+                raise
         finally:
             os.close(hearing)
             os.close(speaking)
@@ -430,7 +436,7 @@ def _ulimits(limits: Limits) -> list[Ulimit]:
     bounds = {"core": 0, "nofile": limits.open_files, "fsize": limits.file_bytes, "memlock": 64 << 10, "msgqueue": 0}
     if limits.wall_time_s is not None:
         # The kernel's own word, should nobody be there to watch: no process computes for longer than the run may take.
-        bounds["cpu"] = int(limits.wall_time_s * max(limits.threads, 1)) + 60
+        bounds["cpu"] = int(limits.wall_time_s * (os.cpu_count() or 1)) + 60
     return [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()]
 
 

@@ -10,7 +10,7 @@ protection out, it says so itself, and so do we.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,13 @@ class Engine:
 @dataclass(frozen=True)
 class Inside:
     """As whom a container runs. `shared`: other users than ours outside, so that its folders must be open to others;
-    the folder around them is ours alone. `userns`: the engine's word for which user namespace."""
+    the folder around them is ours alone. `groups`: ours, so that it reads what we may. `userns`: the engine's word for
+    which user namespace."""
 
     user: str
     shared: bool
     userns: str | None = None
+    groups: tuple[str, ...] = ()
 
 
 def engine_of(info: Mapping[str, Any], version: Mapping[str, Any], oci_runtime: str) -> Engine:
@@ -78,14 +80,15 @@ def engine_of(info: Mapping[str, Any], version: Mapping[str, Any], oci_runtime: 
     )
 
 
-def inside(engine: Engine, uid: int, gid: int) -> Inside:
-    """`uid`, `gid`: ours, outside."""
+def inside(engine: Engine, uid: int, gid: int, groups: Sequence[int] = ()) -> Inside:
+    """`uid`, `gid`, `groups`: ours, outside."""
     if engine.rootless:
         return Inside("0:0", shared=False)  # Nobody outside but this user, and without any capability.
     if uid == 0:
         return Inside(f"{UNPRIVILEGED}:{UNPRIVILEGED}", shared=True)
     # What it writes must be ours to read and to delete; a remapped user's files would not be.
-    return Inside(f"{uid}:{gid}", shared=False, userns="host" if engine.remapped else None)
+    more = tuple(str(group) for group in groups if group not in (0, gid))
+    return Inside(f"{uid}:{gid}", shared=False, userns="host" if engine.remapped else None, groups=more)
 
 
 # What holds in every container, by how it is started; the keeper bounds time, output and log.

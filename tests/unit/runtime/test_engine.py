@@ -68,7 +68,8 @@ def test_what_an_engine_does_not_enforce_is_not_announced(
 def test_nobody_inside_is_root_but_where_the_engine_itself_is_not() -> None:
     plain = Engine("Docker", "20.10")
     assert inside(plain, 1000, 1000) == Inside("1000:1000", shared=False)
-    assert inside(plain, 0, 0) == Inside("10001:10001", shared=True)
+    assert inside(plain, 1000, 1000, [1000, 0, 44]).groups == ("44",), "what we may read, and never root's"
+    assert inside(plain, 0, 0, [0, 44]) == Inside("10001:10001", shared=True)
     remapped = Engine("Docker", "20.10", remapped=True)
     assert inside(remapped, 0, 0).userns is None
     assert inside(remapped, 1000, 1000).userns == "host", "what it writes must be the gateway's to delete"
