@@ -21,6 +21,7 @@ import contextlib
 import json
 import os
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -63,15 +64,15 @@ class _Kept:
 class DockerRuntime:
     """`keeper` names whose containers these are: no other gateway or orchestrator on this engine has the same."""
 
-    def __init__(self, socket: str, *, keeper: str, oci_runtime: str = "") -> None:
+    def __init__(self, engine: str, *, keeper: str, oci_runtime: str = "") -> None:
         """Raises EngineFails when the engine cannot be used."""
-        if not socket.startswith("unix://"):
-            raise EngineFails(f"{socket} is no socket of this machine: give unix:///path/to/docker.sock")
-        self._socket = socket
+        if not engine.startswith("unix://"):
+            raise EngineFails(f"{engine} is no socket of this machine: give unix:///path/to/docker.sock")
+        self._socket = engine
         self._keeper = keeper
         self._client = self._dial()
         self._engine = self._ask(oci_runtime)
-        self._inside = inside(self._engine, os.getuid(), os.getgid())
+        self._inside = inside(self._engine, os.getuid(), os.getgid(), os.getgroups())
         # Docker is sent the list, podman reads it from where it lies.
         self._seccomp = str(SECCOMP) if self._engine.name == "podman" else json.dumps(json.loads(SECCOMP.read_text()))
         self._loading = threading.Lock()
@@ -165,8 +166,11 @@ class DockerRuntime:
 
     def _dial(self, patience_s: float = _PATIENCE_S) -> Any:
         try:
+            # Whether somebody listens, in plain words.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
+                tried.connect(self._socket.removeprefix("unix://"))
             return docker.APIClient(base_url=self._socket, version="auto", timeout=patience_s)
-        except (docker.errors.DockerException, requests.RequestException) as error:
+        except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             raise EngineFails(
                 f"the container engine at {self._socket} does not answer ({_why(error)}): is it running, and may this "
                 "user use its socket?"
@@ -247,6 +251,7 @@ class DockerRuntime:
             # Bounded by the engine, and read from there: it is still told when nobody listens for a while.
             log_config=LogConfig(type="json-file", config={"max-size": str(limits.log_bytes), "max-file": "1"}),
             restart_policy={"Name": "no"},
+            group_add=list(within.groups),
             userns_mode=within.userns,
             runtime=self._engine.oci_runtime or None,
             device_requests=_gpus(limits, os.environ),
@@ -266,7 +271,7 @@ class DockerRuntime:
                 stop_signal="SIGTERM",
                 labels=labels,
                 host_config=host,
-                name=f"msfl-{order.role}-{order.run_id}-{secrets.token_hex(4)}"[-120:],
+                name=f"msfl-{order.role}-{order.run_id[:80]}-{secrets.token_hex(4)}",
             )["Id"]
         )
 
@@ -338,9 +343,14 @@ class DockerRuntime:
             with open(told, "rb") as words:
                 words.readline()
             self._share(order.folder)
-            self._client.start(container)
-            pid = int(self._client.inspect_container(container)["State"]["Pid"])
-            os.write(speaking, f"{pid}\n".encode())
+            try:
+                self._client.start(container)
+                pid = int(self._client.inspect_container(container)["State"]["Pid"])
+                os.write(speaking, f"{pid}\n".encode())
+            except BaseException:
+                kept_by.kill()  # There is nothing to keep.
+                kept_by.wait()
+                raise
         finally:
             os.close(hearing)
             os.close(speaking)
@@ -426,7 +436,7 @@ def _ulimits(limits: Limits) -> list[Ulimit]:
     bounds = {"core": 0, "nofile": limits.open_files, "fsize": limits.file_bytes, "memlock": 64 << 10, "msgqueue": 0}
     if limits.wall_time_s is not None:
         # The kernel's own word, should nobody be there to watch: no process computes for longer than the run may take.
-        bounds["cpu"] = int(limits.wall_time_s * max(limits.threads, 1)) + 60
+        bounds["cpu"] = int(limits.wall_time_s * (os.cpu_count() or 1)) + 60
     return [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()]
 
 

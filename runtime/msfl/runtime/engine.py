@@ -10,29 +10,15 @@ protection out, it says so itself, and so do we.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msfl.policies.protections import Protection, isolation_of
+from msfl.policies.protections import Protection
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.interface import Protections
 
 UNPRIVILEGED = 10001
-_KERNELS = frozenset({"runsc", "kata", "kata-runtime"})  # OCI runtimes that keep the host's kernel to themselves
-_ALWAYS = frozenset(
-    {
-        Protection.NO_NETWORK,
-        Protection.OWN_PROCESSES,
-        Protection.NO_PRIVILEGES,
-        Protection.READ_ONLY,
-        Protection.OWN_IMAGE,
-        Protection.WALL_TIME,
-        Protection.OUTPUT_LIMIT,
-        Protection.LOG_LIMIT,
-        Protection.ENVIRONMENT_VERIFIED,
-    }
-)
 
 
 class EngineFails(CannotProceed):
@@ -60,11 +46,13 @@ class Engine:
 @dataclass(frozen=True)
 class Inside:
     """As whom a container runs. `shared`: other users than ours outside, so that its folders must be open to others;
-    the folder around them is ours alone. `userns`: the engine's word for which user namespace."""
+    the folder around them is ours alone. `groups`: ours, so that it reads what we may. `userns`: the engine's word for
+    which user namespace."""
 
     user: str
     shared: bool
     userns: str | None = None
+    groups: tuple[str, ...] = ()
 
 
 def engine_of(info: Mapping[str, Any], version: Mapping[str, Any], oci_runtime: str) -> Engine:
@@ -92,55 +80,51 @@ def engine_of(info: Mapping[str, Any], version: Mapping[str, Any], oci_runtime: 
     )
 
 
-def inside(engine: Engine, uid: int, gid: int) -> Inside:
-    """`uid`, `gid`: ours, outside."""
+def inside(engine: Engine, uid: int, gid: int, groups: Sequence[int] = ()) -> Inside:
+    """`uid`, `gid`, `groups`: ours, outside."""
     if engine.rootless:
         return Inside("0:0", shared=False)  # Nobody outside but this user, and without any capability.
     if uid == 0:
         return Inside(f"{UNPRIVILEGED}:{UNPRIVILEGED}", shared=True)
     # What it writes must be ours to read and to delete; a remapped user's files would not be.
-    return Inside(f"{uid}:{gid}", shared=False, userns="host" if engine.remapped else None)
+    more = tuple(str(group) for group in groups if group not in (0, gid))
+    return Inside(f"{uid}:{gid}", shared=False, userns="host" if engine.remapped else None, groups=more)
+
+
+# What holds in every container, by how it is started; the keeper bounds time, output and log.
+_ALWAYS = frozenset(
+    {
+        Protection.NO_NETWORK,
+        Protection.OWN_PROCESSES,
+        Protection.NO_PRIVILEGES,
+        Protection.READ_ONLY,
+        Protection.OWN_IMAGE,
+        Protection.WALL_TIME,
+        Protection.OUTPUT_LIMIT,
+        Protection.LOG_LIMIT,
+        Protection.ENVIRONMENT_VERIFIED,
+    }
+)
+# OCI runtimes under which a container does not share the host's kernel.
+_OWN_KERNEL = ("runsc", "kata")
 
 
 def protections(engine: Engine, within: Inside) -> Protections:
-    lacking = [
-        what
-        for what, held in {
-            "no system-call filter (seccomp)": engine.seccomp,
-            "no limit on memory": engine.memory_limit,
-            "no limit on the number of processes": engine.process_limit,
-            "no limit on processor time": engine.cpu_limit,
-        }.items()
-        if not held
-    ]
-    in_force = _ALWAYS | {
-        name
-        for name, held in {
-            Protection.SYSCALL_FILTER: engine.seccomp,
-            Protection.MEMORY_LIMIT: engine.memory_limit,
-            Protection.PROCESS_LIMIT: engine.process_limit,
-            Protection.CPU_LIMIT: engine.cpu_limit,
-            Protection.KERNEL_OF_ITS_OWN: engine.oci_runtime in _KERNELS,
-        }.items()
-        if held
+    where_enforced = {
+        Protection.SYSCALL_FILTER: engine.seccomp,
+        Protection.MEMORY_LIMIT: engine.memory_limit,
+        Protection.PROCESS_LIMIT: engine.process_limit,
+        Protection.CPU_LIMIT: engine.cpu_limit,
+        Protection.KERNEL_OF_ITS_OWN: engine.oci_runtime.startswith(_OWN_KERNEL),
     }
-    users = {
-        engine.rootless: "the engine has no root: inside is nobody else than this user",
-        engine.remapped and within.userns is None: "users inside are remapped to others outside",
+    in_force = _ALWAYS | {name for name, held in where_enforced.items() if held}
+    beside = {
+        f"user {within.user}": True,
+        "AppArmor": engine.apparmor,
+        "SELinux": engine.selinux,
+        "an engine without root": engine.rootless,
+        "users remapped": engine.remapped and within.userns is None,
     }
-    detail = [
-        f"{engine.name} {engine.version}, OCI runtime {engine.oci_runtime or 'of the engine'}: all that runs is in the"
-        " image.",
-        f"No network, own process and ipc space, user {within.user}, no capabilities, no new privileges.",
-        "Image, data and inputs are read-only; writable are the run's own outbox, scratch and figures, and a /tmp from"
-        " which nothing can be executed.",
-        "Limits: memory, processes, processor time, open files, bytes and files written, log, wall time.",
-        *(f"The host's {name} confines it." for name in ("AppArmor",) if engine.apparmor),
-        *(f"The host's {name} confines it." for name in ("SELinux",) if engine.selinux),
-        *(f"{text[0].upper()}{text[1:]}." for held, text in users.items() if held),
-    ]
-    if engine.seccomp:
-        detail.append("System calls are filtered by msfl's own list, stricter than Docker's.")
-    if lacking:
-        detail.append(f"This engine enforces {', and '.join(lacking)}.")
-    return Protections(isolation_of(in_force), tuple(detail), frozenset(in_force))
+    runtime = engine.oci_runtime or "the engine's default"
+    words = ", ".join(word for word, held in beside.items() if held)
+    return Protections.of(f"Container: {engine.name} {engine.version}, OCI runtime {runtime}; {words}.", in_force)
