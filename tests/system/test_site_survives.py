@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -252,6 +253,23 @@ def test_what_a_worker_finished_while_there_was_no_gateway_is_heard(
     live.start_again(GATEWAY)
     finished_by(live, run, worker, long_undisturbed)
     assert begun(live, run, "train/2") == 1
+
+
+def test_a_worker_has_its_time_and_no_more_also_while_there_is_no_gateway(live: LiveFederation) -> None:
+    with live.policies_put_back():
+        short = re.sub(r"wall_time: \w+", "wall_time: 12s", live.policy(SITE))
+        assert short != live.policy(SITE)
+        live.sign_policy(SITE, short)
+        run = live.client.submit(live.job(rounds=20, min_sites=2, config={"batches_per_epoch": 1000}))
+        when(live, run, "train/1")
+        workers = live.workers(SITE)
+        live.kill(GATEWAY)
+        _, alive = psutil.wait_procs(workers, timeout=25)
+        assert not alive, "long before the minute that a gateway may be away"
+        live.start_again(GATEWAY)
+        until(lambda: run.state()["sites"][SITE]["standing"] == "out", "the site to say so")
+        assert run.state()["sites"][SITE]["code"] == "resources_exceeded"
+    run.abort()
 
 
 @pytest.mark.full

@@ -85,6 +85,8 @@ class Worker:
         self.end(0.0)
         if unconfirmed is not None:
             return self._broken(order, unconfirmed.code.value, unconfirmed.message)
+        if wall_time_s <= 0:
+            return self._broken(order, Code.RESOURCES_EXCEEDED.value, "the run has had all its time here")
         self._say.beat(SiteProgress(self._run_id, order.task_id, "verify data and image", 0, 3))
         dataset = self._home.dataset(accepted.dataset_id)
         if isinstance(dataset, Refusal):
