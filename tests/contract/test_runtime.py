@@ -25,7 +25,7 @@ from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.tasklink import Hello, Task, encode
 from msfl.runtime.docker import DockerRuntime
-from msfl.runtime.hosted import HostedProcess, ProcessGone
+from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
 from msfl.runtime.interface import Exit, Handle, Limits, Runtime, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
@@ -287,6 +287,47 @@ WORKER = """
         send(frame="Result", task_id=id, document={"by": os.getpid()})
         (F / "scratch" / id).touch()
     """
+
+
+def test_what_it_took_too_much_of_is_told_to_whoever_waits_for_it(open_runtime: Open, order: Make) -> None:
+    runtime = open_runtime()
+    if isinstance(runtime, FakeRuntime):
+        pytest.skip("it has no keeper")
+    greedy = WORKER.replace("id = task", "(F / 'outbox' / 'much').write_bytes(b'1' * (8 << 20)); id = task")
+    host = HostedProcess.start(runtime, order(greedy, limits=Limits(output_bytes=1 << 20)), patience_s=30)
+    with pytest.raises(TaskFailed) as failed:
+        host.call(Task("one", "train", 1, {}), lambda _: None)
+    assert failed.value.code == "resources_exceeded"
+    assert "bytes" in failed.value.detail
+    assert until(lambda: runtime.poll(host.handle)).excess == failed.value.detail
+    host.stop()
+
+
+NONSENSE = {
+    "a frame without end": b"\xff" * 100,
+    "no JSON": b"\x00\x00\x00\x04oops",
+    "no frame": b"\x00\x00\x00\x02{}",
+    "a task, as a host would give it": encode(Task("one", "train", 1, {})),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("said", NONSENSE)
+def test_who_speaks_nonsense_is_ended(open_runtime: Open, order: Make, said: str) -> None:
+    runtime = open_runtime()
+    what = order(
+        f"""
+        import socket
+        link = socket.socket(socket.AF_UNIX); link.connect(str(F / "link.sock")); link.sendall({NONSENSE[said]!r})
+        {"link.close()" if said == "nothing" else ""}
+        while True: time.sleep(60)
+        """
+    )
+    if isinstance(runtime, FakeRuntime):
+        pytest.skip("a thread cannot be ended")
+    with pytest.raises(ProcessGone):
+        HostedProcess.start(runtime, what, patience_s=60)
+    assert runtime.recover(what.folder) is None
 
 
 def test_a_host_that_comes_back_finds_the_task_where_it_left_it(open_runtime: Open, order: Make) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -66,9 +67,17 @@ def none(why: str) -> None:
     pytest.skip(f"no container engine: {why}")
 
 
+def _listens(address: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as there:
+        return there.connect_ex(address.removeprefix("unix://")) == 0
+
+
 def _wait(daemon: subprocess.Popen[bytes], address: str, log: Path) -> None:
     give_up = time.monotonic() + PATIENCE_S
     while True:
+        if not _listens(address) and daemon.poll() is None and time.monotonic() < give_up:
+            time.sleep(0.1)  # The SDK leaves a socket open for each time that nobody listens.
+            continue
         try:
             DockerRuntime(address, keeper="the tests").close()
         except EngineFails:

@@ -25,7 +25,7 @@ import structlog
 
 from msfl.gateway.datasets import changed_file
 from msfl.gateway.disk import GivenUp, has_room, probe
-from msfl.gateway.egress import allowance, failure_code, progress_of
+from msfl.gateway.egress import Onward, allowance, failure_code, progress_of
 from msfl.gateway.judge import Accepted
 from msfl.gateway.link import NotWanted
 from msfl.gateway.machine import Broken, Event, ResultSealed, SealedResult, Sent, Unwanted, WorkerLost, WorkerUp
@@ -52,6 +52,7 @@ REGISTRY_PATIENCE_S = 60.0
 MOST_PICTURES, PICTURE_BYTES = 1000, 64 << 20
 # How long a worker works on while its gateway is being restarted. Nobody hears a revocation for so long.
 RESTART_PATIENCE_S = 60.0
+_MOST_MIB = 1 << 24
 log = structlog.get_logger()
 
 
@@ -211,7 +212,10 @@ class Worker:
             if order.verb == "train" and document.get("stream") == "local":
                 document["send_weights"] = allowed_outputs(accepted.policy).local_model
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
-            result = process.call(task, lambda said: self._on_progress(order, said, accepted), begun=asked is not None)
+            onward = Onward()
+            result = process.call(
+                task, lambda said: self._on_progress(order, said, accepted, onward), begun=asked is not None
+            )
             sealed = self._say.with_room(
                 lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
             )
@@ -316,9 +320,10 @@ class Worker:
         self._say.until_sent(lambda: self._around.link.download(self._run_id, key, got, take_on))
         return got
 
-    def _on_progress(self, order: TaskOrder, progress: Progress, accepted: Accepted) -> None:
-        rules = allowed_outputs(accepted.policy)
-        self._say.beat(progress_of(self._run_id, order.task_id, progress, rules))
+    def _on_progress(self, order: TaskOrder, said: Progress, accepted: Accepted, onward: Onward) -> None:
+        progress = progress_of(self._run_id, order.task_id, said, allowed_outputs(accepted.policy))
+        if onward.lets_by(progress):
+            self._say.beat(progress)
 
     def _lost(self, order: TaskOrder, code: str, why: str) -> Event:
         """The worker is gone. On a full disk that is nobody's fault: wait for room, then begin the task anew."""
@@ -340,8 +345,9 @@ class Worker:
     def _peaks(self, result: Result) -> dict[str, float]:
         own = psutil.Process().memory_info().rss / 2**20
         peaks = {"gateway": round(own, 1)}
-        if isinstance(worker := result.document.get("peak_rss_mib"), int | float):
-            peaks["worker"] = float(worker)
+        worker = result.document.get("peak_rss_mib")
+        if isinstance(worker, int | float) and 0 <= worker <= _MOST_MIB:  # Its own word, and not sealed.
+            peaks["worker"] = float(round(worker))
         return peaks
 
 

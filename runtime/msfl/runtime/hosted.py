@@ -106,15 +106,16 @@ class HostedProcess:
     ) -> HostedProcess:
         try:
             connection = cls._accept(listener, runtime, handle, log, patience_s, cancelled)
-            link = TaskLink(connection, silence_s)
-            hello = link.receive()
         except ProcessGone:
             runtime.stop(handle, 1.0)
             raise
-        except (BrokenFrame, OSError) as error:
-            runtime.stop(handle, 1.0)
-            raise ProcessGone("process_did_not_greet", log) from error
+        link = TaskLink(connection, silence_s)
+        try:
+            hello = link.receive()
+        except (BrokenFrame, OSError):
+            hello = None
         if not isinstance(hello, Hello):
+            link.close()
             runtime.stop(handle, 1.0)
             raise ProcessGone("process_did_not_greet", log)
         return cls(runtime, handle, link, log, hello)

@@ -11,6 +11,7 @@ It ends the process, and everything that this ever started, when
 
     the host that started it is gone and no other has come within `orphan_s`
     its folder is gone, or another was started in it
+    it closes its link, or says what is no frame, and does not end
     its wall time is over, it has written more than it may, or (the kernel does that) it took too much memory
     the keeper itself is ended: bubblewrap and `launcher` die with their parent
 
@@ -57,6 +58,7 @@ _DIAL_EVERY_S = 0.1
 _LOOK_EVERY_S = 1.0
 _LOG_TAIL = 64 << 10
 _LAST_WORDS_S = 2.0
+_HUNG_UP_S = 10.0  # for an interpreter to end
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ class Keeper:
         self._answer = b""
         began = time.monotonic()
         self._alone_since: float | None = None
+        self._hung_up_since: float | None = None
         self._dial_at = self._look_at = began
         self._ends_at = None if spec.wall_time_s is None else began + spec.wall_time_s
         self._child: subprocess.Popen[bytes] | None = None
@@ -444,14 +447,25 @@ class Keeper:
             return "its folder is gone, or another has its place"
         if self._ends_at is not None and now >= self._ends_at:
             return "it has had all its time"
+        if self._process is not None and not self._process.open:
+            self._hung_up_since = self._hung_up_since or now
+            if now - self._hung_up_since >= _HUNG_UP_S:
+                return "it closed its link and did not end"
         if now < self._look_at:
             return ""
         folders = [Path(folder) for folder in self._spec.written]
         quota = Quota(self._spec.output_bytes, self._spec.output_files)
-        excess = measure(folders, quota, (p.pid for p in family(self._guarded or os.getpid()))).excess(quota)
+        excess = measure(folders, quota, self._inside()).excess(quota)
         # A folder with very many files takes its time to look through: never more than a tenth of a processor.
         self._look_at = now + max(_LOOK_EVERY_S, 10 * (time.monotonic() - now))
         return excess
+
+    def _inside(self) -> list[int]:
+        """The process and all that it started; where there is a group, without looking through the whole machine."""
+        for folder in self._groups:
+            with contextlib.suppress(OSError):
+                return [int(pid) for pid in (folder / "cgroup.procs").read_text().split()]
+        return [p.pid for p in family(self._guarded or os.getpid())]
 
     def _ran_out_of_memory(self) -> bool:
         for folder in self._groups:

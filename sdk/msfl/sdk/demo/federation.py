@@ -252,7 +252,7 @@ class Federation:
         self.processes.run(
             f"join-{site.name}",
             msfl(
-                "gateway", "enrol", token, "--home", home,
+                "gateway", "enrol", token, "--yes", "--home", home,
                 "--custodian", custodian, "--custodian-key", pem, *self.runtime,
             ),
             msfl(
