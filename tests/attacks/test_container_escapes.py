@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from fakes import probes
-from fakes.programs import image_of, packed_base
+from fakes.programs import image_of
 from fakes.walls import ask, until
 from msfl.runtime.docker import DockerRuntime
 from msfl.runtime.engine import UNPRIVILEGED
@@ -33,11 +33,6 @@ def runtime(engine: str) -> Iterator[DockerRuntime]:
     yield runtime
     runtime._tidy()
     runtime.close()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from fakes import probes
-from fakes.programs import image_of, packed_base, program
+from fakes.programs import image_of, program
 from fakes.walls import ask, told, until
 from msfl.runtime.docker import DockerRuntime
 from msfl.runtime.interface import Exit, Handle, Limits, StartOrder
@@ -35,11 +35,6 @@ class Attack:
 
     def told(self) -> dict[str, Any]:
         return told(self.order.folder)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture

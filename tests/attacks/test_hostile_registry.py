@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fakes.registries import CODE, Image, digest_of, tar_of
+from fakes.registries import CODE, LOCKED, Image, digest_of, tar_of
 from msfl.policies.refusals import Code, Refused
 from msfl.registry.cache import ImageCache
 from msfl.registry.interface import INDEX, LAYER, MANIFEST, Descriptor, NotInRegistry, referrers_tag
@@ -32,7 +32,7 @@ def refused(image: Image, digest: str, tmp_path: Path) -> str:
     with pytest.raises(Refused) as error:
         pulled(image, digest, cache)
     assert error.value.refusal.code is Code.IMAGE_BROKEN
-    assert {p.name for p in cache.iterdir()} == {"blobs", "held"}, "something was left behind"
+    assert {p.name for p in cache.iterdir()} == {"blobs", "held", "used", "looked-at"}, "something was left behind"
     assert not list(cache.glob("blobs/*.part")), "something was half kept"
     assert {p.name for p in tmp_path.iterdir()} == {"cache"}, "something got out"
     return error.value.refusal.message
@@ -84,6 +84,10 @@ def _config_with(**changes: Any) -> Callable[[Image], None]:
     return lambda image: image.config.update(changes)
 
 
+def _container_with(**changes: Any) -> Callable[[Image], None]:
+    return lambda image: image.config["config"].update(changes)
+
+
 HUGE = {"mediaType": LAYER, "digest": "sha256:" + "0" * 64, "size": 1 << 40}
 
 
@@ -106,6 +110,14 @@ HUGE = {"mediaType": LAYER, "digest": "sha256:" + "0" * 64, "size": 1 << 40}
         _config_with(config={"Entrypoint": ["python"], "Labels": {}}),
         _config_with(config={"Entrypoint": ["python"], "Labels": {"msfl.environment.sha256": digest_of(b"other")}}),
         _config_with(config=[]),
+        _container_with(Volumes={"/scratch": {}}),
+        _container_with(OnBuild=["RUN x"]),
+        _container_with(Healthcheck={"Test": ["CMD", "x"]}),
+        lambda image: image.kinds.reverse(),
+        lambda image: image.kinds.__setitem__(1, {"msfl.layer": "environment"}),
+        lambda image: image.kinds.__setitem__(1, {}),
+        lambda image: image.kinds.__setitem__(0, {"msfl.layer": "base"}),
+        lambda image: image.kinds.__setitem__(0, {"msfl.layer": "x" * 10_000}),
     ],
 )
 def test_documents_that_are_not_what_they_should_be(tmp_path: Path, harm: Callable[[Image], None]) -> None:
@@ -144,6 +156,18 @@ def test_a_manifest_that_two_readers_read_differently(tmp_path: Path, body: byte
 def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
     image = Image(tar_of({**CODE, name: b"x"}, format=tarfile.GNU_FORMAT))
     refused(image, image.push(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["usr/bin/python", "etc/passwd", "msfl", "msfl.py", "msfl-environment.json", "os.py"])
+def test_code_that_would_replace_the_system_below_it(tmp_path: Path, name: str) -> None:
+    assert "no place in the layer of the code" in refused_tar(tar_of({**CODE, name: b"x"}), tmp_path)
+
+
+def test_a_lock_that_brings_code(tmp_path: Path) -> None:
+    image = Image()
+    image.layers[0] = gzip.compress(lock := tar_of({**LOCKED, "msfl/x.py": b"x"}), mtime=0)
+    image.config["rootfs"]["diff_ids"][0] = digest_of(lock)
+    assert "no place in the layer of the environment" in refused(image, image.push(), tmp_path)
 
 
 @pytest.mark.parametrize(

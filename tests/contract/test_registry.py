@@ -5,15 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from fakes.registries import MemoryRegistry
-from fakes.registry_server import INSTALLED, MISSING, Server, registry_server
-from msfl.registry.distribution import Address, DistributionRegistry
-from msfl.registry.interface import EMPTY, INDEX, MANIFEST, BadUpload, Descriptor, NotInRegistry, Registry
+from fakes.registry_server import GUARD, INSTALLED, MISSING, Server, registry_server
+from msfl.registry.distribution import Address, Credentials, DistributionRegistry
+from msfl.registry.interface import (
+    EMPTY,
+    INDEX,
+    MANIFEST,
+    BadUpload,
+    Descriptor,
+    NotInRegistry,
+    Registry,
+    RegistryFails,
+    referrers_tag,
+)
 from msfl.registry.oci_layout import LayoutRegistry
 
 NOWHERE = "sha256:" + "0" * 64
@@ -55,6 +66,7 @@ def digest_of(data: bytes) -> str:
 
 
 CONFIG = b"{}"
+BLOB = bytes(range(250)) * 20
 
 
 def manifest(**extra: Any) -> bytes:
@@ -119,6 +131,99 @@ class TestRegistry:
         assert [d.digest for d in registry.referrers(digest)] == [statement, *reviews]
         assert [d.digest for d in registry.referrers(digest, "a/review")] == reviews
         assert registry.tags() == ("model_1.0.0",)
+
+    @pytest.mark.parametrize("start", [0, 1, 4999])
+    def test_a_blob_is_read_from_a_byte_on(self, registry: Registry, start: int) -> None:
+        """What a pull that was cut asks for."""
+        registry.put_blob(digest_of(BLOB), [BLOB])
+        with registry.get_blob(digest_of(BLOB), start) as stream:
+            assert stream.read() == BLOB[start:]
+
+    def test_a_blob_that_is_there_is_put_again_by_who_has_other_bytes_and_stays(self, registry: Registry) -> None:
+        registry.put_blob(digest_of(BLOB), [BLOB])
+        registry.put_blob(digest_of(BLOB), [BLOB])
+        with pytest.raises(BadUpload):
+            registry.put_blob(digest_of(BLOB), [b"evil"])
+        with registry.get_blob(digest_of(BLOB)) as stream:
+            assert stream.read() == BLOB
+
+    def test_a_manifest_put_again_is_the_same_one_and_one_referrer(self, registry: Registry) -> None:
+        image = manifest()
+        subject = Descriptor(MANIFEST, registry.put_manifest(image), len(image)).to_json()
+        for _ in range(2):
+            registry.put_manifest(manifest(subject=subject, artifactType="a/review"))
+        assert len(registry.referrers(str(subject["digest"]))) == 1
+
+    def test_of_referrers_pushed_at_once_none_is_lost(self, registry: Registry) -> None:
+        """Two reviewers sign in the same moment: a lost approval would be a nuisance, a lost rejection a danger."""
+        image = manifest()
+        subject = Descriptor(MANIFEST, registry.put_manifest(image), len(image)).to_json()
+        bodies = [manifest(subject=subject, artifactType="a/review", by=n) for n in range(8)]
+        with ThreadPoolExecutor(len(bodies)) as reviewers:
+            pushed = set(reviewers.map(registry.put_manifest, bodies))
+        found = registry.referrers(str(subject["digest"]))
+        assert {d.digest for d in found} == pushed
+        assert len(found) == len(bodies)
+        last = registry.put_manifest(manifest(subject=subject, artifactType="a/review", by="last"))
+        assert registry.referrers(str(subject["digest"]))[-1].digest == last
+        assert registry.tags() == ()
+
+    def test_a_moved_tag_leaves_the_manifest_it_pointed_at(self, registry: Registry) -> None:
+        first = registry.put_manifest(manifest(n=1), "model_1.0.0")
+        second = registry.put_manifest(manifest(n=2), "model_1.0.0")
+        assert registry.get_manifest(first) == manifest(n=1)
+        assert registry.resolve("model_1.0.0") == second
+
+
+class TestDistribution:
+    """What only a real server shows."""
+
+    pytestmark: ClassVar = [pytest.mark.system, pytest.mark.skipif(not INSTALLED, reason=MISSING)]
+
+    def test_the_index_of_referrers_is_where_other_tools_look(self, server: Server) -> None:
+        """The fallback of OCI 1.1 for registries without a referrers API."""
+        registry = _with_config(DistributionRegistry(Address.parse(f"{server.base}/tests/fallback")))
+        image = manifest()
+        subject = Descriptor(MANIFEST, registry.put_manifest(image), len(image))
+        reviews = [
+            registry.put_manifest(manifest(subject=subject.to_json(), artifactType="a/review", by=n)) for n in "xy"
+        ]
+        index = json.loads(registry.get_manifest(registry.resolve(referrers_tag(subject.digest))))
+        assert index["mediaType"] == INDEX
+        assert [d["digest"] for d in index["manifests"]] == reviews
+        assert {d["artifactType"] for d in index["manifests"]} == {"a/review"}
+
+    def test_who_is_not_let_in_hears_so_and_who_is_may_all(self, tmp_path: Path) -> None:
+        with registry_server(tmp_path, guarded=True) as server:
+            address = Address.parse(f"{server.base}/tests/auth")
+            for nobody in (None, Credentials("ada", "wrong"), Credentials("eve", GUARD[1])):
+                closed = DistributionRegistry(address, nobody)
+                with pytest.raises(RegistryFails, match=r"wants a user and a password|does not let us"):
+                    closed.put_blob(digest_of(BLOB), [BLOB])
+                with pytest.raises(RegistryFails, match=r"wants a user and a password|does not let us"):
+                    closed.get_manifest(NOWHERE)
+                with (
+                    pytest.raises(RegistryFails, match=r"wants a user and a password|does not let us"),
+                    closed.get_blob(NOWHERE),
+                ):
+                    pass
+            let_in = DistributionRegistry(address, Credentials(*GUARD))
+            let_in.put_blob(digest_of(BLOB), [BLOB])
+            with let_in.get_blob(digest_of(BLOB), 7) as stream:
+                assert stream.read() == BLOB[7:]
+            with pytest.raises(NotInRegistry):
+                let_in.get_manifest(NOWHERE)
+
+    def test_a_registry_that_is_down_cannot_be_asked(self, tmp_path: Path) -> None:
+        with registry_server(tmp_path) as server:
+            registry = DistributionRegistry(Address.parse(f"{server.base}/tests/down"))
+            registry.put_blob(digest_of(BLOB), [BLOB])
+            server.stop()
+            with pytest.raises(RegistryFails, match="cannot be asked"), registry.get_blob(digest_of(BLOB)):
+                pass
+            server.start()
+            with registry.get_blob(digest_of(BLOB)) as stream:
+                assert stream.read() == BLOB
 
 
 def test_another_process_sees_the_same_layout(tmp_path: Path) -> None:

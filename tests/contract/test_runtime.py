@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from fakes.programs import ProgramImage, image_of, packed_base, program
+from fakes.programs import ProgramImage, image_of, program
 from fakes.runtimes import FakeRuntime
 from msfl.policies.documents import Isolation
 from msfl.policies.refusals import Code, Refusal, Refused
@@ -31,11 +31,6 @@ from msfl.runtime.process import ProcessRuntime
 
 REAL = [pytest.mark.system, pytest.mark.slow]
 NEEDS_A_SANDBOX = {"sandbox": Isolation.SANDBOX, "none": Isolation.NONE}
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return packed_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -54,6 +55,8 @@ def container_engine() -> Iterator[str]:
         if daemon.poll() is None:
             daemon.kill()
             daemon.wait()
+            with suppress(OSError, ValueError):  # It would have ended it itself.
+                os.kill(int((folder / "exec/containerd/containerd.pid").read_text()), signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -203,7 +203,7 @@ class GovernedSite:
             ledger=self.ledger,
             audit=self.audit_log,
             registry=self.registry,
-            images=ImageCache(self.home.images),
+            images=ImageCache(self.home.images, self.home.settings().images_bytes),
             runtime=self.runtime,
             link=cast(Link, self.line),
             witness=Witness(notary, cast(Link, self.line), self.audit_log, FEDERATION, lambda: self.now),

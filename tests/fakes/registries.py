@@ -9,16 +9,19 @@ import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from io import BufferedIOBase
+from typing import Any
 
 from msfl.registry.interface import (
     CONFIG,
     LAYER,
     LAYER_KIND,
+    LAYER_TAR,
     MANIFEST,
     BadUpload,
     Descriptor,
     NotInRegistry,
+    Registry,
     checked_digest,
     checked_tag,
 )
@@ -41,7 +44,7 @@ class MemoryRegistry:
         self._blobs[digest] = body
 
     @contextmanager
-    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BufferedIOBase]:
         yield io.BytesIO(self._read(digest)[start:])
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:
@@ -104,14 +107,22 @@ def tar_of(files: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] | 
 
 class Image:
     """An image in a registry, every part of which a test may replace before it is pushed: `tar` is that of the code,
-    `packed` the layer it comes in, `base` are tars of the layers below."""
+    `packed` the layer it comes in, `base` are tars of the layers below, compressed unless `compress` is None."""
 
-    def __init__(self, tar: bytes | None = None, packed: bytes | None = None, base: tuple[bytes, ...] = ()) -> None:
+    def __init__(
+        self,
+        tar: bytes | None = None,
+        packed: bytes | None = None,
+        base: tuple[bytes, ...] = (),
+        compress: Callable[[bytes], bytes] | None = lambda tar: gzip.compress(tar, mtime=0),
+    ) -> None:
         tar = tar_of(CODE) if tar is None else tar
         lock = tar_of(LOCKED)
         self.layer = gzip.compress(tar, mtime=0) if packed is None else packed
-        self.layers = [*(gzip.compress(b, mtime=0) for b in base), gzip.compress(lock, mtime=0), self.layer]
-        self.kinds = [*({} for _ in base), {LAYER_KIND: "environment"}, {LAYER_KIND: "code"}]
+        below = list(base) if compress is None else [compress(b) for b in base]
+        self.layers = [*below, gzip.compress(lock, mtime=0), self.layer]
+        self.kinds: list[dict[str, str]] = [*({} for _ in base), {LAYER_KIND: "environment"}, {LAYER_KIND: "code"}]
+        self.media_types = [*((LAYER if compress else LAYER_TAR) for _ in base), LAYER, LAYER]
         self.config: dict[str, Any] = {
             "config": {"Entrypoint": ["python", "-m", "x"], "Labels": {"msfl.environment.sha256": digest_of(LOCK)}},
             "rootfs": {"diff_ids": [digest_of(t) for t in (*base, lock, tar)]},
@@ -119,16 +130,18 @@ class Image:
         self.manifest: dict[str, Any] = {"schemaVersion": 2, "mediaType": MANIFEST}
         self.registry = MemoryRegistry()
 
-    def push(self) -> str:
+    def push(self, registry: Registry | None = None) -> str:
+        """To its own registry in memory, or to this one; the image's digest."""
+        to = registry or self.registry
         config = json.dumps(self.config).encode()
         for blob in (*self.layers, config):
-            self.registry.put_blob(digest_of(blob), [blob])
+            to.put_blob(digest_of(blob), [blob])
         self.config_digest = digest_of(config)
         parts = {"config": Descriptor(CONFIG, digest_of(config), len(config)).to_json(), "layers": self.descriptors()}
-        return self.registry.put_manifest(json.dumps({**parts, **self.manifest}).encode())
+        return to.put_manifest(json.dumps({**parts, **self.manifest}).encode())
 
     def descriptors(self) -> list[dict[str, Any]]:
         return [
-            Descriptor(LAYER, digest_of(layer), len(layer), annotations=kind).to_json()
-            for layer, kind in zip(self.layers, self.kinds, strict=True)
+            Descriptor(media_type, digest_of(layer), len(layer), annotations=kind).to_json()
+            for layer, kind, media_type in zip(self.layers, self.kinds, self.media_types, strict=True)
         ]

@@ -14,10 +14,17 @@ INSTALLED = shutil.which("docker-registry") is not None
 MISSING = "docker-registry is not installed (Debian: apt-get install docker-registry)"
 
 
-class Server:
-    """`docker-registry` on one port of loopback, over one folder; it may be stopped and started again."""
+# User and password of a guarded server, and the latter's bcrypt hash, which is all that it takes.
+GUARD = ("ada", "correct horse")
+_HASH = "$2b$04$Snqilj3lGCv9H7mi60cE9OTIOITLIJTU9aRt74IMenhuh6D/h9oOq"
 
-    def __init__(self, folder: Path) -> None:
+
+class Server:
+    """`docker-registry` on one port of loopback, over one folder; it may be stopped and started again. `guarded`: it
+    wants to know who asks (HTTP basic)."""
+
+    def __init__(self, folder: Path, *, guarded: bool = False) -> None:
+        self.data = folder / "data"
         self._config = folder / "config.yml"
         self._log = folder / "log"
         with socket.socket() as probe:
@@ -26,9 +33,13 @@ class Server:
         self._config.write_text(
             "version: 0.1\n"
             "log: {level: error, accesslog: {disabled: true}}\n"
-            f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}, delete: {{enabled: true}}}}\n"
+            f"storage: {{filesystem: {{rootdirectory: {self.data}}}, delete: {{enabled: true}}}}\n"
             f"http: {{addr: '127.0.0.1:{self._port}'}}\n"
         )
+        if guarded:
+            (folder / "htpasswd").write_text(f"{GUARD[0]}:{_HASH}\n")
+            with self._config.open("a") as config:
+                config.write(f"auth: {{htpasswd: {{realm: tests, path: {folder / 'htpasswd'}}}}}\n")
 
     @property
     def base(self) -> str:
@@ -41,13 +52,14 @@ class Server:
         _wait(self._process, self._port)
 
     def stop(self) -> None:
+        """Also once it has been stopped."""
         self._process.terminate()
         self._process.wait()
 
 
 @contextmanager
-def registry_server(folder: Path) -> Iterator[Server]:
-    server = Server(folder)
+def registry_server(folder: Path, *, guarded: bool = False) -> Iterator[Server]:
+    server = Server(folder, guarded=guarded)
     server.start()
     try:
         yield server

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 RECIPE = """
 name: own
 version: 1.0.0
-entrypoint: [python, -m, own_model]
-code: [own_model]
+entrypoint: [python, -m, msfl.own_model]
+code: [msfl/own_model]
 requires: [numpy]
 tasks: [train]
 profiles: {demo: {rounds: 1}}
@@ -35,8 +35,8 @@ def client(engine: str) -> Iterator[docker.DockerClient]:
 
 
 def test_a_base_from_the_engine_is_the_same_base(client: docker.DockerClient, tmp_path: Path) -> None:
-    (tmp_path / "own_model").mkdir()
-    (tmp_path / "own_model/__main__.py").write_text("print('own')")
+    (tmp_path / "msfl/own_model").mkdir(parents=True)
+    (tmp_path / "msfl/own_model/__main__.py").write_text("print('own')")
     (tmp_path / "release.yaml").write_text(RECIPE)
     name = f"msfl-test-{uuid.uuid4().hex[:8]}:1"
     lower = layer({**PYTHON, **distribution("numpy", "2.4.6")})

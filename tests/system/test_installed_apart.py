@@ -92,7 +92,7 @@ class Apart:
         (centre.folder / "root.dsse").write_bytes(sign(encode(root), FEDERATION_ROOT, [self.keys[KEEPER]]))
         centre.msfl("registry", "init", "registry")
         pushed = centre.msfl(
-            "registry", "push", "logistic", "--registry", "registry", "--key", f"{PUBLISHER}.pem",
+            "registry", "submit", "logistic", "--registry", "registry", "--key", f"{PUBLISHER}.pem",
             "--publisher", PUBLISHER, "--json",
         )  # fmt: skip
         self.digest = json.loads(pushed)["digest"]

@@ -111,8 +111,10 @@ class Agent:
 
     def _restore(self) -> None:
         self._sweep()
+        living = [folder for folder in self._folders() if RunRecord(folder).living()]
+        self._around.images.tidy({folder.name for folder in living})
         for folder in self._folders():
-            if RunRecord(folder).living():
+            if folder in living:
                 self._runs[folder.name] = RunAtSite(folder.name, self._around)
             elif (left := self._around.runtime.recover(folder / "box")) is not None:
                 self._around.runtime.stop(left, 1.0)  # It was being ended when the gateway was killed.

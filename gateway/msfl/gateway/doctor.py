@@ -26,6 +26,7 @@ from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot, trust_ti
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.channel import SITE_URI
 from msfl.protos.health import (
+    GIB,
     DiskFacts,
     Finding,
     LineFacts,
@@ -42,6 +43,7 @@ from msfl.protos.health import (
 )
 from msfl.protos.probe import attempt, disk, largest_file, line
 from msfl.protos.software import SOFTWARE
+from msfl.registry.cache import CacheFacts, ImageCache
 from msfl.registry.interface import RegistryFails
 from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections
@@ -76,7 +78,8 @@ class PolicyFacts:
 @dataclass(frozen=True)
 class SiteFacts:
     """Everything `examine` looks at. `exposed`: files that others on this machine may open. Roots: in force until when,
-    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has.
+    or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has;
+    `images`: what is kept of them here.
     `issuers`: identity providers with stewards, and until when their keys are good."""
 
     home: Path
@@ -95,6 +98,7 @@ class SiteFacts:
     line: LineFacts | Unmeasured
     protections: Protections | Unmeasured
     tags: int | Unmeasured
+    images: CacheFacts | Unmeasured
     pending: tuple[str, ...] | Unmeasured
     issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
 
@@ -122,6 +126,7 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         line=attempt(lambda: line(home.settings().link_endpoint, home.ca_pem, home.identity_file)),
         protections=attempt(lambda: _protections(home), (CannotProceed,)),
         tags=attempt(lambda: _tags(home), (RegistryFails,)),
+        images=attempt(lambda: ImageCache(home.images, home.settings().images_bytes).facts()),
         pending=attempt(lambda: tuple(home.pending())),
         issuers=attempt(lambda: _issuers(home, now)),
     )
@@ -364,6 +369,21 @@ def _judge_surroundings(facts: SiteFacts) -> Iterable[Finding]:
         yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)
+    yield from _judge_images(facts)
+
+
+def _judge_images(facts: SiteFacts) -> Iterable[Finding]:
+    where, kept = str(facts.home / "images"), facts.images
+    if isinstance(kept, Unmeasured):
+        yield unmeasured("images", "what is kept of them cannot be read", where, kept)
+        return
+    quota = kept.quota_bytes or 0
+    what = f"{kept.images} kept, {kept.held} in use: {kept.bytes / GIB:.1f} of at most {quota / GIB:.1f} GiB"
+    if kept.bytes <= quota:
+        yield Finding("images", Status.OK, what, where)
+    else:
+        why = "those that no run uses go with the next pull; if the runs' own are too many, that pull is refused"
+        yield Finding("images", Status.WARN, what, where, why, "raise images_gib in site.json, or let runs end")
 
 
 def _judge_isolation(facts: SiteFacts) -> Iterable[Finding]:

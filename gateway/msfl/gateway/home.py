@@ -55,26 +55,37 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here; `runtime`
-    is what workers run in."""
+    """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here;
+    `images_gib`: the most that the cache of images (`images/`) may take on this machine; `runtime` is what workers run
+    in."""
 
     site: str
     federation: str
     link_endpoint: str
     registry: str
     reveal: Reveal = Reveal.REASON
+    images_gib: float = 40
     runtime: RuntimeChoice = DEFAULT
 
     @classmethod
     def read(cls, file: Path) -> SiteSettings:
-        """Raises FileNotFoundError before the site is enrolled, CannotProceed where `reveal` or `runtime` is none."""
+        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word,
+        `images_gib` no size or `runtime` no runtime."""
         given = dict(json.loads(file.read_text()))
         runtime = RuntimeChoice.read(given.get("runtime"), str(file))
         try:
-            return cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON)), "runtime": runtime})
+            settings = cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON)), "runtime": runtime})
         except ValueError:
             known = ", ".join(Reveal)
             raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None
+        size: object = settings.images_gib
+        if not isinstance(size, int | float) or isinstance(size, bool) or not 0 < size < 1 << 20:
+            raise CannotProceed(f"{file}: images_gib is {size!r}; it must be a number of GiB, such as 40")
+        return settings
+
+    @property
+    def images_bytes(self) -> int:
+        return int(self.images_gib * (1 << 30))
 
 
 class NoIdentity(CannotProceed):

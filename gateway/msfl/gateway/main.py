@@ -144,7 +144,7 @@ def serve(
         ledger=ledger,
         audit=audit,
         registry=registry,
-        images=ImageCache(site.images),
+        images=ImageCache(site.images, settings.images_bytes),
         runtime=contained,
         link=link,
         witness=Witness(notary, link, audit, settings.federation, utc_now),

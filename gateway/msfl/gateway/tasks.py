@@ -53,6 +53,7 @@ MOST_PICTURES, PICTURE_BYTES = 1000, 64 << 20
 # How long a worker works on while its gateway is being restarted. Nobody hears a revocation for so long.
 RESTART_PATIENCE_S = 60.0
 _MOST_MIB = 1 << 24
+_WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
 
 
@@ -142,13 +143,23 @@ class Worker:
         return WorkerUp()
 
     def _pulled(self, order: TaskOrder, digest: str) -> VerifiedImage:
-        """The image; a registry that is away for a moment is waited for. Raises Refused, RegistryFails."""
-        around, whole = self._around, self._around.runtime.whole_images
-        give_up = time.monotonic() + REGISTRY_PATIENCE_S
+        """The image; a registry that is away for a moment is waited for, and asked only for what has not come yet.
+        Raises Refused, RegistryFails, GivenUp."""
+        around, give_up, counted = self._around, time.monotonic() + REGISTRY_PATIENCE_S, 0
+        whole = around.runtime.whole_images
+
+        def coming(done: int, total: int) -> None:
+            nonlocal give_up, counted
+            if self._say.given_up():
+                raise GivenUp
+            if done - counted >= _WORTH_WAITING_FOR:
+                give_up, counted = time.monotonic() + REGISTRY_PATIENCE_S, done
+            self._say.beat(SiteProgress(self._run_id, order.task_id, "pull image, MiB", done >> 20, -(-total >> 20)))
+
         while True:
             try:
                 return self._say.with_room(
-                    lambda: pull(around.registry, digest, around.images, by=self._run_id, whole=whole)
+                    lambda: pull(around.registry, digest, around.images, by=self._run_id, whole=whole, progress=coming)
                 )
             except RegistryFails as error:
                 log.warning("the registry cannot be asked", run=self._run_id, why=str(error))

@@ -76,6 +76,7 @@ class AggregatorStarter:
         self._keyring = keyring
         self._folder = folder
         self._images = ImageCache(folder / "images")
+        self._images.tidy(living=())  # No aggregator outlives its orchestrator.
 
     def __call__(self, state: RunState) -> tuple[CentralProcess, JsonObject]:
         """The aggregator, and what the run's record keeps of it: `config` as resolved, the stock profile, who vouches.

@@ -45,6 +45,8 @@ class Code(StrEnum):
     RELEASE_EXPIRED = "release_expired"
     RELEASE_REJECTED = "release_rejected"
     RELEASE_NOT_REVIEWED = "release_not_reviewed"
+    MATERIALS_DIFFER = "materials_differ"
+    OWN_RELEASE = "own_release"
     # People
     TOKEN_INVALID = "token_invalid"  # noqa: S105
     TOKEN_EXPIRED = "token_expired"  # noqa: S105
@@ -104,6 +106,7 @@ class Code(StrEnum):
     IMAGE_BROKEN = "image_broken"
     IMAGE_NOT_SELF_CONTAINED = "image_not_self_contained"
     RUNTIME_FAILED = "runtime_failed"
+    IMAGE_DOES_NOT_FIT = "image_does_not_fit"
     REGISTRY_UNREACHABLE = "registry_unreachable"
     ENVIRONMENT_DIFFERS = "environment_differs"
     PLAN_NOT_ALLOWED = "plan_not_allowed"
@@ -138,8 +141,10 @@ ADVICE: Mapping[Code, str] = {
     Code.SITE_REVOKED: "Ask the operator of the federation why the site was revoked, or name other sites.",
     Code.WRONG_PUBLISHER: "Have the release signed by a publisher of the federation root.",
     Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
-    Code.RELEASE_REJECTED: "A reviewer rejected this digest; read the comment and publish a corrected release.",
+    Code.RELEASE_REJECTED: "Submit a corrected release under a new version, or have who rejected it approve this one.",
     Code.RELEASE_NOT_REVIEWED: "Ask further reviewers of the federation root for a signed review.",
+    Code.MATERIALS_DIFFER: "Submit the release anew, with the list and the card that belong to it.",
+    Code.OWN_RELEASE: "Nobody reviews their own release; ask a reviewer of the federation root.",
     Code.TOKEN_INVALID: "Log in again: msfl login.",
     Code.TOKEN_EXPIRED: "Log in again: msfl login.",
     Code.TOKEN_WRONG_AUDIENCE: "Ask the identity provider for a token made for this federation.",
@@ -192,7 +197,8 @@ ADVICE: Mapping[Code, str] = {
     Code.NOT_CONFIRMED: "The policy asks for the custodian's signature on each run: msfl gateway confirm.",
     Code.CONFIRMATION_DIFFERS: "The custodian signed something else than what would run; confirm this run itself.",
     Code.REGISTRY_UNREACHABLE: "See that the registry runs and that this machine may reach it, then start again.",
-    Code.IMAGE_BROKEN: "The registry served other bytes than the digest names; push the release again.",
+    Code.IMAGE_BROKEN: "Nothing of it was used. Push the release again, or build and review a corrected one.",
+    Code.IMAGE_DOES_NOT_FIT: "Let other runs end, free some of the disk, or raise images_gib in the site's site.json.",
     Code.IMAGE_NOT_SELF_CONTAINED: "Ask the publisher for a release on a base image: msfl registry build --base.",
     Code.RUNTIME_FAILED: "See that the container engine of this site runs: msfl gateway doctor.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",

@@ -5,14 +5,16 @@
     an OCI layout folder                      ./base, ./base@sha256:…
     an archive that `docker save` made        ./base.tar
 
-Each layer is read as the tar it is, checked against the config's diff_id, and packed anew: one setting of gzip, no
-time. So the base's layers in a release depend on the tars alone, whether an engine, a registry or a file brought them.
-While a layer passes, what its Python consists of is noted (`Contents`): the engine starts nothing, and nothing of a
-base is ever unpacked or run here. Layers lie above each other as overlayfs has it: `.wh.name` takes `name` away.
+Each layer is read as the tar it is, looked at as a site will look at it (`base_layer`), and packed anew: one setting of
+gzip, no time. So the base's layers in a release depend on the tars alone, whether an engine, a registry or a file
+brought them. While a layer passes, what its Python consists of is noted (`Contents`): the engine starts nothing, and
+nothing of a base is ever unpacked or run here. Layers lie above each other as overlayfs has it: `.wh.name` takes `name`
+away.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -21,14 +23,17 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeAlias
 
+from msfl.registry.base_layer import BaseLayer, BaseLimits
 from msfl.registry.interface import INDEX, LAYER, Descriptor, JsonObject, checked_digest
+from msfl.registry.layer import BadLayer
 
+Progress: TypeAlias = Callable[[int, int], None]
 BASE_DIGEST = "org.opencontainers.image.base.digest"
 BASE_NAME = "org.opencontainers.image.base.name"
 ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -37,8 +42,8 @@ _MANIFESTS = ("application/vnd.oci.image.manifest.v1+json", "application/vnd.doc
 _INDEXES = (INDEX, "application/vnd.docker.distribution.manifest.list.v2+json")
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CHUNK = 1 << 20
+LIMITS = BaseLimits()
 _MAX_JSON = 4 << 20
-_MAX_LAYERS = 127
 _MAX_KEPT_FILE = 16 << 20
 _PACKAGES = re.compile(r"(?:^|/)(?:site|dist)-packages/")
 _KEPT = re.compile(
@@ -52,7 +57,7 @@ class BadBase(ValueError):
 
 
 @dataclass(frozen=True)
-class BaseLayer:
+class PackedLayer:
     """One layer as it goes into the release: the file `path` holds it, packed."""
 
     path: Path
@@ -132,7 +137,7 @@ class BaseImage:
     digest: str
     architecture: str
     environment: Mapping[str, str]
-    layers: tuple[BaseLayer, ...]
+    layers: tuple[PackedLayer, ...]
     contents: Contents
 
     @property
@@ -158,16 +163,21 @@ def _source(spec: str, folder: Path) -> Iterator[_Source]:
         saved.unlink()
 
 
-def read_base(spec: str, folder: Path) -> BaseImage:
-    """Read the base and write its layers, packed, into `folder`, which is the caller's. Raises BadBase."""
+def read_base(spec: str, folder: Path, progress: Progress = lambda done, total: None) -> BaseImage:
+    """Read the base and write its layers, packed, into `folder`, which is the caller's. Raises BadBase.
+
+    `progress` hears of layers' bytes as they lie in the base.
+    """
     try:
         with _source(spec, folder) as source:
-            return _read(source, folder)
+            return _read(source, folder, progress)
+    except BadLayer as error:
+        raise BadBase(f"no site would take the base {spec}: {error}") from error
     except (OSError, tarfile.TarError, zlib.error, EOFError) as error:
         raise BadBase(f"the base {spec} cannot be read: {error}") from error
 
 
-def _read(source: _Source, folder: Path) -> BaseImage:
+def _read(source: _Source, folder: Path, progress: Progress) -> BaseImage:
     config = source.config
     try:
         diff_ids = [checked_digest(d) for d in config["rootfs"]["diff_ids"]]
@@ -176,20 +186,25 @@ def _read(source: _Source, folder: Path) -> BaseImage:
         environment = dict(str(pair).split("=", 1) for pair in settings.get("Env") or [])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadBase(f"the config of the base {source.name} lacks its layers or its architecture") from error
-    if not 0 < len(diff_ids) <= _MAX_LAYERS:
-        raise BadBase(f"the base {source.name} has {len(diff_ids)} layers; 1 to {_MAX_LAYERS} are possible")
+    if not 0 < len(diff_ids) <= LIMITS.layers:
+        raise BadBase(f"the base {source.name} has {len(diff_ids)} layers; sites take 1 to {LIMITS.layers}")
     here = ARCHITECTURES.get(platform.machine(), platform.machine())
     if (system, architecture) != ("linux", here):
         raise BadBase(f"the base {source.name} is for {system}/{architecture}; this machine builds for linux/{here}")
     contents = Contents()
-    layers = []
+    layers: list[PackedLayer] = []
+    sizes, done = source.sizes, 0
+    if len(sizes) != len(diff_ids):
+        raise BadBase(f"the base {source.name} has {len(sizes)} layers, and its config names {len(diff_ids)}")
     for number, diff_id in enumerate(diff_ids):
         with source.layer(number) as stream:
-            layers.append(_pack(stream, diff_id, folder / f"layer-{number:03d}", contents))
+            counted = _Counted(stream, done, sum(sizes), progress)
+            layers.append(_pack(_unpacked(counted), diff_id, folder / f"layer-{number:03d}", contents))
+        done += sizes[number]
     return BaseImage(source.name, source.digest, architecture, environment, tuple(layers), contents)
 
 
-def _pack(stream: IO[bytes], diff_id: str, path: Path, contents: Contents) -> BaseLayer:
+def _pack(stream: IO[bytes], diff_id: str, path: Path, contents: Contents) -> PackedLayer:
     with path.open("wb") as file:
         packing = _Packing(stream, file)
         # Links are followed only inside the merged paths of `Contents`, never on this machine's disk.
@@ -198,7 +213,7 @@ def _pack(stream: IO[bytes], diff_id: str, path: Path, contents: Contents) -> Ba
         packing.finish()
     if packing.diff_id != diff_id:
         raise BadBase(f"a layer of the base unpacks to {packing.diff_id}, not to {diff_id}; get the base anew")
-    return BaseLayer(path, diff_id, packing.digest, packing.size)
+    return PackedLayer(path, diff_id, packing.digest, packing.size)
 
 
 def _note(tar: tarfile.TarFile, contents: Contents) -> None:
@@ -256,19 +271,21 @@ def _note_file(tar: tarfile.TarFile, entry: tarfile.TarInfo, name: str, contents
 
 
 class _Packing(io.RawIOBase):
-    """What is read through it is hashed as it is, and written packed."""
+    """What is read through it is looked at as a site will (`base_layer`), and written packed. Raises BadLayer."""
 
     def __init__(self, source: IO[bytes], target: IO[bytes]) -> None:
         self._source = source
         self._target = target
         # A base is large, and is packed at every build: a tenth more bytes for a third of the time.
         self._deflate = zlib.compressobj(1, zlib.DEFLATED, wbits=31)
+        self._checked = BaseLayer("tar", LIMITS)
         self._diff = hashlib.sha256()
         self._packed = hashlib.sha256()
         self.size = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._source.read(size)
+        self._checked.feed(data)
         self._diff.update(data)
         self._write(self._deflate.compress(data))
         return data
@@ -277,7 +294,7 @@ class _Packing(io.RawIOBase):
         while self.read(_CHUNK):
             pass
         self._write(self._deflate.flush())
-        self.diff_id = f"sha256:{self._diff.hexdigest()}"
+        self.diff_id = self._checked.diff_id(f"sha256:{self._diff.hexdigest()}")
         self.digest = f"sha256:{self._packed.hexdigest()}"
 
     def _write(self, data: bytes) -> None:
@@ -289,15 +306,33 @@ class _Packing(io.RawIOBase):
 # ------------------------------------------------------------------------------------------------ where it comes from
 
 
+class _Counted(io.RawIOBase):
+    """A layer as it lies in the base, and whoever wants to hear how far it has been read."""
+
+    def __init__(self, file: IO[bytes], before: int, total: int, progress: Progress) -> None:
+        self._file, self._done, self._total, self._progress = file, before, total, progress
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._done += len(data)
+        self._progress(min(self._done, self._total), self._total)
+        return data
+
+
 class _Source(Protocol):
     @property
     def name(self) -> str: ...
+    @property
+    def sizes(self) -> list[int]:
+        """Of the layers, as they lie there."""
+        ...
+
     @property
     def digest(self) -> str: ...
     @property
     def config(self) -> JsonObject: ...
     def layer(self, number: int) -> Any:
-        """A context with the layer's tar, not packed."""
+        """A context with the layer as it lies there, packed or not."""
         ...
 
 
@@ -305,7 +340,8 @@ class _Named:
     """A source under the name and digest by which the engine knows it."""
 
     def __init__(self, source: _Source, name: str, digest: str) -> None:
-        self.name, self.digest, self.config, self.layer = name, digest or source.digest, source.config, source.layer
+        self.name, self.digest = name, digest or source.digest
+        self.config, self.sizes, self.layer = source.config, source.sizes, source.layer
 
 
 class _Layout:
@@ -330,16 +366,15 @@ class _Layout:
             manifest = _json(self._read(self.digest), "manifest")
         try:
             self._layers = [checked_digest(layer["digest"]) for layer in manifest["layers"]]
+            self.sizes = [int(layer["size"]) for layer in manifest["layers"]]
             self.config = _json(self._read(manifest["config"]["digest"]), "config")
         except (KeyError, TypeError, ValueError) as error:
             raise BadBase(f"the manifest {self.digest} in {root} lacks its config or layers") from error
 
     @contextmanager
     def layer(self, number: int) -> Iterator[IO[bytes]]:
-        if number >= len(self._layers):
-            raise BadBase(f"the base's config names more layers than its manifest {self.digest}")
         with self._path(self._layers[number]).open("rb") as file:
-            yield _unpacked(file)
+            yield file
 
     def _read(self, digest: str) -> bytes:
         data = self._path(digest).read_bytes()
@@ -360,6 +395,7 @@ class _Archive:
         try:
             config = self._member(str(images[0]["Config"]), where)
             self._layers = [str(name) for name in images[0]["Layers"]]
+            self.sizes = [tar.getmember(name).size for name in self._layers]
             self.name = str((images[0].get("RepoTags") or [""])[0])
         except (KeyError, TypeError, IndexError) as error:
             raise BadBase(f"the manifest.json of {where} lacks the image's config or layers") from error
@@ -368,13 +404,11 @@ class _Archive:
 
     @contextmanager
     def layer(self, number: int) -> Iterator[IO[bytes]]:
-        if number >= len(self._layers):
-            raise BadBase("the base's config names more layers than its archive holds")
         stream = self._tar.extractfile(self._layers[number])
         if stream is None:
             raise BadBase(f"{self._layers[number]} in the base's archive is no file")
         with stream:
-            yield _unpacked(stream)
+            yield stream
 
     def _member(self, name: str, where: str) -> bytes:
         try:
@@ -423,17 +457,35 @@ def _save(name: str, target: Path) -> tuple[str, str]:
     return "" if name.startswith("sha256:") else name.partition("@")[0], wanted or (digests[0] if digests else "")
 
 
-def _unpacked(file: IO[bytes]) -> IO[bytes]:
-    """The tar inside, whatever its media type claims."""
-    magic = file.read(4)
-    file.seek(0)
-    if magic[:2] == b"\x1f\x8b":
-        import gzip
+class _Again(io.RawIOBase):
+    """A stream whose first bytes have been looked at."""
 
-        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    def __init__(self, first: bytes, rest: io.RawIOBase) -> None:
+        self._first, self._rest = first, rest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._first:
+            return self._rest.read(size) or b""
+        head, self._first = (self._first, b"") if size < 0 else (self._first[:size], self._first[size:])
+        return head
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _unpacked(file: io.RawIOBase) -> IO[bytes]:
+    """The tar inside, whatever its media type claims."""
+    magic = file.read(4) or b""
     if magic == b"\x28\xb5\x2f\xfd":
         raise BadBase("a layer of the base is packed with zstd, which is not read here; save it with: docker save")
-    return file
+    whole = _Again(magic, file)
+    packed: Any = gzip.GzipFile(fileobj=io.BufferedReader(whole)) if magic[:2] == b"\x1f\x8b" else whole
+    return packed  # type: ignore[no-any-return]
 
 
 def _entries(index: Any) -> list[JsonObject]:

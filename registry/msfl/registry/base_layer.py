@@ -25,9 +25,10 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-import zlib
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
+
+from isal import isal_zlib
 
 from msfl.registry.environment import FILE_NAME
 from msfl.registry.layer import BadLayer
@@ -38,15 +39,18 @@ _BLOCK = 512
 _CHUNK = 1 << 20
 _MAX_EXTENSION = 64 << 10
 _MAX_RATIO = 100
+_BAD_GZIP: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub makes an instance of the class
 _OCTAL = re.compile(rb"[0-7]*")
 _RECORD = re.compile(rb"([1-9][0-9]{0,5}) ([^=]+)=")
 _FILE, _OLD_FILE, _HARD_LINK, _LINK, _FOLDER = b"0", b"\0", b"1", b"2", b"5"
 _PAX, _LONG_NAME, _LONG_TARGET = b"x", b"L", b"K"
 _TIMES_AND_OWNERS = {b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname"}
 _CAPABILITIES = b"SCHILY.xattr.security.capability"
+# Of these checks: raised with every stricter one, so that a layer that an earlier version let pass is looked at again.
+RULES = 1
 _RELEASE = "msfl"
 _MOUNT_POINTS = {"dev", "proc", "sys", "tmp", "run", "run/msfl", "in", _RELEASE}
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh.opq"
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 @dataclass(frozen=True)
@@ -73,44 +77,42 @@ class BaseLayer:
     """Feed it every byte, then ask for `diff_id`. Both raise BadLayer; until the latter is done nothing counts."""
 
     def __init__(self, packing: Packing, limits: BaseLimits) -> None:
-        self._inflate: _Inflate | None = zlib.decompressobj(wbits=31) if packing == "tar+gzip" else None
+        self._inflate: _Inflate | None = isal_zlib.decompressobj(wbits=31) if packing == "tar+gzip" else None
         self._limits = limits
         self._entries = _Entries(limits.entries)
         self._hash = hashlib.sha256()
-        self._packed = 0
-        self.unpacked = 0
+        self._packed = self._unpacked = 0
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         self._packed += len(data)
         if self._inflate is None:
-            self._take(data)
+            self._entries.feed(data)
         else:
-            self._unpack(bytes(data))
+            self._unpack(data)
 
-    def diff_id(self) -> str:
+    def diff_id(self, digest: str) -> str:
+        """`digest` is that of the bytes as they came, which somebody has hashed already."""
         if self._inflate is not None and not self._inflate.eof:
             raise BadLayer("the compressed stream is cut off")
         self._entries.end()
-        return "sha256:" + self._hash.hexdigest()
+        return digest if self._inflate is None else "sha256:" + self._hash.hexdigest()
 
     def _unpack(self, data: bytes) -> None:
         while data:
             if self._inflate is None or self._inflate.eof:
-                self._inflate = zlib.decompressobj(wbits=31)  # One gzip member may follow another.
+                self._inflate = isal_zlib.decompressobj(wbits=31)  # One gzip member may follow another.
             try:
-                self._take(self._inflate.decompress(data, _CHUNK))
-            except zlib.error as error:
+                tar = self._inflate.decompress(data, _CHUNK)
+            except _BAD_GZIP as error:
                 raise BadLayer(f"not a gzip stream: {error}") from error
             data = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
-
-    def _take(self, data: bytes | memoryview) -> None:
-        self.unpacked += len(data)
-        if self.unpacked > self._limits.unpacked_bytes:
-            raise BadLayer("the layer unpacks to more than is allowed")
-        if self.unpacked > _MAX_RATIO * (self._packed + _CHUNK):
-            raise BadLayer(f"the layer unpacks to more than {_MAX_RATIO} times its size")
-        self._hash.update(data)
-        self._entries.feed(data)
+            self._unpacked += len(tar)
+            if self._unpacked > self._limits.unpacked_bytes:
+                raise BadLayer("the layer unpacks to more than is allowed")
+            if self._unpacked > _MAX_RATIO * (self._packed + _CHUNK):
+                raise BadLayer(f"the layer unpacks to more than {_MAX_RATIO} times its size")
+            self._hash.update(tar)
+            self._entries.feed(tar)
 
 
 class _Entries:
@@ -130,7 +132,7 @@ class _Entries:
         self._names: set[str] = set()
         self._links: set[str] = set()
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes) -> None:
         view, at = memoryview(data), 0
         while at < len(view):
             if self._pass_over:

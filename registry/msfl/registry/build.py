@@ -17,20 +17,21 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from msfl.policies.documents import (
+    BaseName,
     Bound,
     ConfigKey,
     ConfigValue,
     Document,
+    Materials,
     ReleaseResources,
     ReleaseStatement,
     Slug,
@@ -44,31 +45,16 @@ from msfl.registry.base_python import lock_base
 from msfl.registry.environment import FILE_NAME, EnvironmentLock, lock_environment
 from msfl.registry.interface import CONFIG, LAYER, LAYER_KIND, MANIFEST, Descriptor
 from msfl.registry.layer import write_layer
+from msfl.registry.model_card import ModelCard
 from msfl.registry.pull import ENVIRONMENT_LABEL, NAME_LABEL, VERSION_LABEL
+from msfl.registry.sbom import write_sbom
 
 RECIPE_NAME = "release.yaml"
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
-# Own code lies in the image's root folder: none of it may lie in, or import in place of, what is there already.
-_ROOT_FOLDERS = frozenset(
-    {
-        *("bin", "boot", "dev", "etc", "home", "in", "lib", "lib32", "lib64", "libx32", "media", "mnt", "msfl", "opt"),
-        *("out", "proc", "root", "run", "sbin", "srv", "sys", "tmp", "usr", "var"),
-    }
-)
 _SETTINGS = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "PYTHONPATH": "/"}
 
 
-def _not_the_namespace(path: str) -> str:
-    if path in ("msfl", "msfl.py"):
-        raise ValueError("name the parts of msfl that the release needs, such as msfl/learning/contract.py")
-    return path
-
-
-CodePath = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?:/[A-Za-z_][A-Za-z0-9_]*)*(?:\.py)?$", max_length=200),
-    AfterValidator(_not_the_namespace),
-]
+CodePath = Annotated[str, StringConstraints(pattern=r"^msfl(?:/[A-Za-z_][A-Za-z0-9_]*)+(?:\.py)?$", max_length=200)]
 
 
 class BadRelease(ValueError):
@@ -76,8 +62,8 @@ class BadRelease(ValueError):
 
 
 class Recipe(Document):
-    """`release.yaml`, written by hand. `code` names packages and modules by path: those of msfl as Python finds them
-    (`msfl/learning`, `msfl/x/y.py`), all others in the folder of the recipe (`my_model`)."""
+    """`release.yaml`, written by hand. `code` names packages and modules by path: `msfl/learning`, `msfl/x/y.py`. Own
+    code lies in the folder `msfl` beside the recipe: `msfl/my_model`, imported as `msfl.my_model`."""
 
     api_version: Literal["msfl/v1"] = "msfl/v1"
     kind: Literal["Release"] = "Release"
@@ -125,9 +111,26 @@ class BuiltRelease:
     def ref(self) -> str:
         return f"{self.recipe.name}:{self.recipe.version}"
 
-    def statement(self, *, publisher: str, commit: str, issued: datetime, expires: datetime) -> ReleaseStatement:
+    def sbom(self) -> bytes:
+        return write_sbom(self.recipe.name, self.recipe.version, self.digest, self.environment, self.base)
+
+    def materials(self, sbom: bytes, card: ModelCard) -> Materials:
+        below = BaseName(name=self.base.name, digest=self.base.digest) if self.base else None
+        return Materials(sbom=sha256_of(sbom), model_card=sha256_of(card.data), base=below)
+
+    def statement(
+        self,
+        *,
+        publisher: str,
+        commit: str,
+        issued: datetime,
+        expires: datetime,
+        materials: Materials | None = None,
+    ) -> ReleaseStatement:
         """What the publisher is to sign: `sign(encode(statement), RELEASE_STATEMENT, [key])`."""
         return ReleaseStatement(
+            api_version="msfl/v2" if materials else "msfl/v1",
+            materials=materials,
             name=self.recipe.name,
             version=self.recipe.version,
             digest=self.digest,
@@ -169,15 +172,16 @@ def build_release(
     """Read the recipe, collect its code, lock the environment of `site_packages`, or of `base` where there is one (or
     take `environment`), and assemble the image.
 
-    `namespace` are the folders that make up the package msfl; as Python finds them when not given.
+    `namespace` are the folders that make up the package msfl; as Python finds them when not given. The folder `msfl`
+    beside the recipe, if there is one, is another: all of a release's code lies below /msfl in the image, so that none
+    of it can stand in the place of Python, of a required package or of the system.
     Raises Malformed for the recipe, BadRelease, BadEnvironment, BadBase.
     """
     recipe = load_yaml(recipe_path.read_bytes(), Recipe, str(recipe_path))
-    code = collect_code(recipe.code, namespace or _namespace(), recipe_path.parent)
+    code = collect_code(recipe.code, (*(namespace or _namespace()), recipe_path.parent / "msfl"))
     _check_entrypoint(recipe, code)
     if environment is None:
         environment = lock_base(recipe.requires, base) if base else lock_environment(recipe.requires, site_packages)
-    _check_names(code, environment, base)
     return _assemble(recipe, environment, code, base)
 
 
@@ -225,18 +229,16 @@ def _assemble(
     return BuiltRelease(recipe, environment, tuple(layer for layer, _ in packed.values()), config, manifest, base)
 
 
-def collect_code(paths: tuple[str, ...], namespace: tuple[Path, ...], folder: Path) -> dict[str, bytes]:
-    """Name in the image → bytes, for every file below `paths`, of msfl or of `folder`. Raises BadRelease."""
+def collect_code(paths: tuple[str, ...], namespace: tuple[Path, ...]) -> dict[str, bytes]:
+    """Name in the image → bytes, for every file below `paths`. Raises BadRelease."""
     code: dict[str, bytes] = {}
     for name in paths:
-        found = _find_code(name, namespace, folder)
+        found = _find_code(name, tuple(dict.fromkeys(portion.absolute() for portion in namespace)))
         for path in [found] if found.is_file() else sorted(found.rglob("*")):
             inner = path.relative_to(found).as_posix()
-            if "__pycache__" in path.parts or path.name.startswith(".") or path.suffix == ".pyc":
-                continue
             if path.is_symlink():
                 raise BadRelease(f"{path} is a symbolic link; an image holds plain files only")
-            if path.is_dir():
+            if path.is_dir() or "__pycache__" in path.parts or path.name.startswith(".") or path.suffix == ".pyc":
                 continue
             if not path.is_file():
                 raise BadRelease(f"{path} is neither a file nor a folder; an image holds plain files only")
@@ -244,41 +246,18 @@ def collect_code(paths: tuple[str, ...], namespace: tuple[Path, ...], folder: Pa
     return code
 
 
-def _find_code(name: str, namespace: tuple[Path, ...], folder: Path) -> Path:
-    if not name.startswith("msfl/"):
-        below = Path(folder)
-        for part in name.split("/"):
-            below /= part
-            # A name cannot hold `..`; a link is the only way out of the folder that is left.
-            if below.is_symlink():
-                raise BadRelease(f"{below} is a symbolic link; the code of a release lies in its own folder")
-        if not below.exists():
-            raise BadRelease(
-                f"the recipe names {name}, and there is no {below}; code that is not msfl's lies beside it"
-            )
-        return below
+def _find_code(name: str, namespace: tuple[Path, ...]) -> Path:
     inside = name.removeprefix("msfl/")
     found = [portion / inside for portion in namespace if (portion / inside).exists()]
     if len(found) != 1:
         where = "nowhere" if not found else " and ".join(map(str, found))
         raise BadRelease(f"the recipe names {name}, which is installed {where}; it must be there exactly once")
-    if found[0].is_symlink():
-        raise BadRelease(f"{found[0]} is a symbolic link; an image holds plain files only")
-    return found[0]
-
-
-def _check_names(code: Mapping[str, bytes], environment: EnvironmentLock, base: BaseImage | None) -> None:
-    """Own code comes first when Python looks: it must not stand in the place of anything else."""
-    locked = {path.split("/")[0].split(".")[0] for d in environment.distributions.values() for path in d.files}
-    taken = {
-        "a module of Python itself": frozenset(sys.stdlib_module_names),
-        "a package that the release requires": frozenset(locked),
-        "a folder of the image's operating system": _ROOT_FOLDERS | (base.contents.top if base else frozenset()),
-    }
-    for name in sorted({path.split("/")[0] for path in code} - {"msfl"}):
-        for what, names in taken.items():
-            if name.removesuffix(".py") in names or name in names:
-                raise BadRelease(f"the recipe's code {name} has the name of {what}; give it another name")
+    (path,) = found
+    portion = next(portion for portion in namespace if portion / inside == path)
+    for above in (portion, *(portion.joinpath(*inside.split("/")[:n]) for n in range(1, inside.count("/") + 2))):
+        if above.is_symlink():
+            raise BadRelease(f"{above} is a symbolic link, which leads out of the folder of the code")
+    return path
 
 
 def _check_entrypoint(recipe: Recipe, code: Mapping[str, bytes]) -> None:

@@ -4,14 +4,17 @@
     get_manifest    GET  manifests/<digest>      no more than a manifest may have
     resolve         GET  manifests/<tag>         the digest of the bytes that came, never the one a header claims
     put_blob        POST, PATCH, PUT uploads     hashed on the way; bytes under another digest are not finished
-    put_manifest    PUT  manifests/<digest|tag>  a referrer also joins the index `sha256-<hex>` where the registry does
-                                                 not keep one itself (no OCI-Subject header in its answer)
-    referrers       GET  referrers/<digest>      where that is unknown (404): the index `sha256-<hex>`
+    put_manifest    PUT  manifests/<digest|tag>  a referrer also gets its own tag and joins the index `sha256-<hex>`,
+                                                 where the registry keeps none itself (no OCI-Subject in its answer)
+    referrers       GET  referrers/<digest>      where that is unknown (404): those tags, and the index
 
 Nothing that arrives is trusted here or later (`msfl.registry.interface`). What this module guards is where it connects
 to: HTTPS, or HTTP on this machine; no host but the registry's own and those named in `hosts`, whatever a redirect, an
-upload's address or a token's address says; and credentials go to none but these. A registry keeps no lock: of two who
-add a referrer to one image in the same moment one tries again (`_refer`).
+upload's address or a token's address says; and credentials go to none but these.
+
+A registry keeps no lock: of two who write the index of referrers in the same moment one writes over the other. Other
+tools read the index alone; so that no paper is lost, each referrer has a tag that nobody else writes, and which is read
+with it: `sha256-<hex>.<how many there were>-<the referrer's first digits>`.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
@@ -56,12 +59,22 @@ _REPOSITORY = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__
 _CHALLENGE = re.compile(r'([a-z]+)="([^"]*)"', re.IGNORECASE)
 _ACCEPT = {"Accept": f"{MANIFEST}, {INDEX}"}
 _CHUNK = 1 << 20
+_MOMENT_S = 0.5
 _MAX_ANSWER_BYTES = 1 << 20
 _MAX_REDIRECTS = 3
 _MAX_PAGES = 1000
+_MAX_UNLISTED = 64
 _TRIES = 4
 # For a byte, not for a whole blob: a slow line is no error, a silent one is.
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+
+@dataclass(frozen=True)
+class Stall:
+    """A blob of which less than `bytes` come in `seconds` is given up: a line that only looks alive."""
+
+    seconds: float = 60.0
+    bytes: int = 256 << 10
 
 
 @dataclass(frozen=True)
@@ -120,11 +133,13 @@ class DistributionRegistry:
         credentials: Credentials | None = None,
         *,
         ca: Path | None = None,
+        stall: Stall | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         """`ca`: certificate authorities to trust instead of the system's, PEM. `transport`: for tests."""
         self._address = address
         self._credentials = credentials
+        self._stall = stall or Stall()
         self._authorization: dict[str, str] = {}
         verify = ssl.create_default_context(cafile=ca) if ca is not None else ssl.create_default_context()
         # No line is kept open between requests: there are few of them, and there is nothing that must be closed.
@@ -138,7 +153,7 @@ class DistributionRegistry:
     def put_blob(self, digest: str, data: Iterable[bytes]) -> None:
         checked_digest(digest)
         with self._asked("POST", self._url("blobs/uploads/"), content=b"") as begun:
-            self._expect(begun, 202)
+            self.expect(begun, 202)
             upload = self._next_address(begun)
         found = hashlib.sha256()
 
@@ -149,7 +164,7 @@ class DistributionRegistry:
 
         octets = {"Content-Type": "application/octet-stream"}
         with self._asked("PATCH", upload, content=hashed(), headers=octets) as sent:
-            self._expect(sent, 202)
+            self.expect(sent, 202)
             upload = self._next_address(sent)
         if f"sha256:{found.hexdigest()}" != digest:
             with self._asked("DELETE", upload):
@@ -157,13 +172,13 @@ class DistributionRegistry:
             raise BadUpload(f"the uploaded bytes have sha256:{found.hexdigest()}, not {digest}")
         finished = str(httpx.URL(upload).copy_merge_params({"digest": digest}))
         with self._asked("PUT", finished, content=b"", headers=octets) as done:
-            self._expect(done, 201)
+            self.expect(done, 201)
 
     @contextmanager
-    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[io.BufferedIOBase]:
         url = self._url(f"blobs/{checked_digest(digest)}")
         try:
-            blob = _Blob(self, url, digest, start)
+            blob = _Blob(self, url, digest, start, self._stall)
         except httpx.HTTPError as error:
             raise RegistryFails(f"{self._address.host} cannot be asked: {_why(error)}") from error
         with blob, io.BufferedReader(blob, _CHUNK) as stream:
@@ -179,8 +194,7 @@ class DistributionRegistry:
         media_type = str(manifest["mediaType"])
         keeps_referrers = self._put_manifest(body, media_type, digest)
         if "subject" in manifest and not keeps_referrers:
-            subject = Descriptor.from_json(manifest["subject"]).digest
-            self._refer(subject, Descriptor(media_type, digest, len(body), str(manifest.get("artifactType", ""))))
+            self._refer(Descriptor.from_json(manifest["subject"]).digest, body, _described(manifest, body))
         if tag is not None:
             self._put_manifest(body, media_type, tag)
         return digest
@@ -192,26 +206,14 @@ class DistributionRegistry:
         return "sha256:" + hashlib.sha256(self._manifest(checked_tag(tag))).hexdigest()
 
     def tags(self) -> tuple[str, ...]:
-        found: set[str] = set()
-        url: str | None = self._url("tags/list")
-        for _ in range(_MAX_PAGES):
-            if url is None:
-                break
-            with self._asked("GET", url) as answer:
-                if answer.status_code == 404:
-                    break
-                self._expect(answer, 200)
-                listed = self._json(answer).get("tags") or []
-                found.update(tag for tag in listed if isinstance(tag, str) and not tag.startswith("sha256-"))
-                url = self._link(answer)
-        return tuple(sorted(found))
+        return tuple(tag for tag in self._all_tags() if not tag.startswith("sha256-"))
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
         with self._asked("GET", self._url(f"referrers/{checked_digest(digest)}")) as answer:
             known = answer.status_code == 200 and answer.headers.get("Content-Type", "").startswith(INDEX)
             found = self._listed(self._json(answer)) if known else None
         if found is None:
-            found = self._index_of(digest)
+            found = self._known_referrers(digest)
         return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
 
     # ---------------------------------------------------------- its own pieces
@@ -220,26 +222,65 @@ class DistributionRegistry:
         """Whether the registry said that it keeps the index of referrers itself."""
         headers = {"Content-Type": media_type}
         with self._asked("PUT", self._url(f"manifests/{reference}"), content=body, headers=headers) as answer:
-            self._expect(answer, 201)
+            self.expect(answer, 201)
             return "OCI-Subject" in answer.headers
 
     def _manifest(self, reference: str) -> bytes:
-        with self._asked("GET", self._url(f"manifests/{reference}"), headers=_ACCEPT) as answer:
-            if answer.status_code == 404:
-                raise NotInRegistry(f"{self._address.host} holds no {reference} in {self._address.repository}")
-            self._expect(answer, 200)
-            return self._body(answer, MAX_MANIFEST_BYTES + 1)
+        """Asked for again where the registry stumbles: some do while somebody else writes the same tag."""
+        for n in range(_TRIES):
+            with self._asked("GET", self._url(f"manifests/{reference}"), headers=_ACCEPT) as answer:
+                if answer.status_code == 404:
+                    raise NotInRegistry(f"{self._address.host} holds no {reference} in {self._address.repository}")
+                if answer.status_code < 500 or n == _TRIES - 1:
+                    self.expect(answer, 200)
+                    return self._body(answer, MAX_MANIFEST_BYTES + 1)
+            time.sleep(0.05 * 2**n)
+        raise AssertionError("the last try answers or raises")
 
-    def _refer(self, subject: str, referrer: Descriptor) -> None:
-        """Read, add, write, read again: who wrote in the same moment may have written over us."""
+    def _refer(self, subject: str, body: bytes, referrer: Descriptor) -> None:
+        places = self._referrer_tags(subject)
+        if _short(referrer.digest) not in places:
+            tag = f"{referrers_tag(subject)}.{len(places):04d}-{_short(referrer.digest)}"
+            self._put_manifest(body, referrer.media_type, tag)
         for _ in range(_TRIES):
-            known = self._index_of(subject)
-            if any(d.digest == referrer.digest for d in known):
+            if any(d.digest == referrer.digest for d in self._index_of(subject)):
                 return
-            manifests = [d.to_json() for d in (*known, referrer)]
-            body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode()
-            self._put_manifest(body, INDEX, referrers_tag(subject))
-        raise RegistryFails(f"{self._address.host}: others write the index of referrers of {subject} all the time")
+            manifests = [d.to_json() for d in self._known_referrers(subject)]
+            index = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests}).encode()
+            self._put_manifest(index, INDEX, referrers_tag(subject))
+
+    def _known_referrers(self, subject: str) -> tuple[Descriptor, ...]:
+        """Of the index and of the tags, in the order in which they came."""
+        places, found = self._referrer_tags(subject), list(self._index_of(subject))
+        unlisted = places.keys() - {_short(d.digest) for d in found}
+        for short in sorted(unlisted, key=lambda short: places[short])[-_MAX_UNLISTED:]:
+            try:
+                body = self._manifest(f"{referrers_tag(subject)}.{places[short]:04d}-{short}")
+            except NotInRegistry:
+                continue  # Listed already, and still being put.
+            referrer = _described(self._parsed(body), body)
+            if _short(referrer.digest) == short:
+                found.append(referrer)
+        return tuple(sorted(found, key=lambda d: places.get(_short(d.digest), -1)))
+
+    def _referrer_tags(self, subject: str) -> dict[str, int]:
+        """The first digits of each referrer that has a tag, and how many there were before it."""
+        own = re.compile(re.escape(referrers_tag(subject)) + r"\.(\d{4})-([0-9a-f]{12})")
+        return {m[2]: int(m[1]) for tag in self._all_tags() if (m := own.fullmatch(tag))}
+
+    def _all_tags(self) -> tuple[str, ...]:
+        found: set[str] = set()
+        url: str | None = self._url("tags/list")
+        for _ in range(_MAX_PAGES):
+            if url is None:
+                break
+            with self._asked("GET", url) as answer:
+                if answer.status_code == 404:
+                    break
+                self.expect(answer, 200)
+                found.update(tag for tag in self._json(answer).get("tags") or [] if isinstance(tag, str))
+                url = self._link(answer)
+        return tuple(sorted(found))
 
     def _index_of(self, subject: str) -> tuple[Descriptor, ...]:
         try:
@@ -357,14 +398,15 @@ class DistributionRegistry:
         with self._http.stream("GET", realm, params=asked, headers=who) as answer:
             if answer.status_code in (401, 403):
                 raise RegistryFails(f"{self._address.host} does not accept the user or the password")
-            self._expect(answer, 200)
+            self.expect(answer, 200)
             said = self._json(answer)
         token = said.get("token") or said.get("access_token")
         if not isinstance(token, str) or not token:
             raise RegistryFails(f"{urlsplit(realm).netloc} answers without a token")
         return token
 
-    def _expect(self, answer: httpx.Response, status: int) -> None:
+    def expect(self, answer: httpx.Response, status: int) -> None:
+        """Raises RegistryFails, in plain words, for any other status."""
         if answer.status_code == status:
             return
         asked = f"{answer.request.method} {answer.request.url.path}"
@@ -405,14 +447,17 @@ class DistributionRegistry:
 
 
 class _Blob(io.RawIOBase):
-    """A blob as it comes. A cut stream is asked for again from its byte on, as long as each try brings something."""
+    """A blob as it comes. A cut stream is asked for again from its byte on, as long as each try brings something; one
+    that brings next to nothing is given up."""
 
-    def __init__(self, registry: DistributionRegistry, url: str, digest: str, start: int) -> None:
-        self._registry, self._url, self._digest = registry, url, digest
+    def __init__(self, registry: DistributionRegistry, url: str, digest: str, start: int, stall: Stall) -> None:
+        self._registry, self._url, self._digest, self._stall = registry, url, digest, stall
         self._at = start
         self._total: int | None = None
         self._rest = memoryview(b"")
+        self._failed: RegistryFails | None = None
         self._in_vain = 0
+        self._window = (time.monotonic(), start)  # since when the pace is taken, and at which byte
         self._open = ExitStack()
         self._chunks: Iterator[bytes] = iter(())
         self._ask()
@@ -421,26 +466,58 @@ class _Blob(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        while not self._rest:
+        """As much as comes within a moment: large pieces of a fast line, small ones of a slow one."""
+        target, n = memoryview(buffer).cast("B"), 0
+        until = time.monotonic() + _MOMENT_S
+        while n < len(target) and (n == 0 or time.monotonic() < until):
             try:
-                self._rest = memoryview(next(self._chunks, b""))
-            except httpx.HTTPError as error:
-                self._ask_again(error)
-                continue
-            if not self._rest:
-                if self._total is None or self._at >= self._total:
-                    return 0
-                self._ask_again(None)
-        target = memoryview(buffer).cast("B")
-        n = min(len(target), len(self._rest))
-        target[:n], self._rest = self._rest[:n], self._rest[n:]
-        self._at += n
-        self._in_vain = 0
+                if not self._more():
+                    break
+            except RegistryFails as error:
+                if n == 0:
+                    raise
+                self._failed = error  # After what has come.
+                break
+            step = min(len(target) - n, len(self._rest))
+            target[n : n + step], self._rest = self._rest[:step], self._rest[step:]
+            n += step
         return n
 
     def close(self) -> None:
         self._open.close()
         super().close()
+
+    def _more(self) -> bool:
+        """Whether `_rest` holds something; waits for it."""
+        if self._failed is not None:
+            raise self._failed
+        while not self._rest:
+            try:
+                chunk = next(self._chunks, b"")
+            except httpx.HTTPError as error:
+                self._ask_again(error)
+                continue
+            if chunk:
+                self._rest = memoryview(chunk)
+                self._at += len(chunk)
+                self._in_vain = 0
+                self._keep_pace()
+            elif self._total is None or self._at >= self._total:
+                return False
+            else:
+                self._ask_again(None)
+        return True
+
+    def _keep_pace(self) -> None:
+        now, (since, at) = time.monotonic(), self._window
+        if now - since < self._stall.seconds:
+            return
+        if self._at - at < self._stall.bytes:
+            raise RegistryFails(
+                f"the registry sends {self._digest} at less than {self._stall.bytes} bytes in "
+                f"{self._stall.seconds:.0f} seconds"
+            )
+        self._window = (now, self._at)
 
     def _ask_again(self, error: httpx.HTTPError | None) -> None:
         self._open.close()
@@ -455,14 +532,34 @@ class _Blob(io.RawIOBase):
 
     def _ask(self) -> None:
         headers = {"Range": f"bytes={self._at}-"} if self._at else {}
-        answer = self._open.enter_context(self._registry.answer("GET", self._url, headers=headers))
-        if answer.status_code == 404:
-            raise NotInRegistry(f"the registry holds no blob {self._digest}")
-        if answer.status_code != (206 if self._at else 200):
-            raise RegistryFails(f"the registry answers the request for {self._digest} with {answer.status_code}")
+        with ExitStack() as opened:
+            answer = opened.enter_context(self._registry.answer("GET", self._url, headers=headers))
+            if answer.status_code == 404:
+                raise NotInRegistry(f"the registry holds no blob {self._digest}")
+            if answer.status_code != 206 or not self._at:
+                self._registry.expect(answer, 200)
+            self._open = opened.pop_all()
         length = answer.headers.get("Content-Length", "")
-        self._total = self._at + int(length) if length.isdecimal() else None
-        self._chunks = answer.iter_raw()  # As they come: what a chunk of our size waited for would be lost in a cut.
+        passed_over = self._at if answer.status_code == 200 else 0  # It does not go on at a byte: here it begins anew.
+        self._total = self._at - passed_over + int(length) if length.isdecimal() else None
+        # As they come: what a chunk of our size waited for would be lost in a cut.
+        self._chunks = _after(passed_over, answer.iter_raw())
+
+
+def _after(passed_over: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        if len(chunk) > passed_over:
+            yield chunk[passed_over:]
+        passed_over = max(passed_over - len(chunk), 0)
+
+
+def _described(manifest: JsonObject, body: bytes) -> Descriptor:
+    digest = "sha256:" + hashlib.sha256(body).hexdigest()
+    return Descriptor(str(manifest.get("mediaType", "")), digest, len(body), str(manifest.get("artifactType", "")))
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
 
 
 def _why(error: httpx.HTTPError) -> str:

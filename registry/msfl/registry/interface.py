@@ -18,7 +18,8 @@ import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol, TypeAlias
+from io import BufferedIOBase
+from typing import Any, Protocol, TypeAlias
 
 from msfl.policies.refusals import CannotProceed
 
@@ -89,8 +90,9 @@ class Registry(Protocol):
         """Durable on return; putting the same blob again changes nothing. Raises BadUpload when the bytes differ."""
         ...
 
-    def get_blob(self, digest: str, start: int = 0) -> AbstractContextManager[BinaryIO]:
-        """The bytes kept under this digest, from byte `start` on, unverified. Raises NotInRegistry."""
+    def get_blob(self, digest: str, start: int = 0) -> AbstractContextManager[BufferedIOBase]:
+        """The bytes kept under this digest, from byte `start` on, of which there is one; unverified. Raises
+        NotInRegistry."""
         ...
 
     def put_manifest(self, body: bytes, tag: str | None = None) -> str:

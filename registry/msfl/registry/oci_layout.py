@@ -19,6 +19,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -68,7 +69,7 @@ class LayoutRegistry:
                 raise BadUpload(f"the uploaded bytes have sha256:{found.hexdigest()}, not {digest}")
 
     @contextmanager
-    def get_blob(self, digest: str, start: int = 0) -> Iterator[BinaryIO]:
+    def get_blob(self, digest: str, start: int = 0) -> Iterator[BufferedIOBase]:
         try:
             file = self._path(digest).open("rb")
         except FileNotFoundError as error:

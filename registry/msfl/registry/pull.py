@@ -33,8 +33,8 @@ from typing import IO, Any, Literal, TypeAlias
 from msfl.policies.encoding import Malformed, read_json, sha256_of
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.registry.base_layer import BaseLayer, BaseLimits
-from msfl.registry.blobs import Look, open_blob
-from msfl.registry.cache import ImageCache
+from msfl.registry.blobs import BeginLook, Look, open_blob
+from msfl.registry.cache import ImageCache, NoRoom
 from msfl.registry.environment import FILE_NAME, BadEnvironment, EnvironmentLock, verify_environment
 from msfl.registry.interface import (
     CONFIG,
@@ -136,8 +136,9 @@ def pull(
     limits: PullLimits | None = None,
     progress: Progress = lambda done, total: None,
 ) -> VerifiedImage:
-    """Raises Refused (image_broken) when the registry lacks the image or serves anything but its bytes, RegistryFails
-    when it cannot be asked, OSError when there is no room.
+    """Raises Refused: image_broken when the registry lacks the image or serves anything but its bytes,
+    image_does_not_fit when there is no room for it. RegistryFails when the registry cannot be asked; OSError when the
+    disk is full all the same.
 
     The image stays in `cache` until `by`, a run's id, lets go of it. `whole`: with its base layers, which only a
     container needs. `progress(done, total)` hears of bytes as they come; what it raises calls the pull off, and the
@@ -150,6 +151,10 @@ def pull(
         raise _broken(digest, f"the registry lacks a part of it ({error})") from error
     except (BadLayer, BadEnvironment, Malformed) as error:
         raise _broken(digest, str(error)) from error
+    except NoRoom as error:
+        what = f"The image {digest} was not taken: {error}."
+        fields = {"digest": digest, "needed_bytes": str(error.needed), "free_bytes": str(max(error.free, 0))}
+        raise Refused(refuse(Code.IMAGE_DOES_NOT_FIT, what, **fields)) from error
 
 
 class _Pull:
@@ -165,7 +170,14 @@ class _Pull:
 
     def image(self, *, whole: bool) -> VerifiedImage:
         config_at, layers_at = _parts(self._manifest(), self._limits)
-        self._total = sum(at.size for at in layers_at if whole or _kind(at) != "base")
+        wanted = {at.digest: at.size for at in layers_at if whole or _kind(at) != "base"} | {
+            config_at.digest: config_at.size
+        }
+        self._total = sum(wanted.values())
+        with self._cache.room_for(wanted):
+            return self._image(config_at, layers_at, whole=whole)
+
+    def _image(self, config_at: Descriptor, layers_at: tuple[Descriptor, ...], *, whole: bool) -> VerifiedImage:
         with open_blob(self._registry, config_at, self._cache, self._count) as file:
             config = _config(read_json(file.read(), "image config", max_bytes=_MAX_CONFIG_BYTES))
         if len(config.diff_ids) != len(layers_at):
@@ -208,14 +220,25 @@ class _Pull:
         return dict(manifest)
 
     def _look_at(self, layer: VerifiedLayer) -> None:
-        base = BaseLayer("tar" if layer.media_type == LAYER_TAR else "tar+gzip", self._limits.base)
-        self._open(layer, base.feed).close()
-        if (found := base.diff_id()) != layer.diff_id:
-            raise BadLayer(f"a base layer unpacks to {found}, not to {layer.diff_id}")
+        """What these bytes unpack to is found out once; that they are these bytes, each time."""
+        if self._cache.looked_at(layer.digest) == layer.diff_id:
+            self._open(layer).close()
+            return
+        looks: list[BaseLayer] = []
 
-    def _open(self, layer: VerifiedLayer, also: Look | None = None) -> IO[bytes]:
+        def begin() -> Look:
+            looks.append(BaseLayer("tar" if layer.media_type == LAYER_TAR else "tar+gzip", self._limits.base))
+            return looks[-1].feed
+
+        self._open(layer, begin).close()
+        found = looks[-1].diff_id(layer.digest)
+        if found != layer.diff_id:
+            raise BadLayer(f"a base layer unpacks to {found}, not to {layer.diff_id}")
+        self._cache.note_looked_at(layer.digest, found)
+
+    def _open(self, layer: VerifiedLayer, look: BeginLook | None = None) -> IO[bytes]:
         at = Descriptor(layer.media_type, layer.digest, layer.size)
-        return open_blob(self._registry, at, self._cache, self._count, also)
+        return open_blob(self._registry, at, self._cache, self._count, look)
 
     def _unpacked(self, own: list[VerifiedLayer], labels: Mapping[str, str]) -> tuple[Path, EnvironmentLock]:
         root = self._cache.root(self._digest)

@@ -20,6 +20,7 @@ from msfl.protos.certificates import CertificateFacts
 from msfl.protos.health import GIB, DiskFacts, Fault, Finding, LineFacts, Peer, Status, Step, StepFacts, Unmeasured
 from msfl.protos.messages import PROTOCOL
 from msfl.protos.software import SOFTWARE
+from msfl.registry.cache import CacheFacts
 from msfl.runtime.interface import Protections
 
 DAY = timedelta(days=1)
@@ -47,6 +48,7 @@ WELL = SiteFacts(
     line=LineFacts("centre:8444", LINE, PEER),
     protections=Protections(Isolation.SANDBOX, ("bubblewrap.",)),
     tags=3,
+    images=CacheFacts(2, 1, 3 * GIB, 40 * GIB),
     pending=(),
 )
 
@@ -116,6 +118,8 @@ def test_a_site_that_is_well() -> None:
         ({"line": LineFacts("c:1", LINE, replace(PEER, skew=timedelta(hours=1)))}, "bad", "clock", "behind", "NTP"),
         ({"line": FAILED}, "bad", "line", "cannot be dialled", "see the others"),
         ({"tags": FAILED}, "bad", "registry", "cannot be read", "mount"),
+        ({"images": CacheFacts(2, 2, 41 * GIB, 40 * GIB)}, "warn", "images", "41.0 of at most 40.0 GiB", "images_gib"),
+        ({"images": FAILED}, "bad", "images", "cannot be read", ""),
         ({"pending": ("run-7",)}, "warn", "runs", "run-7 waits", "msfl gateway confirm run-7"),
         ({"pending": FAILED}, "bad", "runs", "cannot be read", ""),
     ],
@@ -159,6 +163,8 @@ def test_what_is_measured_in_a_home(tmp_path: Path) -> None:
     assert [step.fault for step in facts.line.steps] == [None, Fault.REFUSED]
     assert isinstance(facts.site_root, Unmeasured)
     assert isinstance(facts.disk, DiskFacts)
+    assert facts.images == CacheFacts(0, 0, 0, 40 * GIB)
+    assert not home.images.exists(), "looking changes nothing"
 
 
 @pytest.mark.parametrize("spoil", [lambda f: f.write_bytes(b"{"), lambda f: f.write_bytes(b"[]"), lambda f: f.unlink()])

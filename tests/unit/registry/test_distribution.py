@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from io import BufferedIOBase
 
 import httpx
 import pytest
@@ -235,18 +236,69 @@ def test_a_stream_that_ends_early_without_a_word_is_cut_too(monkeypatch: pytest.
         assert stream.read() == BLOB
 
 
-def test_a_range_that_is_answered_with_everything_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_registry_that_always_begins_anew_is_read_past_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("msfl.registry.distribution.time.sleep", lambda s: None)
     answer = cut_every(1500, [])
 
     def whole(request: httpx.Request) -> httpx.Response:
         return said(200, BLOB) if "Range" in request.headers else answer(request)
 
+    with registry(whole).get_blob(DIGEST) as stream:
+        assert stream.read() == BLOB
+    with registry(whole).get_blob(DIGEST, 1234) as stream:
+        assert stream.read() == BLOB[1234:]
+
+
+def test_a_blob_is_asked_for_from_a_byte_on() -> None:
+    asked: list[int] = []
+    with registry(cut_every(len(BLOB), asked)).get_blob(DIGEST, 1234) as stream:
+        assert stream.read() == BLOB[1234:]
+    assert asked == [1234]
+
+
+class Clock:
+    """Each look at it takes `step` seconds."""
+
+    def __init__(self, step: float) -> None:
+        self._now, self._step = 0.0, step
+
+    def monotonic(self) -> float:
+        self._now += self._step
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
+class Trickle(httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        for at in range(0, len(BLOB), 10):
+            yield BLOB[at : at + 10]
+
+
+def test_a_slow_blob_comes_in_small_pieces_so_that_it_is_seen_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfl.registry.distribution.time", Clock(0.2))
+    with registry(lambda request: httpx.Response(200, stream=Trickle())).get_blob(DIGEST) as stream:
+        pieces = [stream.read1(1 << 20) for _ in range(3)]
+    assert b"".join(pieces) == BLOB[: sum(map(len, pieces))]
+    assert all(0 < len(piece) <= 50 for piece in pieces)
+
+
+def read_on(stream: BufferedIOBase, into: bytearray) -> None:
+    while piece := stream.read1(1 << 20):
+        into += piece
+
+
+def test_a_trickle_is_given_up_after_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfl.registry.distribution.time", Clock(0.2))
+    got = bytearray()
     with (
-        registry(whole).get_blob(DIGEST) as stream,
-        pytest.raises(RegistryFails, match=r"answers the request .* with 200"),
+        registry(lambda request: httpx.Response(200, stream=Trickle())).get_blob(DIGEST) as stream,
+        pytest.raises(RegistryFails, match="less than 262144 bytes in 60 seconds"),
     ):
-        stream.read()
+        read_on(stream, got)
+    assert got == BLOB[: len(got)]
+    assert len(got) > 100
 
 
 def test_a_tag_is_what_its_bytes_are_whatever_the_header_says() -> None:
@@ -295,6 +347,16 @@ def test_what_is_no_registry_is_said_to_be_none(answer: httpx.Response) -> None:
         registry(lambda r: answer).tags()
     assert "EVIL" not in str(raised.value)
     assert "hotel" not in str(raised.value)
+
+
+def test_a_registry_that_stumbles_over_a_tag_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("msfl.registry.distribution.time.sleep", lambda s: None)
+    body = json.dumps({"schemaVersion": 2, "mediaType": MANIFEST}).encode()
+    answers = [said(500), said(503), said(200, body)]
+    assert registry(lambda r: answers.pop(0)).get_manifest(DIGEST) == body
+    answers = [said(500) for _ in range(4)]
+    with pytest.raises(RegistryFails, match="with 500"):
+        registry(lambda r: answers.pop(0)).get_manifest(DIGEST)
 
 
 def test_a_dead_line_is_said_to_be_one() -> None:
@@ -358,4 +420,5 @@ def test_a_registry_that_keeps_referrers_itself_is_not_given_an_index(keeps: boo
     manifest = {"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [], "subject": subject}
     body = json.dumps(manifest).encode()
     digest = registry(answer).put_manifest(body)
-    assert put == ([digest] if keeps else [digest, DIGEST.replace(":", "-")])
+    index = DIGEST.replace(":", "-")
+    assert put == ([digest] if keeps else [digest, f"{index}.0000-{digest[7:19]}", index])

@@ -119,9 +119,7 @@ def test_a_recipe_that_cannot_be_built_says_why(world: Path, old: str, new: str,
         build(world)
 
 
-@pytest.mark.parametrize(
-    "code", ["../../etc", "/etc/passwd", "msfl", "msfl.py", "msfl/../x", "msfl/learning/", "own/../../x"]
-)
+@pytest.mark.parametrize("code", ["../../etc", "/etc/passwd", "torch", "msfl", "msfl/../x", "msfl/learning/"])
 def test_code_is_named_by_package(world: Path, code: str) -> None:
     recipe = world / "recipe" / "release.yaml"
     recipe.write_text(recipe.read_text().replace("msfl/protos/tasklink.py", code))
@@ -164,7 +162,8 @@ def test_a_release_goes_from_push_to_pull(world: Path) -> None:
     assert image.environment == built.environment
     assert image.check_environment(world / "site-packages") is None
     assert pull(registry, digest, ImageCache(world / "cache"), by="run") == image
-    assert sorted(p.name for p in (world / "cache").iterdir()) == sorted([image.root.name, "blobs", "held"])
+    folders = {"blobs", "held", "used", "looked-at"}
+    assert {p.name for p in (world / "cache").iterdir()} == {image.root.name, *folders}
 
 
 def test_a_version_is_never_reused(world: Path) -> None:
