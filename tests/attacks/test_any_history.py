@@ -133,9 +133,9 @@ class Plain:
             why.add("trust_stale")
         elif stamp.at > self.now + LEEWAY:
             why.add("clock_set_back")
-        elif stamp.number < self.heard["timestamp"]:
-            why.add("version_rolled_back")
-        elif listed is None or listed.number < max(stamp.number, self.heard["revocations"]):
+        if stamp is not None and stamp.number < self.heard["timestamp"]:
+            why.add("version_rolled_back")  # Also one that has expired since: either is a reason.
+        elif stamp is None or listed is None or listed.number < max(stamp.number, self.heard["revocations"]):
             why.add("trust_stale")
         if "site-b" in self.revoked:
             why.add("site_revoked")

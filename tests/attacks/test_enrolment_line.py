@@ -35,6 +35,8 @@ from msfl.orchestrator.keyring.client import KeyringClient
 from msfl.orchestrator.keyring.keyring import Enrolled, EnrolmentRefusal, Keyring
 from msfl.policies.encoding import encode, sha256_of
 from msfl.policies.envelope import FEDERATION_ROOT, sign
+from msfl.policies.trust import TrustedFederationRoot
+from msfl.policies.words import federation_in_words
 from msfl.protos.audit_log import AuditLog, read_entries
 from msfl.protos.certificates import Identity
 from msfl.protos.channel import SERVER_OPTIONS, dial, make_csr, server_credentials
@@ -87,7 +89,7 @@ class Centre:
         )
 
     def join(self, token: RegistrationToken, name: str = "gateway") -> Path:
-        return enrol(token, self.folder / name, {"cleo": key("cleo")}, self.now).root
+        return enrol(token, self.folder / name, {"cleo": key("cleo")}, self.now, lambda root: True).root
 
     def turned_away(self) -> list[tuple[str, str]]:
         entries = read_entries(self._log)
@@ -131,6 +133,32 @@ def test_a_token_opens_once(centre: Centre) -> None:
     assert not (centre.folder / "another").exists()
     assert centre.turned_away() == [("token_used", f"token {token.token_id}")]
     assert centre.keyring.standings()["site-a"].frozen is not None
+
+
+def test_a_federation_that_the_custodian_does_not_accept_is_not_joined(centre: Centre) -> None:
+    """Who owns the centre names the publishers, reviewers and identity providers of its root."""
+    shown: list[str] = []
+
+    def no(root: TrustedFederationRoot) -> bool:
+        shown.extend(federation_in_words(root.document, root.sha256))
+        return False
+
+    with pytest.raises(EnrolmentFailed, match="not accepted, and nothing was written"):
+        enrol(centre.token(), centre.folder / "gateway", {"cleo": key("cleo")}, centre.now, no)
+    assert not (centre.folder / "gateway").exists()
+    assert any("publishes releases:   paul" in line for line in shown)
+    assert any("reviews them:         rosa, rui" in line for line in shown)
+
+
+def test_what_is_wrong_at_the_site_does_not_use_the_token_up(centre: Centre) -> None:
+    token, file = centre.token(), centre.folder / "a-file"
+    file.write_text("in the way")
+    with pytest.raises(EnrolmentFailed, match="no name for a signer"):
+        enrol(token, centre.folder / "gateway", {"Cleo Smith": key("cleo")}, centre.now, lambda root: True)
+    with pytest.raises(OSError, match="a-file"):
+        centre.join(token, "a-file/gateway")
+    assert not (centre.folder / "gateway").exists()
+    assert centre.join(token).is_dir()
 
 
 def test_of_racing_redemptions_one_wins_and_the_others_are_written_down_once(centre: Centre) -> None:

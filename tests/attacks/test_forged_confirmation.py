@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes.governance import LATER, NOW, World, key, member, trusted
-from msfl.gateway.confirmations import asked, confirmation, in_words, signed
+from msfl.gateway.confirmations import asked, confirmation, declared_of, in_words, signed
 from msfl.gateway.judge import Accepted
 from msfl.gateway.record import Papers
 from msfl.policies.documents import RunConfirmation, SiteRoot
@@ -52,6 +52,13 @@ def other(mine: RunConfirmation, **changes: Any) -> RunConfirmation:
 def code(envelope: bytes, mine: RunConfirmation, root: TrustedSiteRoot = ROOT) -> str:
     answer = trust_confirmation(envelope, mine, root, NOW)
     return answer.code.value if isinstance(answer, Refusal) else ", ".join(answer)
+
+
+def test_what_is_signed_names_what_the_release_would_send(mine: RunConfirmation) -> None:
+    declared = {"document": {"properties": {"n_train": {}, "train_loss": {}}}, "decimals": 4}
+    world = World()
+    statement = world.statement.model_copy(update={"outputs": {"train": declared, "evaluate": {"document": {}}}})
+    assert tuple(declared_of(statement)) == ("train: n_train, train_loss", "evaluate: as the release declares")
 
 
 def test_what_was_asked_and_signed_is_confirmed_whenever_that_was(mine: RunConfirmation) -> None:

@@ -86,6 +86,16 @@ def test_what_comes_sealed_makes_an_order_no_wider(site: GovernedSite, monkeypat
     assert site.audited("task failed") == ["task_not_in_job"]
 
 
+def test_a_round_is_not_trained_once_more_under_another_name(site: GovernedSite) -> None:
+    """Each time on other weights: the budget counts rounds, and a task that is done by its name."""
+    assert site.offer(rounds=3) == "allow"
+    site.order()
+    assert site.failure() == ""
+    site.order("train", 1, nth=2, stream="federated")
+    refused(site, "task_not_in_job")
+    assert not site.runtime.busy.is_set()
+
+
 def test_the_last_round_of_the_job_is_trained(site: GovernedSite) -> None:
     assert site.offer(rounds=3) == "allow"
     site.order("train", 3, stream="federated")

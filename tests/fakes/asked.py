@@ -158,8 +158,9 @@ def requests(draw: st.DrawFn) -> Request:
         job=usual.job.model_copy(update={"evaluate_only": evaluate_only, "min_sites": draw(mostly(2, 1))}),
         user=replace(
             usual.user,
+            subject=draw(mostly("user-1", "ada@uni.example", "eve@uni.example")),
             email=draw(mostly("ada@uni.example", "Ada@uni.example", "")),
-            organisation=draw(mostly("uni.example", "x.example")),
+            organisation=draw(mostly("uni.example", "x.example", "X.Example", "")),
         ),
         release=with_reviewers(draw(mostly(2, 1, 3))),
         isolation=draw(mostly(Isolation.SANDBOX, *Isolation)),

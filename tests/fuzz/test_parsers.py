@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 
 from fakes.governance import NOW, POLICY_YAML, World, key
 from fakes.oidc import Provider, ec_jwk, rsa_jwk
-from fakes.registries import tar_of
+from fakes.registries import MemoryRegistry, tar_of
 from msfl.evaluation.metrics import Summary, summarise
 from msfl.learning import weights
 from msfl.learning.contract import ModelRefusal
@@ -74,6 +74,9 @@ from msfl.registry.base_layer import BaseLayer, BaseLimits
 from msfl.registry.environment import BadEnvironment, EnvironmentLock, LockedDistribution
 from msfl.registry.interface import Descriptor
 from msfl.registry.layer import BadLayer, LayerLimits, read_layer, write_layer
+from msfl.registry.model_card import MARKDOWN_CARD, SECTIONS, YAML_CARD, ModelCard, card_flaws
+from msfl.registry.publish import material_of, papers_of
+from msfl.registry.sbom import SBOM_TYPE, sbom_flaws, write_sbom
 
 SLOWEST_S = 2.0  # of processor time; the largest inputs here take a tenth of it
 KEY, SALT = b"k" * 32, b"s" * 32
@@ -331,6 +334,47 @@ ORDER = TaskOrder("run-1", "train/3", "train", 3, 1, {"epochs": 1}, (Input("w", 
 TOKEN = RegistrationToken(
     "one", "site-a", "h:1", "h:2", "r", "PEM", "0f", b"s" * 32, b"k" * 32, b"c" * 32, "sha256:" + "0" * 64, 9, ("::/0",)
 )
+
+
+def sbom(data: bytes) -> Any:
+    """Every flaw is an answer."""
+    lock = EnvironmentLock("cpython", {"numpy": LockedDistribution("2.4.6", {"numpy/__init__.py": "0" * 64})})
+    return sbom_flaws(data, "sha256:" + "0" * 64, lock)
+
+
+def markdown_card(data: bytes) -> Any:
+    return card_flaws(ModelCard(data, MARKDOWN_CARD))
+
+
+def yaml_card(data: bytes) -> Any:
+    return card_flaws(ModelCard(data, YAML_CARD))
+
+
+def attached(data: bytes) -> Any:
+    """A registry's word for what refers to an image: what cannot be read is nobody's."""
+    registry = MemoryRegistry()
+    subject = registry.put_manifest(MANIFEST)
+    at = registry.put_manifest(MANIFEST_OF.replace(b"SUBJECT", subject.encode()))
+    registry.tamper(at, data)
+    return papers_of(registry, subject), material_of(registry, subject, SBOM_TYPE, "sha256:" + "0" * 64)
+
+
+SBOM = write_sbom(
+    "own",
+    "1.0.0",
+    "sha256:" + "0" * 64,
+    EnvironmentLock("cpython", {"numpy": LockedDistribution("2.4.6", {"numpy/__init__.py": "0" * 64})}),
+    None,
+)
+CARD = "".join(f"# {name}\n\nWords.\n" for name in SECTIONS)
+MANIFEST = b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[],"config":{}}'
+MANIFEST_OF = (
+    b'{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[],"config":{},'
+    b'"artifactType":"application/vnd.cyclonedx+json","subject":'
+    b'{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"SUBJECT","size":1}}'
+)
+
+
 TARGETS: dict[str, Target] = {
     "envelope": Target(envelope, (Malformed,), (WORLD.policy_envelope(),), (*JSON_TOKENS, b"=", b"A" * 5)),
     "YAML": Target(read_yaml, (Malformed,), (POLICY_YAML.encode(), b"a: [1, {b: c}]\n"), YAML_TOKENS),
@@ -409,6 +453,10 @@ TARGETS: dict[str, Target] = {
         (b'{"mediaType": "x", "digest": "sha256:' + b"0" * 64 + b'", "size": 3}',),
         (*JSON_TOKENS, *DEEP),
     ),
+    "SBOM": Target(sbom, (), (SBOM,), (*JSON_TOKENS, *DEEP, b"pkg:pypi/")),
+    "model card": Target(markdown_card, (), (CARD.encode(),), (b"# ", b"##", b"\n", b"\xff", b"TODO")),
+    "model card, YAML": Target(yaml_card, (), (b"intended_use: words\ninput: |\n  words\n",), YAML_TOKENS),
+    "what others attached": Target(attached, (), (MANIFEST,), (*JSON_TOKENS, *DEEP)),
     "environment lock": Target(EnvironmentLock.from_bytes, (BadEnvironment,), (LOCK,), (*JSON_TOKENS, *DEEP)),
     "sealed parcel in pieces": Target(in_pieces, (SealBroken, BadParcel), (sealed_parcel(),), (b"\xff\xff", b"{")),
     "certificate request": Target(csr, (BadRequest,), (make_csr("site-a")[1],), (b"-----", b"\n", b"MIIB")),

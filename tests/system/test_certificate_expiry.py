@@ -128,7 +128,7 @@ def test_a_run_ends_over_an_open_line_and_after_a_cut_a_token_brings_the_site_ba
     root = (own.home(SITE) / "trust/site-root.dsse").read_bytes()
     entries = len(own.audit(SITE))
     somebody = ("--custodian", "x", "--custodian-key", centre / "keyring/ca.key")
-    refused = own.command("gateway", "enrol", file, "--home", own.home(SITE), *somebody)
+    refused = own.command("gateway", "enrol", file, "--yes", "--home", own.home(SITE), *somebody)
     assert refused.returncode == 1
     joined = own.command("gateway", "enrol", "--again", file, "--home", own.home(SITE))
     assert joined.returncode == 0, joined.stdout + joined.stderr

@@ -92,7 +92,7 @@ class Apart:
         (centre.folder / "root.dsse").write_bytes(sign(encode(root), FEDERATION_ROOT, [self.keys[KEEPER]]))
         centre.msfl("registry", "init", "registry")
         pushed = centre.msfl(
-            "registry", "push", "logistic", "--registry", "registry", "--key", f"{PUBLISHER}.pem",
+            "registry", "submit", "logistic", "--registry", "registry", "--key", f"{PUBLISHER}.pem",
             "--publisher", PUBLISHER, "--json",
         )  # fmt: skip
         self.digest = json.loads(pushed)["digest"]
@@ -130,8 +130,8 @@ class Apart:
         site.msfl("data", "import", "data", "--site", site.name, "--dataset", "lesions", "--out", "record.json")
         site.msfl("policy", "keys", "cleo")
         site.msfl(
-            "gateway", "enrol", token, "--home", "home", "--custodian", "cleo", "--custodian-key", "cleo.key.pem",
-            "--registry", site.folder / "registry",
+            "gateway", "enrol", token, "--yes", "--home", "home", "--custodian", "cleo",
+            "--custodian-key", "cleo.key.pem", "--registry", site.folder / "registry",
         )  # fmt: skip
         site.msfl("data", "publish", "--home", "home", "--record", "record.json", "--data", site.folder / "data")
         record = load_json((site.folder / "record.json").read_bytes(), DatasetRecord, max_bytes=64 << 20)

@@ -44,14 +44,16 @@ def asked(accepted: Accepted, site: str, run_id: str, generation: int, now: date
             "policy_sha256": policy.sha256,
             "job_sha256": accepted.job_sha256,
             "config": accepted.resolved,
-            "leaves": [f"at most: {what_may_leave(policy.document)}", *_declared(release.statement)],
+            "leaves": [f"at most: {what_may_leave(policy.document)}", *declared_of(release.statement)],
             "issued": f"{now:%Y-%m-%dT%H:%M:%SZ}",
         }
     )
 
 
-def _declared(release: ReleaseStatement) -> Iterable[str]:
-    for verb, schema in release.outputs.items():
+def declared_of(release: ReleaseStatement) -> Iterable[str]:
+    """By verb, the names of what the release says that it sends."""
+    for verb, output in release.outputs.items():
+        schema = output.get("document", {}) if isinstance(output, dict) else {}
         names = ", ".join(sorted(schema.get("properties", {}))) if isinstance(schema, dict) else ""
         yield f"{verb}: {names or 'as the release declares'}"[:500]
 
@@ -118,8 +120,10 @@ def _differences(asked: RunConfirmation, before: JsonObject | None) -> Iterable[
     ]
     changed += [
         f"  {key}: {before[key]} → {now[key]}"
-        for key in ("release", "digest", "policy_sha256", "user", "leaves")
+        for key in ("release", "digest", "policy_sha256", "user")
         if before[key] != now[key]
     ]
+    changed += [f"  may leave now: {line}" for line in now["leaves"] if line not in before["leaves"]]
+    changed += [f"  may not leave any more: {line}" for line in before["leaves"] if line not in now["leaves"]]
     yield f"Compared with {before['run']}, which you confirmed at {before['issued']}:"
     yield from changed or ["  nothing differs"]

@@ -1,31 +1,39 @@
 """The egress gate: what a worker made passes here, or it does not leave.
 
-    result document ─▶ the release's schema for this verb ─▶ finite ─▶ the policy's metrics, minimum cases ─┐
-    tensors file ────▶ private memory ─▶ names and shapes of the model that was sent here ─▶ finite ────────┴▶ sealed
+    result document ─▶ the release's schema for this verb ─▶ its form ─▶ the policy's metrics, minimum cases ─┐
+    tensors file ────▶ private memory ─▶ names and shapes of the model that was sent here ─▶ finite ──────────┴▶ sealed
 
 Three parties have a say, and all must agree: the **release** declares, as a closed JSON Schema that reviewers read,
 what each verb may return; the **policy** allows less than that; and the **template**, the model which this site was
-sent, fixes every tensor's name and shape. A metric the policy does not allow is taken out (the run can go on without
-it); anything that was not declared at all stops the task, because a worker that tries has not been reviewed.
+sent, fixes every tensor's name and shape. What no release may declare is in `forms`. A metric the policy does not allow
+is taken out (the run can go on without it); anything that was not declared at all stops the task, because a worker that
+tries has not been reviewed.
 
 Tensors are read once, into memory that the worker cannot reach: the same pass checks and hands on to the seal.
+What a fingerprint counts of fewer cases than the policy's minimum leaves in company (`cells`).
 Numbers leave with as many decimals as the release declares, four when it does not say. A failure leaves as one of a
-closed list of codes, progress as one of a few phases with two counts. `allowance` bounds what a whole run may send.
+closed list of codes, progress as one of a few phases with two counts. `allowance` bounds what a whole run may send,
+and `Onward` what progress can tell: it is not sealed, and a worker that says it again and again would be a telegraph.
 """
 
 from __future__ import annotations
 
 import io
 import itertools
-import math
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import jsonschema
 import numpy as np
+import referencing
+import referencing.exceptions
 
+from msfl.gateway.cells import Uncounted, without_small_cells
+from msfl.gateway.forms import misshapen
 from msfl.policies.decide import OutputRules
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.protos.messages import SiteProgress
@@ -37,7 +45,8 @@ JsonObject: TypeAlias = dict[str, Any]
 DECIMALS, MOST_DECIMALS = 4, 6
 _LONGEST_HEAD = MAX_HEADER_BYTES + 8
 
-# How the policy's words for metrics name the numbers that training returns.
+# What is said of training beside metrics, and how the policy's words for metrics name the numbers that it returns.
+_FACTS = frozenset({"n_train", "n_val", "n_test", "seconds", "incoming"})
 _POLICY_WORD = {"train_loss": "loss", "val_loss": "loss", "loss": "loss", "val_dice": "dice"}
 
 # What a worker may say of itself. Its words are its own, and words can hold a name: what is not listed does not leave.
@@ -60,9 +69,18 @@ _FAILURES = frozenset(
 # Beside its rounds a run has a few steps: fingerprint, prepare, validation, local model, tests. Each may have to be
 # done again, after a crash or when the run is resumed.
 _OTHER_STEPS = 10
-_MOST_STEPS = 10**6
+_MOST_STEPS = 1000
+_MOST_LOSS = 1e6
 _TIMES = 3
 _DOCUMENT_BYTES = 1 << 20
+
+# What a schema can be that its release's author did not try, or did on purpose.
+_NO_SCHEMA = (
+    jsonschema.exceptions.SchemaError,
+    referencing.exceptions.Unresolvable,
+    re.error,
+    RecursionError,
+)
 
 
 @dataclass(frozen=True)
@@ -87,41 +105,76 @@ def failure_code(said: str) -> str:
 def progress_of(run_id: str, task_id: str, said: Progress, rules: OutputRules) -> SiteProgress:
     """What leaves of a worker's progress; of its metrics only the training loss, where the policy allows it."""
     loss = said.metrics.get("train_loss")
-    allowed = loss is not None and math.isfinite(loss) and _allowed("train_loss", rules)
-    total = min(max(said.total, 0), _MOST_STEPS)
+    allowed = loss is not None and abs(loss) <= _MOST_LOSS and _allowed("train_loss", rules)
+    done, total = max(said.done, 0), max(said.total, 0)
+    if total > _MOST_STEPS:
+        done, total = done * _MOST_STEPS // total, _MOST_STEPS
     return SiteProgress(
         run_id=run_id,
         task_id=task_id,
         phase=said.phase if said.phase in PHASES else "working",
-        done=min(max(said.done, 0), total),
+        done=min(done, total),
         total=total,
-        metrics={"train_loss": round(loss, DECIMALS)} if allowed and loss is not None else {},
+        metrics={"train_loss": float(f"{loss:.{DECIMALS}g}")} if allowed and loss is not None else {},
     )
 
 
+class Onward:
+    """The progress of one attempt at a task: each phase comes once, with one total, and goes only forward."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, int] = {}
+        self._phase, self._done = "", -1
+
+    def lets_by(self, progress: SiteProgress) -> bool:
+        if progress.phase != self._phase:
+            if progress.phase in self._totals:
+                return False
+            self._totals[progress.phase] = progress.total
+            self._phase, self._done = progress.phase, -1
+        if progress.total != self._totals[progress.phase] or progress.done <= self._done:
+            return False
+        self._done = progress.done
+        return True
+
+
 def check_document(
-    verb: str, document: JsonObject, declared: Mapping[str, Any], rules: OutputRules
+    verb: str, document: JsonObject, declared: Mapping[str, Any], rules: OutputRules, names: Collection[str] = ()
 ) -> JsonObject | Refusal:
     """What may leave of a result's document.
 
     Args:
         declared: the release's `outputs`; `declared[verb]["document"]` is the closed JSON Schema of the verb's result.
+        names: what else may be a name in it: the dataset's channels and labels, the candidates that were asked for.
     """
     output = declared.get(verb)
-    if output is None:
+    if not isinstance(output, Mapping) or not isinstance(output.get("document"), dict):
         return refuse(Code.OUTPUT_BLOCKED, f"The release declares no output for {verb}.", verb=verb)
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(output["document"]).iter_errors(document))
+    schema = json.loads(json.dumps(output["document"]))  # Lists, as the library wants them; documents have tuples.
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+        # An empty registry: what a schema refers to is looked for in itself alone, not on the network.
+        validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
+        error = jsonschema.exceptions.best_match(validator.iter_errors(document))
+    except _NO_SCHEMA as odd:
+        what = f"The schema that the release declares for {verb} cannot be used ({type(odd).__name__})."
+        return refuse(Code.OUTPUT_BLOCKED, what, verb=verb)
     if error is not None:
         # Not error.message: it quotes the value, and the value is what must not leave.
         where = "/".join(str(part) for part in error.absolute_path) or "the document"
         why = f"{where} breaks the rule {error.validator!r} of the release's schema"
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} was not declared: {why}.", verb=verb)
-    if not _finite(document):
-        return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} holds a number that is not finite.", verb=verb)
+    if (form := misshapen(verb, document, schema, names)) is not None:
+        return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} may not have this form: {form}.", verb=verb)
     declared_decimals = output.get("decimals")
     decimals = declared_decimals if type(declared_decimals) is int else DECIMALS
     rounded: JsonObject = _rounded(document, min(max(decimals, 0), MOST_DECIMALS))
     match verb:
+        case "fingerprint":
+            try:
+                return without_small_cells(rounded, rules.min_cases_metrics)
+            except Uncounted as odd:
+                return refuse(Code.OUTPUT_BLOCKED, f"A fingerprint may not have this form: {odd}.", verb=verb)
         case "train":
             return _training(rounded, rules)
         case "evaluate":
@@ -172,20 +225,7 @@ def _summary(summary: JsonObject, rules: OutputRules) -> JsonObject:
 
 
 def _allowed(name: str, rules: OutputRules) -> bool:
-    word = _POLICY_WORD.get(name)
-    return word is None or word in rules.metrics
-
-
-def _finite(value: object) -> bool:
-    match value:
-        case float():
-            return math.isfinite(value)
-        case dict():
-            return all(_finite(v) for v in value.values())
-        case list():
-            return all(_finite(v) for v in value)
-        case _:
-            return True
+    return name in _FACTS or _POLICY_WORD.get(name, name) in rules.metrics
 
 
 def head_of(weights: Path) -> bytes:

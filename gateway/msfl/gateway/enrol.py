@@ -1,8 +1,8 @@
 """How a site joins: the registration token in, the site's own keys and roots out.
 
-1  the token's checksum and expiry                                     BadToken
+1  the token's checksum and expiry; a home that can be written, custodians that can be named: before the token is used
 2  a fresh TLS key, made here; the CSR and a proof go out over TLS that trusts the token's CA alone
-3  the certificate comes back, and the federation root, whose hash must be the token's
+3  the certificate comes back, and the federation root, whose hash must be the token's, and whom the custodian accepts
 4  the site root: made here, naming this site's custodians, signed by them; the centre has no standing in it
 5  everything is written at once, at the end: a failed enrolment leaves no half a home
 
@@ -15,13 +15,15 @@ which this site takes up once it is on the line again. A gateway that is running
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import grpc
+from pydantic import ValidationError
 
+from msfl.gateway.disk import probe
 from msfl.gateway.home import Home, SiteSettings, write
 from msfl.gateway.memory import Mark, Memory
 from msfl.policies.documents import Member, SiteRoot
@@ -29,7 +31,7 @@ from msfl.policies.encoding import encode
 from msfl.policies.envelope import SITE_ROOT, sign
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
-from msfl.policies.trust import trust_federation_root, trust_site_root
+from msfl.policies.trust import TrustedFederationRoot, trust_federation_root, trust_site_root
 from msfl.protos.certificates import Identity, unfit
 from msfl.protos.channel import dial, make_csr
 from msfl.protos.messages import PROTOCOL
@@ -45,21 +47,38 @@ class EnrolmentFailed(CannotProceed):
     """What happened, where, and what to do."""
 
 
-def enrol(token: RegistrationToken, root: Path, custodians: Mapping[str, KeyPair], now: datetime) -> Home:
-    """Join a federation as `token.site`. `custodians`: person → key.
+def enrol(
+    token: RegistrationToken,
+    root: Path,
+    custodians: Mapping[str, KeyPair],
+    now: datetime,
+    accept: Callable[[TrustedFederationRoot], bool],
+) -> Home:
+    """Join a federation as `token.site`. `custodians`: person → key. `accept`: whether the custodian accepts those whom
+    the federation root names, who will say what may run here.
 
-    Raises BadToken, EnrolmentFailed, Refused (the federation root is not the one the token names).
+    Raises BadToken, EnrolmentFailed, Refused (the federation root is not the one the token names), OSError.
     """
     token.check(now)
     if (root / "site.json").exists():
         what = f"{root} belongs to a site already: choose another folder, or say --again to renew its certificate"
         raise EnrolmentFailed(what)
+    try:
+        members = tuple(
+            Member(person=p, key_id=k.id, public_key=encode_public(k.public)) for p, k in custodians.items()
+        )
+    except ValidationError as error:
+        what = f"{', '.join(custodians)} is no name for a signer: use lower-case letters, digits and . _ + @ -"
+        raise EnrolmentFailed(what) from error
+    _must_be_writable(root)
     key, csr = make_csr(token.site)
     certificate = _ask(token, csr, again=False)
     federation = trust_federation_root(certificate.federation_root, token.federation_root_sha256, now)
     if isinstance(federation, Refusal):
         raise Refused(federation)
-    members = tuple(Member(person=p, key_id=k.id, public_key=encode_public(k.public)) for p, k in custodians.items())
+    if not accept(federation):
+        what = f"{token.site} has not joined {token.federation}: its root was not accepted, and nothing was written. "
+        raise EnrolmentFailed(f"{what}The token is used up; the operator can make another one")
     site_root = SiteRoot(site=token.site, version=1, custodians=members, threshold=1, expires=now + SITE_ROOT_LIFE)
     home = Home(root)
     files = {
@@ -111,6 +130,17 @@ def enrol_again(token: RegistrationToken, root: Path, now: datetime) -> Home:
     home.write_settings(replace(settings, link_endpoint=token.link_endpoint, registry=token.registry))
     home.write_identity(identity)
     return home
+
+
+def _must_be_writable(root: Path) -> None:
+    """Find out before the token is used; what is not there yet is not there afterwards. Raises OSError."""
+    there = root.exists()
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        probe(root)
+    finally:
+        if not there:
+            root.rmdir()
 
 
 def _ask(token: RegistrationToken, csr: bytes, *, again: bool) -> wire.EnrolmentCertificate:

@@ -264,6 +264,17 @@ class Home:
         (self.root / "stopped" / f"{run_id}.json").unlink(missing_ok=True)
 
 
+def enrolled(root: Path) -> Home:
+    """The home of a site that has joined. Raises CannotProceed: in a folder that is none nothing runs and nothing
+    waits, and whoever mistyped its name would go home reassured."""
+    if not (root / "site.json").is_file():
+        what = (
+            f"{root} is no gateway's folder: look at how it is spelled, or join a federation first: msfl gateway enrol"
+        )
+        raise CannotProceed(what)
+    return Home(root)
+
+
 def write(file: Path, data: bytes, mode: int = 0o600) -> None:
     """Whole or not at all, and durable."""
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

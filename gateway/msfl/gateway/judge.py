@@ -132,7 +132,7 @@ class Judge:
 
     def unasked(self, accepted: Accepted, order: TaskOrder, document: JsonObject) -> Refusal | None:
         """The same, of the order alone, once all its parameters are at hand, also those that come sealed."""
-        return fail_closed(lambda: unasked(accepted.request, order.verb, order.round, document))
+        return fail_closed(lambda: unasked(accepted.request, order.task_id, order.verb, order.round, document))
 
     # ----------------------------------------------------------------- the steps
 
@@ -254,7 +254,7 @@ class Judge:
     def _recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
         if (refusal := self._stands(accepted, now)) is not None:
             return refusal
-        if (refusal := unasked(accepted.request, order.verb, order.round, order.document)) is not None:
+        if (refusal := unasked(accepted.request, order.task_id, order.verb, order.round, order.document)) is not None:
             return refusal
         policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
@@ -302,10 +302,14 @@ class Judge:
         except (NotInRegistry, FileNotFoundError, RegistryFails) as error:
             if kept is not None:
                 return kept.statement, kept.reviews
+            # What the registry is called here, and where it lies, is the site's own: the answer leaves it.
+            log.error("the papers of a release cannot be had", digest=job.digest, why=str(error))
             if isinstance(error, RegistryFails):
-                what = f"The statement of {job.digest} could not be fetched: {error}."
+                what = f"The statement of {job.digest} could not be fetched; the site's log says why."
                 return refuse(Code.REGISTRY_UNREACHABLE, what, digest=job.digest)
-            what = f"The registry holds no signed statement for {job.digest} ({error})."
+            what = (
+                f"The registry holds no signed statement for {job.digest}, or not all of it; the site's log says more."
+            )
             return refuse(Code.WRONG_PUBLISHER, what, digest=job.digest)
 
 

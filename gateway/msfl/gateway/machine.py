@@ -10,6 +10,7 @@
     WORKING, SENDING ─ nobody waits for the result any more ─▶ IDLE
     IDLE … SENDING ─ stop order, policy no longer holds, a refusal, the custodian stops it ─▶ ENDED
     ENDED, REFUSED ─ offer of a higher generation ─▶ OFFERED, judged afresh; a living run is ended first
+    ENDED by the custodian ─ any offer ─▶ the answer is no, for good
     the gateway comes back (`restored`): SENDING goes on sending; STARTING and WORKING ─▶ IDLE, without a worker
 
 What must hold, and is walked exhaustively in the tests:
@@ -17,6 +18,7 @@ What must hold, and is walked exhaustively in the tests:
 * no `RunTask` unless the policy was re-checked for that very task, just before;
 * at most one worker and one task at a time; a task that was done already is reported again, never done again;
 * a result is sent only after it was sealed, and each attempt of a task has a number that no other attempt had;
+* what the custodian has stopped is never judged again; its state outlives everything else of the run;
 * from ENDED and REFUSED nothing starts; whoever asks an ended run for a task hears why it ended;
 * what is over is over up to the newest generation that a stop order named, also where it never began.
 """
@@ -28,9 +30,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias, assert_never
 
+from msfl.policies.refusals import Code
 from msfl.protos.messages import TaskOrder, TaskReport
 
 MOST_LOSSES = 3
+STOPPED_HERE = Code.CUSTODIAN_STOPPED.value
 KEPT_REPORTS = 16  # the orchestrator asks again for its current step only
 
 
@@ -283,6 +287,8 @@ def restored(state: SiteRun, *, sealed_is_whole: bool) -> Step:
 
 
 def _offered(state: SiteRun, offer: Offered) -> Step:
+    if state.stage is Stage.ENDED and state.code == STOPPED_HERE:
+        return replace(state, generation=max(state.generation, offer.generation)), (Answer("refuse"),)
     if offer.generation > state.generation and state.stage is not Stage.OFFERED:
         fresh = SiteRun(state.run_id, generation=offer.generation, dry_run=offer.dry_run, attempts=state.attempts)
         end: tuple[Instruction, ...] = (StopWorker("resumed"),) if state.stage in LIVING else ()
@@ -371,6 +377,8 @@ def _reported(state: SiteRun, report: TaskReport) -> Step:
 
 
 def _broken(state: SiteRun, code: str, order: TaskOrder | None = None) -> Step:
+    if code == STOPPED_HERE and state.stage in (Stage.ENDED, Stage.REFUSED):
+        return _ended(state, code), ()  # It was over when the custodian's word was heard; it does not come back.
     if state.stage not in LIVING:
         return state, ()
     stop = StopWorker(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -15,15 +16,16 @@ from typing import Annotated
 import structlog
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from msfl.gateway import answers, words
-from msfl.gateway.home import Home
+from msfl.gateway.home import Home, enrolled
 from msfl.gateway.memory import Memory
 from msfl.gateway.staff import words as staff_words
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
-from msfl.policies.trust import Revoked, trust_confirmation
+from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
+from msfl.policies.words import federation_in_words
 from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
@@ -50,27 +52,42 @@ def enrol(
     registry: Annotated[
         str, typer.Option(help="Where this site finds the registry, if not where the token says.")
     ] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="You accept the federation root; do not ask.")] = False,
 ) -> None:
-    """Join a federation: makes the site's TLS key and its own trust root, and uses the token up."""
+    """Join a federation: makes the site's TLS key and its own trust root, and uses the token up.
+
+    Shows whom the federation root names (publishers, reviewers, identity providers, keepers), and asks.
+    """
     from msfl.gateway.enrol import EnrolmentFailed, enrol_again
     from msfl.gateway.enrol import enrol as join
-    from msfl.policies.keys import KeyPair
+    from msfl.policies.keys import BadKey, KeyPair
     from msfl.protos.registration import BadToken, RegistrationToken
 
     try:
-        token = RegistrationToken.decode(token_file.read_text())
+        token = RegistrationToken.decode(token_file.read_text(errors="replace"))
         token = replace(token, registry=registry or token.registry)
         if again:
             enrol_again(token, home, datetime.now(UTC))
         elif not custodian or custodian_key is None:
             raise typer.BadParameter("a site that joins needs --custodian and --custodian-key")
         else:
-            join(token, home, {custodian: KeyPair.from_pem(custodian_key.read_bytes())}, datetime.now(UTC))
+            if not yes and not sys.stdin.isatty():
+                raise typer.BadParameter("nobody can be asked here whether the federation root is accepted: say --yes")
+            key = KeyPair.from_pem(custodian_key.read_bytes())
+            join(token, home, {custodian: key}, datetime.now(UTC), lambda root: _accepted(root, yes=yes))
+    except BadKey as error:
+        raise CannotProceed(f"{custodian_key}: {error}. The token is not used up") from error
     except (BadToken, EnrolmentFailed) as error:
-        console.print(f"[red]not enrolled[/red]: {error}")
+        console.print(f"[red]not enrolled[/red]: {error}", soft_wrap=True)
         raise typer.Exit(1) from error
     done = "has a new certificate of" if again else "has joined"
     console.print(f"{token.site} {done} {token.federation}; its home is {home}")
+
+
+def _accepted(root: TrustedFederationRoot, *, yes: bool) -> bool:
+    for line in federation_in_words(root.document, root.sha256):
+        typer.echo(line)
+    return yes or typer.confirm("Are these the people whom this site relies on for what may run?")
 
 
 @app.command()
@@ -94,7 +111,7 @@ def serve(home: HomeOption) -> None:
     from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
-    site = Home(home)
+    site = enrolled(home)
     settings = site.settings()
     registry = open_registry(settings.registry, site.registry_access)
     runtime = ProcessRuntime()
@@ -150,11 +167,11 @@ def _end_of_a_thread(audit: AuditLog, ended: threading.ExceptHookArgs) -> None:
 @app.command()
 def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """Runs that wait for the custodian."""
-    waiting = Home(home).pending()
+    waiting = enrolled(home).pending()
     if as_json:
         console.print_json(json.dumps(waiting))
         return
-    table = Table("run", "release", "dataset", "rounds", "job")
+    table = Table(Column("run", no_wrap=True), "release", "dataset", "rounds", "job")
     for run_id, shown in waiting.items():
         job = shown["job"]
         table.add_row(run_id, job["release"], ", ".join(job["datasets"]), str(job["rounds"]), job["name"])
@@ -173,7 +190,7 @@ def confirm(
     from msfl.gateway.confirmations import confirmation, in_words, signed
     from msfl.policies.keys import BadKey, KeyPair
 
-    site = Home(home)
+    site = enrolled(home)
     shown = answers.waiting(site, run)
     asked = confirmation(shown["asked"])
     for line in in_words(asked, shown["last"]):
@@ -200,7 +217,7 @@ def confirm(
 @app.command()
 def refuse(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """Keep a run away from this site."""
-    answers.decline(Home(home), run, by)
+    answers.decline(enrolled(home), run, by)
     console.print(f"refused {run}")
 
 
@@ -214,7 +231,7 @@ def _revoked(site: Home) -> Revoked:
 @app.command()
 def stop(run: RunArgument, home: HomeOption, by: Annotated[str, typer.Option(help="Your name.")]) -> None:
     """End a running run at this site: its worker within seconds, for good. The run goes on without the site."""
-    answers.stop(Home(home), run, by)
+    answers.stop(enrolled(home), run, by)
     console.print(f"asked the gateway to stop {run}")
 
 
@@ -229,17 +246,15 @@ def audit(
         return
     if home is None:
         raise typer.BadParameter("say --home, the gateway's folder")
-    lines = read_lines(Home(home).audit / LOG_NAME)
+    lines = read_lines(enrolled(home).audit / LOG_NAME)
     broken = verify(lines)
     if as_json:
         console.print_json(json.dumps([json.loads(line) for line in lines]))
     else:
-        table = Table("when", "action", "run", "what")
-        for line in lines:
+        for line in lines:  # Whole, at any width: names and hashes are what an entry is read for.
             entry = json.loads(line)
             fields = ", ".join(f"{k}={v}" for k, v in entry["fields"].items() if v)
-            table.add_row(entry["at"], entry["action"], entry["object"], fields)
-        console.print(table)
+            typer.echo(f"{entry['at']}  {entry['action']}  {entry['object']}\n    {fields}")
     if broken is not None:
         console.print(f"[red]the chain is broken[/red]: {broken.why}")
         raise typer.Exit(1)
@@ -255,7 +270,7 @@ def sent(
     """Everything that left this site for a run: what, when, how much, its hash, and what was held back."""
     from msfl.gateway.sent import departures, in_words
 
-    chain = read_entries(Home(home).audit / LOG_NAME)
+    chain = read_entries(enrolled(home).audit / LOG_NAME)
     left = departures(chain, run)
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in left], indent=1))

@@ -40,6 +40,7 @@ from msfl.gateway.home import write
 from msfl.gateway.judge import Accepted, EngineError, fail_closed, refused
 from msfl.gateway.machine import (
     LIVING,
+    STOPPED_HERE,
     Answer,
     Broken,
     Confirmed,
@@ -196,7 +197,11 @@ class RunAtSite:
         match item:
             case Offer():
                 self._offer = item
-                if self._state.stage is Stage.ENDED and item.generation <= self._state.generation:
+                if self._state.stage is Stage.ENDED and self._state.code == STOPPED_HERE:
+                    no = refuse(Code.CUSTODIAN_STOPPED, f"The custodian of {self._site} has stopped {self.run_id}.")
+                    self._decision = refused(no).decision
+                    self._say.audit("offer refused", code=STOPPED_HERE, generation=str(item.generation))
+                elif self._state.stage is Stage.ENDED and item.generation <= self._state.generation:
                     self._say.audit("offer refused", code="run_over", generation=str(item.generation))
                 self._post(Offered(item.generation, item.dry_run))
             case TaskOrder():
@@ -210,7 +215,7 @@ class RunAtSite:
             case CustodianStops(by=by):
                 if self._state.stage in LIVING:
                     self._say.audit("custodian stops the run", by=by)
-                self._post(Broken(Code.CUSTODIAN_STOPPED.value))
+                self._post(Broken(STOPPED_HERE))
                 self._home.forget_stop(self.run_id)
             case CustodianSigned(envelope=envelope):
                 self._take_confirmation(envelope)
@@ -342,7 +347,6 @@ class RunAtSite:
         offer = self._offer
         assert offer is not None
         if offer.generation > 1:
-            self._home.forget_stop(self.run_id)
             self._home.forget_said(self.run_id)
         self._unwanted = threading.Event()
         self._forbidden = False

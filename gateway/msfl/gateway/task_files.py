@@ -188,7 +188,11 @@ class TaskFiles:
         """The sealed result, all of it checked. Raises CannotDo."""
         rules = allowed_outputs(accepted.policy)
         document = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
-        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules)
+        record, candidates = accepted.request.dataset, asked.get("candidates")
+        names = {*record.channel_names, *record.labels}
+        if order.verb == "evaluate" and isinstance(candidates, list):
+            names = {name for name in candidates if isinstance(name, str)}
+        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules, names)
         if isinstance(passed, Refusal):
             raise CannotDo(passed.code.value, passed.message)
         may_send = template is not None and (asked.get("stream") != "local" or asked.get("send_weights") is True)

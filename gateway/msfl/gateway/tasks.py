@@ -22,7 +22,7 @@ import structlog
 
 from msfl.gateway.datasets import changed_file
 from msfl.gateway.disk import GivenUp, has_room, probe
-from msfl.gateway.egress import allowance, failure_code, progress_of
+from msfl.gateway.egress import Onward, allowance, failure_code, progress_of
 from msfl.gateway.judge import Accepted
 from msfl.gateway.link import NotWanted
 from msfl.gateway.machine import Broken, Event, ResultSealed, SealedResult, Sent, Unwanted, WorkerLost, WorkerUp
@@ -43,6 +43,7 @@ Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
+_MOST_MIB = 1 << 24
 _WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
 
@@ -178,7 +179,8 @@ class Worker:
             if order.verb == "train" and document.get("stream") == "local":
                 document["send_weights"] = allowed_outputs(accepted.policy).local_model
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
-            result = process.call(task, lambda said: self._on_progress(order, said, accepted))
+            onward = Onward()
+            result = process.call(task, lambda said: self._on_progress(order, said, accepted, onward))
             sealed = self._say.with_room(
                 lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
             )
@@ -274,9 +276,10 @@ class Worker:
         self._say.until_sent(lambda: self._around.link.download(self._run_id, key, got, take_on))
         return got
 
-    def _on_progress(self, order: TaskOrder, progress: Progress, accepted: Accepted) -> None:
-        rules = allowed_outputs(accepted.policy)
-        self._say.beat(progress_of(self._run_id, order.task_id, progress, rules))
+    def _on_progress(self, order: TaskOrder, said: Progress, accepted: Accepted, onward: Onward) -> None:
+        progress = progress_of(self._run_id, order.task_id, said, allowed_outputs(accepted.policy))
+        if onward.lets_by(progress):
+            self._say.beat(progress)
 
     def _lost(self, order: TaskOrder, code: str, why: str) -> Event:
         """The worker is gone. On a full disk that is nobody's fault: wait for room, then begin the task anew."""
@@ -298,8 +301,9 @@ class Worker:
     def _peaks(self, result: Result) -> dict[str, float]:
         own = psutil.Process().memory_info().rss / 2**20
         peaks = {"gateway": round(own, 1)}
-        if isinstance(worker := result.document.get("peak_rss_mib"), int | float):
-            peaks["worker"] = float(worker)
+        worker = result.document.get("peak_rss_mib")
+        if isinstance(worker, int | float) and 0 <= worker <= _MOST_MIB:  # Its own word, and not sealed.
+            peaks["worker"] = float(round(worker))
         return peaks
 
 

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from msfl.gateway.home import Home, write
+from msfl.gateway.home import enrolled, write
 from msfl.gateway.memory import Memory
 from msfl.gateway.standing import next_of
 from msfl.policies.documents import DatasetRef, Digest, KeyId, Member, SiteRoot, format_utc
@@ -45,20 +45,26 @@ def revoke(
     if len(asked) != 1:
         raise typer.BadParameter("name one thing: --release DIGEST, --key ID or --policy ID")
     ((kind, name),) = asked
-    what = f"{Home(home).settings().site}/{name}" if kind == "policy" else name
+    what = f"{enrolled(home).settings().site}/{name}" if kind == "policy" else name
     try:
         {"release": _DIGEST, "key": _KEY, "policy": _POLICY}[kind].validate_python(what)
     except ValidationError as error:
         raise CannotProceed(f"{name!r} is no {kind}: {error.errors()[0]['msg']}") from error
-    memory = Memory(Home(home).memory_file)
+    site, now = enrolled(home), datetime.now(UTC)
+    memory = Memory(site.memory_file)
     memory.say(kind, what, by)
     memory.close()
     typer.echo(f"revoked here: {kind} {what}")
+    here = sorted({policy.id for policy in site.policies(now)[0]})
+    if kind == "policy" and name not in here:
+        typer.echo(
+            f"note: no policy {name} is in force here; there is {', '.join(here) or 'none'}. Look at its spelling"
+        )
 
 
 def clock(home: HomeOption, by: By) -> None:
     """Say that this machine's clock is right now, after it was ahead: what it showed then does not count."""
-    memory, now = Memory(Home(home).memory_file), format_utc(datetime.now(UTC))
+    memory, now = Memory(enrolled(home).memory_file), format_utc(datetime.now(UTC))
     memory.say("clock", now, by)
     memory.close()
     typer.echo(f"the gateway takes {now} for right")
@@ -83,7 +89,9 @@ def new(
             threshold=threshold,
             expires=datetime.now(UTC) + timedelta(days=days),
         )
-    except (Malformed, ValidationError) as error:
+    except ValidationError as error:
+        raise CannotProceed(f"the next site root cannot be made: {error.errors()[0]['msg']}") from error
+    except Malformed as error:
         raise CannotProceed(f"the next site root cannot be made: {error}") from error
     write(out, encode(document), 0o644)
     typer.echo(f"wrote {out}, version {document.version}; sign it: msfl gateway root sign {out} --key …")
@@ -113,7 +121,7 @@ def take(
     home: HomeOption,
 ) -> None:
     """Put it in force: signed by enough custodians of the root in force and of its own, version one higher."""
-    site, envelope = Home(home), _read(file)
+    site, envelope = enrolled(home), _read(file)
     found = next_site_root(site.site_root_file.read_bytes(), envelope, site.settings().site)
     if isinstance(found, Refusal):
         raise Refused(found)
@@ -122,7 +130,7 @@ def take(
 
 
 def _current(home: Path) -> SiteRoot:
-    site = Home(home)
+    site = enrolled(home)
     try:
         data = site.site_root_file.read_bytes()
         return load_json(Signed.parse(data, SITE_ROOT, "site root").payload_of_kind(), SiteRoot, "site root")

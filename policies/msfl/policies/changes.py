@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from msfl.policies.documents import AllowedRelease, AssetPolicy, PolicyLimits, format_utc, seconds
+from msfl.policies.documents import AllowedRelease, AssetPolicy, Limits, PolicyLimits, format_utc, seconds
 
 
 class Way(StrEnum):
@@ -102,10 +102,11 @@ def _config(old: Mapping[str, PolicyLimits], new: Mapping[str, PolicyLimits]) ->
         elif key not in new:
             yield Change(Way.NARROWER, field, f"jobs that set {key}, so every job whose release knows it")
         elif old[key] != new[key]:
-            yield from _bounds(field, key, old[key], new[key])
+            yield from bound_changes(field, key, old[key], new[key])
 
 
-def _bounds(field: str, key: str, old: PolicyLimits, new: PolicyLimits) -> Iterator[Change]:
+def bound_changes(field: str, key: str, old: Limits, new: Limits) -> Iterator[Change]:
+    """What a config key newly may be, and no longer may be; of a policy, or of a release."""
     for side, larger_is_wider in (("min", False), ("max", True)):
         before, after = getattr(old, side), getattr(new, side)
         if before == after:
@@ -210,7 +211,7 @@ def _switch(field: str, what: str, old: Any, new: Any) -> Iterator[Change]:
         yield Change(Way.WIDER if getattr(new, name) else Way.NARROWER, field, what)
 
 
-def bounds_in_words(limits: PolicyLimits) -> str:
+def bounds_in_words(limits: Limits) -> str:
     parts = []
     if limits.const is not None:
         parts.append(f"exactly {limits.const}")

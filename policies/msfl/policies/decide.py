@@ -42,6 +42,9 @@ from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 from msfl.policies.resolve import resolve_config, violation
 from msfl.policies.trust import TrustedPolicy, TrustedRelease
 
+POLICY_TRUSTED = "policy_trusted"
+"""The rule that says of each policy at the site that counts for nothing why it does."""
+
 
 class Verdict(StrEnum):
     ALLOW = "allow"
@@ -521,7 +524,7 @@ def _because(code: Code, detail: str, where: str, fields: Mapping[str, str]) -> 
 
 
 def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted: tuple[Refusal, ...]) -> Decision:
-    distrust = tuple(RuleOutcome("policy_trusted", False, refusal.message, refusal.code) for refusal in untrusted)
+    distrust = tuple(RuleOutcome(POLICY_TRUSTED, False, refusal.message, refusal.code) for refusal in untrusted)
     if not policies and untrusted:
         return Decision(Verdict.REFUSE, None, None, distrust, untrusted[0])
     ref = request.dataset.ref
@@ -557,18 +560,26 @@ def _entries(policy: AssetPolicy, request: Asked[Any]) -> list[AllowedRelease]:
 
 
 def _by_name(policy: AssetPolicy, user: User, digest: str) -> Finding:
+    """Who is refused chooses what a token asks the provider for: one that leaves out what the list compares is refused,
+    too, and letters in another case are the same letters."""
     refuse = policy.refuse
-    if _named(user, refuse.users):
+    if _named(user, refuse.users) or user.subject in refuse.users:
         return Code.EXPLICITLY_REFUSED, f"{user.name} is refused by name"
-    if user.organisation in refuse.organisations:
+    if not user.email and any("@" in name for name in refuse.users):
+        return Code.EXPLICITLY_REFUSED, f"the token of {user.name} has no e-mail address, and some are refused by name"
+    if user.organisation.lower() in refuse.organisations:
         return Code.EXPLICITLY_REFUSED, f"{user.organisation} is refused by name"
+    if not user.organisation and refuse.organisations:
+        return Code.EXPLICITLY_REFUSED, f"the token of {user.name} has no organisation, and some are refused by name"
     if digest in refuse.digests:
         return Code.EXPLICITLY_REFUSED, f"the image {digest} is refused by name"
     return None, "not refused by name"
 
 
 def _named(user: User, names: tuple[str, ...]) -> bool:
-    if user.subject in names:
+    """What has an @ is an address, which the provider has checked; a subject may be whatever its user likes, and does
+    not count for one."""
+    if user.subject in names and "@" not in user.subject:
         return True
     return bool(user.email) and user.email.lower() in {name.lower() for name in names}
 

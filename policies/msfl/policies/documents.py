@@ -8,6 +8,7 @@
     operator           Timestamp           its timekeepers              which root and which list are the newest, today
     ML engineer        ReleaseStatement    a publisher                  what an image is, does, accepts and sends
     reviewer           Review              the reviewer                 approve or reject of exactly one statement
+    ML engineer        Publication         the statement's publisher    that the reviewed release is for use now
     custodian          AssetPolicy         threshold of custodians      what may run on which data, for whom
     data scientist     JobSpec             the key bound to the token   the request
     site staff         DatasetRecord       nobody; it stays at the site what the data are
@@ -363,10 +364,29 @@ class ReleaseResources(Document):
     memory_gib: Annotated[float, Field(gt=0)] | Positive = 1
 
 
-class ReleaseStatement(Document):
-    """What a publisher says about exactly one image. `digest` is the OCI manifest's."""
+class BaseName(Document):
+    """The image below a self-contained release. `name` is how the publisher called it, if at all."""
 
-    api_version: Literal["msfl/v1"] = "msfl/v1"
+    name: Annotated[str, StringConstraints(pattern=r"^[!-~]*$", max_length=256)] = ""
+    digest: Digest
+
+
+class Materials(Document):
+    """What lies beside the image for its readers, bound by the hash of its bytes: the list of everything in it
+    (CycloneDX), and the model card. `base` is given where the image is self-contained."""
+
+    sbom: Digest
+    model_card: Digest
+    base: BaseName | None = None
+
+
+class ReleaseStatement(Document):
+    """What a publisher says about exactly one image. `digest` is the OCI manifest's.
+
+    Version msfl/v2 names its materials, msfl/v1 has none; a site that is older than msfl/v2 refuses it as malformed.
+    """
+
+    api_version: Literal["msfl/v1", "msfl/v2"] = "msfl/v1"
     kind: Literal["ReleaseStatement"] = "ReleaseStatement"
     name: Slug
     version: Version
@@ -381,12 +401,30 @@ class ReleaseStatement(Document):
     outputs: Mapping[str, Any]
     resources: ReleaseResources = ReleaseResources()
     description: Text = ""
+    materials: Materials | None = Field(default=None, exclude_if=lambda materials: materials is None)
     issued: UtcTime
     expires: UtcTime
+
+    @model_validator(mode="after")
+    def _materials_from_version_2_on(self) -> Self:
+        if (self.materials is None) is (self.api_version == "msfl/v2"):
+            raise ValueError("a statement of msfl/v2 names its materials, one of msfl/v1 has none")
+        return self
 
     @property
     def ref(self) -> str:
         return f"{self.name}:{self.version}"
+
+
+class Publication(Document):
+    """The publisher's word that a release, reviewed as its statement stands, is for use from now on."""
+
+    api_version: Literal["msfl/v1"] = "msfl/v1"
+    kind: Literal["Publication"] = "Publication"
+    digest: Digest
+    statement_sha256: Digest
+    publisher: Person
+    issued: UtcTime
 
 
 class Review(Document):

@@ -164,7 +164,7 @@ class _YamlReader:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark is not None else None
-            raise self._error(line, "", f"not YAML: {error.problem or error.context}") from error
+            raise self._error(line, "", f"not YAML: {_plainly(error.problem or error.context)}") from error
         except (YAMLError, ValueError) as error:
             if isinstance(error, Malformed):
                 raise
@@ -241,6 +241,18 @@ class _YamlReader:
 
     def _error(self, line: int | None, key: str, what: str, allowed: str = "") -> Malformed:
         return Malformed(self._name, (Problem(line, key, what, allowed),))
+
+
+def _plainly(problem: str | None) -> str:
+    """What the library says of the mistakes that people make most, in their words."""
+    said = problem or ""
+    if "'\\t'" in said:
+        return "a tab; indent with spaces"
+    if "expected <block end>" in said:
+        return "the line is not indented like those before it, or a bracket or quote above it is not closed"
+    if "mapping values are not allowed" in said:
+        return "a colon where there can be none: the line before is not finished, or a text needs quotes"
+    return said
 
 
 def _line(event: Event) -> int:

@@ -29,6 +29,7 @@ from msfl.policies.documents import (
     Document,
     FederationRoot,
     Member,
+    Publication,
     ReleaseStatement,
     Review,
     RevocationList,
@@ -73,6 +74,7 @@ SITE_ROOT = Kind("site-root", SiteRoot, "json")
 FEDERATION_ROOT = Kind("federation-root", FederationRoot, "json")
 RELEASE_STATEMENT = Kind("release-statement", ReleaseStatement, "json")
 REVIEW = Kind("review", Review, "json")
+PUBLICATION = Kind("publication", Publication, "json")
 RUN_CONFIRMATION = Kind("run-confirmation", RunConfirmation, "json")
 AUDIT_CHECKPOINT = Kind("audit-checkpoint", AuditCheckpoint, "json")
 REVOCATIONS = Kind("revocations", RevocationList, "json")

@@ -124,21 +124,35 @@ def revoke(
     passphrase: Passphrase = False,
 ) -> None:
     """Sign the next revocation list: the old one, and what is named here. For good; sites end what runs on it."""
-    folder, root, pair = TrustFolder(trust), _root(trust), _pair(key, passphrase)
+    named = (tuple(names or ()) for names in (key_id, release, policy, site))
+    typer.echo(revoke_more(trust, _pair(key, passphrase), *named))
+
+
+def revoke_more(
+    trust: Path,
+    pair: KeyPair,
+    keys: tuple[str, ...] = (),
+    releases: tuple[str, ...] = (),
+    policies: tuple[str, ...] = (),
+    sites: tuple[str, ...] = (),
+) -> str:
+    """The same, for whoever has the names: what was done, in words. Ends as the command does."""
+    folder, root = TrustFolder(trust), _root(trust)
     old = _old(folder, "revocations", lambda data: trust_revocations(data, root), root)
     try:
         document = next_revocations(
             old if isinstance(old, TrustedRevocations) else None,
             root.document.federation,
             _now(),
-            keys=tuple(key_id or ()),
-            releases=tuple(release or ()),
-            policies=tuple(policy or ()),
-            sites=tuple(site or ()),
+            keys=keys,
+            releases=releases,
+            policies=policies,
+            sites=sites,
         )
     except ValueError as error:
         _fail(f"the list cannot be made: {error}", 2)
-    _put(folder, "revocations", sign(encode(document), REVOCATIONS, [pair]), _checks(folder, root)["revocations"])
+    envelope = sign(encode(document), REVOCATIONS, [pair])
+    return _put(folder, "revocations", envelope, _checks(folder, root)["revocations"])
 
 
 @app.command()
@@ -161,7 +175,8 @@ def timestamp(
         )
     except ValueError as error:
         _fail(f"the timestamp cannot be made: {error}", 2)
-    _put(folder, "timestamp", sign(encode(document), TIMESTAMP, [pair]), _checks(folder, root)["timestamp"])
+    envelope = sign(encode(document), TIMESTAMP, [pair])
+    typer.echo(_put(folder, "timestamp", envelope, _checks(folder, root)["timestamp"]))
     typer.echo(f"good until {format_utc(document.expires)}")
 
 
@@ -179,7 +194,8 @@ def root(
         load_json(payload, FederationRoot, str(file))
     except Malformed as error:
         _fail(str(error), 1)
-    _put(folder, "federation-root", sign(payload, FEDERATION_ROOT, [pair]), _checks(folder, current)["federation-root"])
+    envelope = sign(payload, FEDERATION_ROOT, [pair])
+    typer.echo(_put(folder, "federation-root", envelope, _checks(folder, current)["federation-root"]))
 
 
 @app.command()
@@ -195,7 +211,7 @@ def cosign(trust: TrustOption, key: KeyOption, passphrase: Passphrase = False) -
     for name in waiting:
         data = folder.read(f"{name}.next")
         assert data is not None
-        _put(folder, name, add_signature(data, kinds[name], pair), _checks(folder, current)[name])
+        typer.echo(_put(folder, name, add_signature(data, kinds[name], pair), _checks(folder, current)[name]))
 
 
 Check = Callable[[bytes], object]
@@ -211,14 +227,14 @@ def _checks(folder: TrustFolder, root: TrustedFederationRoot) -> dict[str, Check
     }
 
 
-def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> None:
+def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> str:
     found = check(envelope)
     waits = folder.root / f"{name}.next.dsse"
     # The first signature of a rotation may be a new keeper's, whom the old root does not know, or the other way round.
-    if isinstance(found, Refusal) and found.code in (Code.TOO_FEW_SIGNERS, Code.WRONG_SIGNER):
+    waiting = {Code.TOO_FEW_SIGNERS} | ({Code.WRONG_SIGNER} if name == "federation-root" else set())
+    if isinstance(found, Refusal) and found.code in waiting:
         folder.write(f"{name}.next", envelope)
-        typer.echo(f"{waits} waits for further signatures: {found.message}")
-        return
+        return f"{waits} waits for further signatures: {found.message}"
     if isinstance(found, Refusal):
         _fail(found.message, 3)
     if isinstance(found, TrustedFederationRoot):
@@ -230,7 +246,7 @@ def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> None:
         folder.write(f"roots/{version}", envelope)
     file = folder.write(name, envelope)
     waits.unlink(missing_ok=True)
-    typer.echo(f"signed {file}")
+    return f"signed {file}"
 
 
 def _old(folder: TrustFolder, name: str, check: Check, root: TrustedFederationRoot) -> object | None:

@@ -28,13 +28,15 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from msfl.policies.refusals import CannotProceed
+
 _P = 2**255 - 19
 # The y of the points whose order divides 8, whatever their sign.
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = frozenset({0, 1, _P - 1, _ORDER_8, _P - _ORDER_8})
 
 
-class BadKey(ValueError):
+class BadKey(CannotProceed, ValueError):
     """The bytes are not an Ed25519 key, or the passphrase does not open it."""
 
 
@@ -96,8 +98,13 @@ class KeyPair:
         """Raises BadKey: not a PEM, not Ed25519, or the wrong passphrase."""
         try:
             private = load_pem_private_key(pem, passphrase)
-        except (ValueError, TypeError) as error:
-            raise BadKey(f"the key cannot be opened: {error}") from error
+        except ValueError as error:
+            if b"PRIVATE KEY-----" not in pem:
+                raise BadKey("this is no private key: give the file that ends with .key.pem") from error
+            raise BadKey("the key cannot be opened: the passphrase is wrong, or the file is damaged") from error
+        except TypeError as error:
+            what = "has no passphrase; leave it out" if passphrase else "has a passphrase: say --passphrase"
+            raise BadKey(f"the key {what}") from error
         if not isinstance(private, Ed25519PrivateKey):
             raise BadKey("the key is not an Ed25519 key")
         return cls(private)

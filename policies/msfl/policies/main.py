@@ -316,7 +316,7 @@ def sign_(
         _fail(str(error), 1)
     except BadKey as error:
         _fail(f"{key}: {error}", 1)
-    target = out or (file.with_suffix(f".{pair.id[:8]}.json") if _is_envelope(file) else file.with_suffix(".dsse"))
+    target = out or (file.with_suffix(f".{pair.id[:8]}.dsse") if _is_envelope(file) else file.with_suffix(".dsse"))
     _write(target, envelope)
     facts = {"envelope": str(target), "policy": policy.id, "sha256": sha256_of(payload), "key_id": pair.id}
     _say(as_json, facts, [f"Signed {policy.id} version {policy.version} with key {pair.id[:16]}…: {target}"])
@@ -348,7 +348,9 @@ def _record(file: Path) -> DatasetRecord:
 
 
 def _is_envelope(file: Path) -> bool:
-    return file.suffix == ".json"
+    """By what is in it: people give files names."""
+    data = _read(file, MAX_ENVELOPE_BYTES)
+    return data.lstrip()[:1] == b"{" and b'"payloadType"' in data
 
 
 def _read(file: Path, most: int) -> bytes:
@@ -368,7 +370,7 @@ def _write(file: Path, data: bytes, mode: int = 0o644) -> None:
             os.fsync(stream.fileno())
         os.link(half, file)  # unlike a rename, this never replaces a file
     except FileExistsError:
-        _fail(f"{file} exists already; nothing was written.", 1)
+        _fail(f"{file} exists already; nothing was written. Choose another name, or move it away.", 1)
     except OSError as error:
         _fail(f"{file}: {error.strerror}", 2)
     finally:

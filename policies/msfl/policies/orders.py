@@ -1,7 +1,8 @@
 """An order against the job: the centre orders task by task, and none may be wider than what the user signed. Pure.
 
     any verb    among those that this job needs of this dataset (`Asked.tasks`), or `start`; round ≤ the job's rounds
-    train       round ≥ 1: stream federated.  round 0: stream local, where the job has a baseline, ≤ the job's rounds
+    train       round ≥ 1: stream federated, as the task train/ROUND: another name would be the same round once more.
+                round 0: stream local, where the job has a baseline, ≤ the job's rounds
     evaluate    a dataset that is not trained on: on its test split
 
 An order's parameters come in clear and, more of them, sealed: `unasked` looks at both, when the order comes and again
@@ -17,7 +18,7 @@ from msfl.policies.decide import Asked
 from msfl.policies.refusals import Code, Refusal, refuse
 
 
-def unasked(asked: Asked[Any], verb: str, round: int, document: Mapping[str, Any]) -> Refusal | None:
+def unasked(asked: Asked[Any], task: str, verb: str, round: int, document: Mapping[str, Any]) -> Refusal | None:
     """Why the order is none that the job asks for. `document` holds its parameters, as far as they are known."""
     job, ref = asked.job, asked.dataset.ref
     fields = {"dataset": ref, "verb": verb, "round": str(round)}
@@ -27,6 +28,10 @@ def unasked(asked: Asked[Any], verb: str, round: int, document: Mapping[str, Any
         what = f"Round {round} is ordered; the job {job.name} has {job.rounds}."
         return refuse(Code.ROUND_NOT_IN_JOB, what, **fields)
     if verb == "train":
+        if round and task != f"train/{round}":
+            # What is done is not done again under its own name; budgets count a round once.
+            what = f"Round {round} is trained once, as the task train/{round}, and ordered under another name."
+            return refuse(Code.TASK_NOT_IN_JOB, what, **fields)
         stream = "federated" if round else "local"
         if document.get("stream", stream) != stream or (stream == "local" and job.baseline is None):
             what = f"The job {job.name} asks for no training of this kind in round {round}."

@@ -45,6 +45,8 @@ class Code(StrEnum):
     RELEASE_EXPIRED = "release_expired"
     RELEASE_REJECTED = "release_rejected"
     RELEASE_NOT_REVIEWED = "release_not_reviewed"
+    MATERIALS_DIFFER = "materials_differ"
+    OWN_RELEASE = "own_release"
     # People
     TOKEN_INVALID = "token_invalid"  # noqa: S105
     TOKEN_EXPIRED = "token_expired"  # noqa: S105
@@ -137,8 +139,10 @@ ADVICE: Mapping[Code, str] = {
     Code.SITE_REVOKED: "Ask the operator of the federation why the site was revoked, or name other sites.",
     Code.WRONG_PUBLISHER: "Have the release signed by a publisher of the federation root.",
     Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
-    Code.RELEASE_REJECTED: "A reviewer rejected this digest; read the comment and publish a corrected release.",
+    Code.RELEASE_REJECTED: "Submit a corrected release under a new version, or have who rejected it approve this one.",
     Code.RELEASE_NOT_REVIEWED: "Ask further reviewers of the federation root for a signed review.",
+    Code.MATERIALS_DIFFER: "Submit the release anew, with the list and the card that belong to it.",
+    Code.OWN_RELEASE: "Nobody reviews their own release; ask a reviewer of the federation root.",
     Code.TOKEN_INVALID: "Log in again: msfl login.",
     Code.TOKEN_EXPIRED: "Log in again: msfl login.",
     Code.TOKEN_WRONG_AUDIENCE: "Ask the identity provider for a token made for this federation.",

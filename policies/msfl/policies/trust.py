@@ -11,9 +11,8 @@
 
 The Trusted… types cannot be made anywhere else: their constructors want a seal that only this module holds, so a
 function that takes one needs no second check. Thresholds count different people, never keys. A root names
-its own signers, so it alone is read, strictly, before its own threshold can be checked. A reject counts whoever
-of the root signed it, and does not expire: publish a corrected release under a new digest instead. A review that no
-reviewer of the root signed is nobody's word and is ignored; one that is signed but unreadable refuses the release.
+its own signers, so it alone is read, strictly, before its own threshold can be checked. What a review is worth says
+`reviews`; one that somebody of the root signed and that is unreadable refuses the release.
 A policy's time in force is a rule of `decide`, so that an expired policy is a decision with its reason; a timestamp's
 is `freshness`, so that what was the newest is kept also once it is old. `Revoked` is what a site holds for revoked, by
 the federation's word or its custodian's: a revoked key counts for nobody, but for a reject, which only ever refuses.
@@ -32,7 +31,6 @@ from msfl.policies.documents import (
     FederationRoot,
     Member,
     ReleaseStatement,
-    Review,
     RevocationList,
     RunConfirmation,
     SiteRoot,
@@ -44,7 +42,6 @@ from msfl.policies.envelope import (
     ASSET_POLICY,
     FEDERATION_ROOT,
     RELEASE_STATEMENT,
-    REVIEW,
     REVOCATIONS,
     RUN_CONFIRMATION,
     SITE_ROOT,
@@ -53,6 +50,7 @@ from msfl.policies.envelope import (
     Signed,
 )
 from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.reviews import Worth, weigh
 
 D = TypeVar("D", bound=Document)
 _SEAL = object()
@@ -388,10 +386,10 @@ def trust_release(
     if release.expires <= now:
         what = f"{release.ref} expired at {format_utc(release.expires)}."
         return refuse(Code.RELEASE_EXPIRED, what, release=release.ref, expires=format_utc(release.expires))
-    approvals = _approvals(reviews, signed.sha256, release, federation, now, revoked)
+    approvals = _approvals(reviews, signed.sha256, release, publishers, federation, now, revoked)
     if isinstance(approvals, Refusal):
         return approvals
-    reviewers = tuple(sorted(approvals - set(publishers) - {release.publisher}))
+    reviewers = tuple(sorted(approvals))
     if len(reviewers) < federation.reviews_needed:
         what = f"{release.ref} has {len(reviewers)} valid reviews of {federation.reviews_needed} needed."
         return refuse(Code.RELEASE_NOT_REVIEWED, what, release=release.ref, reviewers=", ".join(reviewers))
@@ -402,41 +400,22 @@ def _approvals(
     reviews: Iterable[bytes],
     statement_sha256: str,
     release: ReleaseStatement,
+    publishers: tuple[str, ...],
     root: FederationRoot,
     now: datetime,
     revoked: Revoked,
 ) -> set[str] | Refusal:
-    approving: set[str] = set()
-    for data in reviews:
-        try:
-            signed = Signed.parse(data, REVIEW, "review")
-        except Malformed:
-            continue  # not even an envelope: nobody's word
-        if signed.payload_type != REVIEW.payload_type:
-            continue
-        reviewers = _people(signed.signed_by(root.reviewers))
-        others = _people(signed.signed_by(root.publishers))
-        if not reviewers and not others:
-            continue
-        review = _read(signed)
-        if isinstance(review, Refusal):
-            return review
-        if refusal := _rejects(review, release, {*reviewers, *others}):
-            return refusal
-        exact = review.digest == release.digest and review.statement_sha256 == statement_sha256
-        in_time = review.issued <= now < review.expires
-        counting = _people(revoked.without(signed.signed_by(root.reviewers)))
-        if review.verdict == "approve" and exact and in_time and review.reviewer in counting:
-            approving.add(review.reviewer)
-    return approving
-
-
-def _rejects(review: Review, release: ReleaseStatement, signers: set[str]) -> Refusal | None:
-    if review.verdict != "reject" or review.digest != release.digest:
-        return None
-    by = ", ".join(sorted(signers))
-    what = f"{release.ref} was rejected by {by}: {review.comment or 'no comment'}"
-    return refuse(Code.RELEASE_REJECTED, what.rstrip(".") + ".", release=release.ref, reviewers=by)
+    who = frozenset({*publishers, release.publisher})
+    try:
+        weighed = weigh(reviews, release, statement_sha256, who, root, now, revoked.keys)
+    except Malformed as error:
+        return _malformed(error)
+    for one in weighed:
+        if one.worth is Worth.REJECTS:
+            by = ", ".join(one.signers)
+            what = f"{release.ref} was rejected by {by}: {one.review.comment or 'no comment'}"
+            return refuse(Code.RELEASE_REJECTED, what.rstrip(".") + ".", release=release.ref, reviewers=by)
+    return {one.review.reviewer for one in weighed if one.worth is Worth.APPROVES}
 
 
 def _open(data: bytes, kind: Kind[D], file: str) -> Signed[D] | Refusal:

@@ -8,7 +8,15 @@ from datetime import datetime, timedelta
 
 from msfl.policies.changes import bounds_in_words
 from msfl.policies.decide import RuleOutcome
-from msfl.policies.documents import AssetPolicy, Bound, PolicyLimits, ReleaseStatement, format_utc
+from msfl.policies.documents import (
+    AssetPolicy,
+    Bound,
+    FederationRoot,
+    Member,
+    PolicyLimits,
+    ReleaseStatement,
+    format_utc,
+)
 from msfl.policies.refusals import ADVICE
 from msfl.policies.resolve import WrongType, config_bounds, typed, violation
 
@@ -46,6 +54,24 @@ def in_words(policy: AssetPolicy) -> tuple[str, ...]:
         f"Within {policy.resources.gpus} GPUs, {policy.resources.memory_gib} GiB and {policy.resources.wall_time}; "
         f"isolation at least {policy.isolation.value}; the user's signature on the job is {policy.proof}.",
         f"At most {approval.max_runs} runs and {approval.max_rounds} rounds in all. {confirm}",
+    )
+
+
+def federation_in_words(root: FederationRoot, sha256: str) -> tuple[str, ...]:
+    """Whom a site relies on that accepts this federation root."""
+
+    def people(members: tuple[Member, ...]) -> str:
+        return _and(dict.fromkeys(m.person for m in members))
+
+    timekeepers = people(root.timekeepers) or "the keepers"
+    until = format_utc(root.expires)
+    return (
+        f"The federation {root.federation}, root version {root.version} ({sha256[:19]}…), until {until}",
+        f"  publishes releases:   {people(root.publishers)}",
+        f"  reviews them:         {people(root.reviewers)}; {root.reviews_needed} needed",
+        f"  says who users are:   {_and(issuer.issuer for issuer in root.issuers)}",
+        f"  keeps this root:      {people(root.keepers)}; {root.threshold} needed",
+        f"  says what is newest:  {timekeepers}",
     )
 
 

@@ -7,7 +7,9 @@ acts on the value.
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from typing import assert_never
 
 from msfl.protos.messages import (
@@ -25,6 +27,7 @@ from msfl.protos.messages import (
 )
 from msfl.protos.v1 import federation_pb2 as wire
 
+MOST_FIGURES, MOST_LETTERS = 32, 100
 # A run's name becomes the name of folders and files.
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
 
@@ -39,12 +42,16 @@ def json_bytes(document: JsonObject) -> bytes:
 
 def json_object(data: bytes) -> JsonObject:
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadMessage("a document is not JSON") from error
     if not isinstance(value, dict):
         raise BadMessage("a document is not a JSON object")
     return value
+
+
+def _no_number(word: str) -> float:
+    raise BadMessage(f"a document holds {word}, which is not JSON")
 
 
 def order_to_wire(order: Order) -> wire.Order:
@@ -121,6 +128,19 @@ def _run_id(text: str) -> str:
     return text
 
 
+def _figures(given: Mapping[str, float]) -> dict[str, float]:
+    """A few numbers by name. What is none could not be written down, nor shown to a user: JSON has no word for it."""
+    if len(given) > MOST_FIGURES or any(len(name) > MOST_LETTERS for name in given):
+        raise BadMessage(f"at most {MOST_FIGURES} figures, with names of at most {MOST_LETTERS} letters")
+    return {name: _finite(value) for name, value in given.items()}
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise BadMessage("a number that is not finite")
+    return value
+
+
 def answer_to_wire(answer: OfferAnswer) -> wire.OfferAnswer:
     return wire.OfferAnswer(
         run_id=answer.run_id,
@@ -166,8 +186,8 @@ def report_from_wire(message: wire.TaskReport) -> TaskReport:
         key=message.key,
         bytes_up=message.bytes_up,
         bytes_down=message.bytes_down,
-        seconds=message.seconds,
-        peak_rss_mib=dict(message.peak_rss_mib),
+        seconds=_finite(message.seconds),
+        peak_rss_mib=_figures(message.peak_rss_mib),
     )
 
 
@@ -190,7 +210,7 @@ def progress_from_wire(message: wire.Progress) -> SiteProgress:
         phase=message.phase[:100],
         done=message.done,
         total=message.total,
-        metrics=dict(message.metrics),
+        metrics=_figures(message.metrics),
         trust=message.trust[:100],
     )
 

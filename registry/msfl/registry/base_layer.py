@@ -50,7 +50,7 @@ _CAPABILITIES = b"SCHILY.xattr.security.capability"
 RULES = 1
 _RELEASE = "msfl"
 _MOUNT_POINTS = {"dev", "proc", "sys", "tmp", "run", "run/msfl", "in", _RELEASE}
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh.opq"
+_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,12 @@
-"""From a release's recipe and the installed code to an image: no daemon, no base image, the same bytes every time.
+"""From a release's recipe and its code to an image: the same bytes every time, with or without a base image below.
 
-    release.yaml ── strict ──▶ Recipe ──┬─ code, found where Python finds it ──────▶ layer 2
-                                        └─ requires ── lock_environment ───────────▶ layer 1  msfl-environment.json
+    base, if any ── read_base ─────────────────────────────────────────────────────▶ base layers
+    release.yaml ── strict ──▶ Recipe ──┬─ requires ── lock of this Python, or the base's ─▶ environment layer
+                                        └─ code: msfl's, and the release folder's own ─────▶ code layer
     config (entry point, labels, diff_ids) + manifest ──▶ digest ──▶ ReleaseStatement, to be signed by the publisher
+
+Without a base, an image holds msfl's two layers only, and runs on a host whose Python is the locked one. With a base it
+is self-contained: a container engine can start it; the two layers of msfl, marked by `msfl.layer`, lie on top.
 
 Sorted names, no times, no owners: who builds the same code with the same packages gets the same digest, and can so
 check a published release without trusting who built it. The image is a plain OCI image; `skopeo copy` moves it.
@@ -13,7 +17,7 @@ from __future__ import annotations
 import importlib
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +26,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from msfl.policies.documents import (
+    BaseName,
     Bound,
     ConfigKey,
     ConfigValue,
     Document,
+    Materials,
     ReleaseResources,
     ReleaseStatement,
     Slug,
@@ -34,14 +40,19 @@ from msfl.policies.documents import (
     Version,
 )
 from msfl.policies.encoding import canonical_json, load_yaml, sha256_of
+from msfl.registry.base import ARCHITECTURES, BaseImage
+from msfl.registry.base_python import lock_base
 from msfl.registry.environment import FILE_NAME, EnvironmentLock, lock_environment
 from msfl.registry.interface import CONFIG, LAYER, LAYER_KIND, MANIFEST, Descriptor
 from msfl.registry.layer import write_layer
+from msfl.registry.model_card import ModelCard
 from msfl.registry.pull import ENVIRONMENT_LABEL, NAME_LABEL, VERSION_LABEL
+from msfl.registry.sbom import write_sbom
 
 RECIPE_NAME = "release.yaml"
-_ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
+_SETTINGS = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONNOUSERSITE": "1", "PYTHONPATH": "/"}
+
 
 CodePath = Annotated[str, StringConstraints(pattern=r"^msfl(?:/[A-Za-z_][A-Za-z0-9_]*)+(?:\.py)?$", max_length=200)]
 
@@ -51,7 +62,8 @@ class BadRelease(ValueError):
 
 
 class Recipe(Document):
-    """`release.yaml`, written by hand. `code` names packages and modules by path: `msfl/learning`, `msfl/x/y.py`."""
+    """`release.yaml`, written by hand. `code` names packages and modules by path: `msfl/learning`, `msfl/x/y.py`. Own
+    code lies in the folder `msfl` beside the recipe: `msfl/my_model`, imported as `msfl.my_model`."""
 
     api_version: Literal["msfl/v1"] = "msfl/v1"
     kind: Literal["Release"] = "Release"
@@ -70,13 +82,26 @@ class Recipe(Document):
 
 @dataclass(frozen=True)
 class BuiltRelease:
-    """An image in memory: `layers` are compressed, `digest` is the manifest's."""
+    """An image, not yet anywhere: `layers` are msfl's own, compressed; those of `base` lie in its files."""
 
     recipe: Recipe
     environment: EnvironmentLock
     layers: tuple[bytes, ...]
     config: bytes
     manifest: bytes
+    base: BaseImage | None = None
+
+    def blobs(self) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """Everything that the manifest names, by digest."""
+        for layer in self.base.layers if self.base else ():
+            yield layer.digest, layer.chunks()
+        for blob in (*self.layers, self.config):
+            yield sha256_of(blob), [blob]
+
+    @property
+    def size(self) -> int:
+        own = sum(map(len, (*self.layers, self.config, self.manifest)))
+        return own + sum(layer.size for layer in (self.base.layers if self.base else ()))
 
     @property
     def digest(self) -> str:
@@ -86,9 +111,26 @@ class BuiltRelease:
     def ref(self) -> str:
         return f"{self.recipe.name}:{self.recipe.version}"
 
-    def statement(self, *, publisher: str, commit: str, issued: datetime, expires: datetime) -> ReleaseStatement:
+    def sbom(self) -> bytes:
+        return write_sbom(self.recipe.name, self.recipe.version, self.digest, self.environment, self.base)
+
+    def materials(self, sbom: bytes, card: ModelCard) -> Materials:
+        below = BaseName(name=self.base.name, digest=self.base.digest) if self.base else None
+        return Materials(sbom=sha256_of(sbom), model_card=sha256_of(card.data), base=below)
+
+    def statement(
+        self,
+        *,
+        publisher: str,
+        commit: str,
+        issued: datetime,
+        expires: datetime,
+        materials: Materials | None = None,
+    ) -> ReleaseStatement:
         """What the publisher is to sign: `sign(encode(statement), RELEASE_STATEMENT, [key])`."""
         return ReleaseStatement(
+            api_version="msfl/v2" if materials else "msfl/v1",
+            materials=materials,
             name=self.recipe.name,
             version=self.recipe.version,
             digest=self.digest,
@@ -123,61 +165,99 @@ def build_release(
     recipe_path: Path,
     site_packages: Path,
     *,
+    base: BaseImage | None = None,
     environment: EnvironmentLock | None = None,
     namespace: tuple[Path, ...] | None = None,
 ) -> BuiltRelease:
-    """Read the recipe, collect its code, lock its environment (or take `environment`), and assemble the image.
+    """Read the recipe, collect its code, lock the environment of `site_packages`, or of `base` where there is one (or
+    take `environment`), and assemble the image.
 
-    `namespace` are the folders that make up the package msfl; as Python finds them when not given.
-    Raises Malformed for the recipe, BadRelease, BadEnvironment.
+    `namespace` are the folders that make up the package msfl; as Python finds them when not given. The folder `msfl`
+    beside the recipe, if there is one, is another: all of a release's code lies below /msfl in the image, so that none
+    of it can stand in the place of Python, of a required package or of the system.
+    Raises Malformed for the recipe, BadRelease, BadEnvironment, BadBase.
     """
     recipe = load_yaml(recipe_path.read_bytes(), Recipe, str(recipe_path))
-    code = collect_code(recipe.code, namespace or _namespace())
+    code = collect_code(recipe.code, (*(namespace or _namespace()), recipe_path.parent / "msfl"))
     _check_entrypoint(recipe, code)
-    lock = environment or lock_environment(recipe.requires, site_packages)
-    packed = [write_layer({FILE_NAME: lock.to_bytes()}), write_layer(code)]
-    labels = {NAME_LABEL: recipe.name, VERSION_LABEL: recipe.version, ENVIRONMENT_LABEL: lock.sha256}
+    if environment is None:
+        environment = lock_base(recipe.requires, base) if base else lock_environment(recipe.requires, site_packages)
+    return _assemble(recipe, environment, code, base)
+
+
+def _assemble(
+    recipe: Recipe, environment: EnvironmentLock, code: Mapping[str, bytes], base: BaseImage | None
+) -> BuiltRelease:
+    below = base.layers if base else ()
+    packed = {"environment": write_layer({FILE_NAME: environment.to_bytes()}), "code": write_layer(code)}
+    labels = {NAME_LABEL: recipe.name, VERSION_LABEL: recipe.version, ENVIRONMENT_LABEL: environment.sha256}
+    settings = {**(base.environment if base else {}), **_SETTINGS}
     config = canonical_json(
         {
-            "architecture": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+            "architecture": base.architecture if base else ARCHITECTURES.get(platform.machine(), platform.machine()),
             "os": "linux",
-            "config": {"Entrypoint": list(recipe.entrypoint), "Labels": labels, "WorkingDir": "/"},
-            "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in packed]},
-            "history": [{"created_by": "msfl: environment lock"}, {"created_by": "msfl: code"}],
+            "config": {
+                "Entrypoint": list(recipe.entrypoint),
+                "Env": [f"{name}={value}" for name, value in sorted(settings.items())],
+                "Labels": labels,
+                "WorkingDir": "/",
+            },
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [*(layer.diff_id for layer in below), *(diff_id for _, diff_id in packed.values())],
+            },
+            "history": [
+                *({"created_by": "base image"} for _ in below),
+                {"created_by": "msfl: environment lock"},
+                {"created_by": "msfl: code"},
+            ],
         }
     )
+    own = [
+        Descriptor(LAYER, sha256_of(layer), len(layer), annotations={LAYER_KIND: kind})
+        for kind, (layer, _) in packed.items()
+    ]
     manifest = canonical_json(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": Descriptor(CONFIG, sha256_of(config), len(config)).to_json(),
-            "layers": [
-                Descriptor(LAYER, sha256_of(layer), len(layer), annotations={LAYER_KIND: kind}).to_json()
-                for kind, (layer, _) in zip(("environment", "code"), packed, strict=True)
-            ],
-            "annotations": labels,
+            "layers": [*(layer.to_descriptor().to_json() for layer in below), *(d.to_json() for d in own)],
+            "annotations": {**labels, **(base.annotations if base else {})},
         }
     )
-    return BuiltRelease(recipe, lock, tuple(layer for layer, _ in packed), config, manifest)
+    return BuiltRelease(recipe, environment, tuple(layer for layer, _ in packed.values()), config, manifest, base)
 
 
 def collect_code(paths: tuple[str, ...], namespace: tuple[Path, ...]) -> dict[str, bytes]:
     """Name in the image → bytes, for every file below `paths`. Raises BadRelease."""
     code: dict[str, bytes] = {}
     for name in paths:
-        inside = name.removeprefix("msfl/")
-        found = [portion / inside for portion in namespace if (portion / inside).exists()]
-        if len(found) != 1:
-            where = "nowhere" if not found else " and ".join(map(str, found))
-            raise BadRelease(f"the recipe names {name}, which is installed {where}; it must be there exactly once")
-        for path in [found[0]] if found[0].is_file() else sorted(found[0].rglob("*")):
+        found = _find_code(name, tuple(dict.fromkeys(portion.absolute() for portion in namespace)))
+        for path in [found] if found.is_file() else sorted(found.rglob("*")):
+            inner = path.relative_to(found).as_posix()
             if path.is_symlink():
                 raise BadRelease(f"{path} is a symbolic link; an image holds plain files only")
-            inner = path.relative_to(found[0]).as_posix()
             if path.is_dir() or "__pycache__" in path.parts or path.name.startswith(".") or path.suffix == ".pyc":
                 continue
+            if not path.is_file():
+                raise BadRelease(f"{path} is neither a file nor a folder; an image holds plain files only")
             code[name if inner == "." else f"{name}/{inner}"] = path.read_bytes()
     return code
+
+
+def _find_code(name: str, namespace: tuple[Path, ...]) -> Path:
+    inside = name.removeprefix("msfl/")
+    found = [portion / inside for portion in namespace if (portion / inside).exists()]
+    if len(found) != 1:
+        where = "nowhere" if not found else " and ".join(map(str, found))
+        raise BadRelease(f"the recipe names {name}, which is installed {where}; it must be there exactly once")
+    (path,) = found
+    portion = next(portion for portion in namespace if portion / inside == path)
+    for above in (portion, *(portion.joinpath(*inside.split("/")[:n]) for n in range(1, inside.count("/") + 2))):
+        if above.is_symlink():
+            raise BadRelease(f"{above} is a symbolic link, which leads out of the folder of the code")
+    return path
 
 
 def _check_entrypoint(recipe: Recipe, code: Mapping[str, bytes]) -> None:

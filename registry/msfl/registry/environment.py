@@ -22,6 +22,7 @@ interpreter. Distributions outside the closure are not checked; reviewed code do
 from __future__ import annotations
 
 import base64
+import csv
 import gzip
 import hashlib
 import importlib.metadata
@@ -31,7 +32,7 @@ import platform
 import re
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -134,23 +135,39 @@ def lock_environment(requires: Iterable[str], site_packages: Path) -> Environmen
     already altered must not become the reference.
     """
     installed = {name: found[0] for name, found in _installed(site_packages).items()}
-    closure = _closure(requires, installed)
+
+    def hash_all(files: list[tuple[str, str]]) -> list[str | None]:
+        return _hash_all(site_packages, [path for _, path in files])
+
+    return lock_installed(requires, installed, hash_all, python_tag())
+
+
+def lock_installed(
+    requires: Iterable[str],
+    installed: Mapping[str, importlib.metadata.Distribution],
+    hash_all: Callable[[list[tuple[str, str]]], list[str | None]],
+    python: str,
+    markers: Mapping[str, str] | None = None,
+) -> EnvironmentLock:
+    """The same for distributions that lie elsewhere: in a base image. `hash_all` takes (distribution, path in its
+    site-packages) and gives hex sha256, or None where there is no such file. `markers` are of that Python."""
+    closure = _closure(requires, installed, markers or {})
     recorded = {name: dict(_recorded(installed[name])) for name in closure}
-    paths = sorted({path for files in recorded.values() for path in files})
-    hashes = dict(zip(paths, _hash_all(site_packages, paths), strict=True))
+    files = sorted((name, path) for name, paths in recorded.items() for path in paths)
+    hashes = dict(zip(files, hash_all(files), strict=True))
     locked: dict[str, LockedDistribution] = {}
     for name in sorted(closure):
-        files: dict[str, str] = {}
+        found_files: dict[str, str] = {}
         for path, expected in sorted(recorded[name].items()):
-            found = hashes[path]
+            found = hashes[name, path]
             if found is None or (expected is not None and found != expected):
                 raise BadEnvironment(
                     f"{path} of {name} {installed[name].version} is not what its distribution recorded at "
                     f"installation; reinstall it (pip install --force-reinstall {name}) and build again"
                 )
-            files[path] = found
-        locked[name] = LockedDistribution(installed[name].version, files)
-    return EnvironmentLock(python_tag(), locked)
+            found_files[path] = found
+        locked[name] = LockedDistribution(installed[name].version, found_files)
+    return EnvironmentLock(python, locked)
 
 
 def verify_environment(lock: EnvironmentLock, site_packages: Path) -> tuple[Mismatch, ...]:
@@ -206,7 +223,9 @@ def _installed(site_packages: Path) -> dict[str, list[importlib.metadata.Distrib
     return found
 
 
-def _closure(requires: Iterable[str], installed: Mapping[str, importlib.metadata.Distribution]) -> set[str]:
+def _closure(
+    requires: Iterable[str], installed: Mapping[str, importlib.metadata.Distribution], markers: Mapping[str, str]
+) -> set[str]:
     todo = [(requirement, "the release") for requirement in requires]
     done: set[tuple[str, frozenset[str]]] = set()
     while todo:
@@ -229,19 +248,20 @@ def _closure(requires: Iterable[str], installed: Mapping[str, importlib.metadata
         done.add((name, extras))
         for child in distribution.requires or []:
             marker = Requirement(child).marker
-            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            if marker is None or any(marker.evaluate({**markers, "extra": extra}) for extra in extras | {""}):
                 todo.append((child, name))
     return {name for name, _ in done}
 
 
 def _recorded(distribution: importlib.metadata.Distribution) -> Iterator[tuple[str, str | None]]:
     """Path → hex sha256 or None when RECORD carries none. Raises BadEnvironment without a RECORD."""
-    if distribution.files is None:
+    record = distribution.read_text("RECORD")
+    if record is None:
         raise BadEnvironment(f"{distribution.name} was installed without a RECORD; reinstall it with pip")
-    for file in distribution.files:
-        path = file.as_posix()
+    for row in csv.reader(record.splitlines()):
+        path, digest = PurePosixPath(row[0]).as_posix(), row[1] if len(row) > 1 else ""
         if _is_locked(path):
-            yield path, _unpadded_to_hex(file.hash.value) if file.hash and file.hash.mode == "sha256" else None
+            yield path, _unpadded_to_hex(digest[7:]) if digest.startswith("sha256=") else None
 
 
 def _is_locked(path: str) -> bool:

@@ -1,8 +1,11 @@
 """How a release reaches the registry, and how its signed papers are found there again.
 
     push_release        blobs, then the manifest, under the tag <name>_<version>; a released tag never moves
+    attach_materials    what the statement binds by its hash: the SBOM and the model card
     submit_statement    the publisher's envelope, attached to the image
     add_review          a reviewer's envelope, attached to the image
+    add_publication     the publisher's envelope again: reviewed, and for use now
+    papers_of           all of these envelopes as they lie there
     publication         do the papers satisfy the federation root now?          TrustedRelease, or the Refusal
 
 Papers are DSSE envelopes, each the only layer of a small manifest whose `subject` is the image (OCI 1.1 referrers).
@@ -13,6 +16,7 @@ digests and revocations come with the heartbeat. A later statement of the same i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -29,12 +33,25 @@ from msfl.registry.interface import (
     NotInRegistry,
     Registry,
 )
+from msfl.registry.model_card import MAX_CARD_BYTES, ModelCard
 from msfl.registry.pull import NAME_LABEL, VERSION_LABEL
+from msfl.registry.sbom import MAX_SBOM_BYTES, SBOM_TYPE
 
 STATEMENT_TYPE: Final = "application/vnd.msfl.release-statement.v1+dsse"
 REVIEW_TYPE: Final = "application/vnd.msfl.review.v1+dsse"
+PUBLICATION_TYPE: Final = "application/vnd.msfl.publication.v1+dsse"
+CARD_TYPE: Final = "application/vnd.msfl.model-card.v1"
 _DSSE: Final = "application/vnd.dsse.envelope.v1+json"
 _MAX_PAPERS = 64
+
+
+@dataclass(frozen=True)
+class Papers:
+    """Envelopes as the registry serves them, nobody's word yet. The latest statement; None without one."""
+
+    statement: bytes | None
+    reviews: tuple[bytes, ...]
+    publications: tuple[bytes, ...]
 
 
 class AlreadyPublished(ValueError):
@@ -53,9 +70,28 @@ def push_release(registry: Registry, built: BuiltRelease) -> str:
             f"{built.ref} is in the registry as {known}, and this build is {built.digest}; "
             "the code or the environment has changed, so give the release a new version"
         )
-    for blob in (*built.layers, built.config):
-        registry.put_blob(sha256_of(blob), [blob])
+    for digest, chunks in built.blobs():
+        registry.put_blob(digest, chunks)
     return registry.put_manifest(built.manifest, tag)
+
+
+def attach_materials(registry: Registry, digest: str, sbom: bytes, card: ModelCard) -> None:
+    """Raises NotInRegistry when the image is not there."""
+    _attach(registry, digest, SBOM_TYPE, sbom, SBOM_TYPE)
+    _attach(registry, digest, CARD_TYPE, card.data, card.media_type)
+
+
+def material_of(registry: Registry, digest: str, artifact_type: str, sha256: str) -> tuple[bytes, str] | None:
+    """The attached bytes that have exactly this hash, and their media type; None when nothing attached has it."""
+    limit = MAX_SBOM_BYTES if artifact_type == SBOM_TYPE else MAX_CARD_BYTES
+    for referrer in registry.referrers(digest, artifact_type)[-_MAX_PAPERS:]:
+        manifest = _read_manifest(registry, referrer.digest)
+        layer = _only_layer(manifest, digest) if manifest else None
+        if layer is not None and layer.digest == sha256:
+            data = _read_blob(registry, layer, limit)
+            if data is not None:
+                return data, layer.media_type
+    return None
 
 
 def submit_statement(registry: Registry, digest: str, envelope: bytes) -> str:
@@ -66,6 +102,20 @@ def submit_statement(registry: Registry, digest: str, envelope: bytes) -> str:
 def add_review(registry: Registry, digest: str, envelope: bytes) -> str:
     """Attach a reviewer's signed word. Raises NotInRegistry when the image is not there."""
     return _attach(registry, digest, REVIEW_TYPE, envelope)
+
+
+def add_publication(registry: Registry, digest: str, envelope: bytes) -> str:
+    """Attach the publisher's signed publication. Raises NotInRegistry when the image is not there."""
+    return _attach(registry, digest, PUBLICATION_TYPE, envelope)
+
+
+def papers_of(registry: Registry, digest: str) -> Papers:
+    statements = _papers(registry, digest, STATEMENT_TYPE)
+    return Papers(
+        statements[-1] if statements else None,
+        _papers(registry, digest, REVIEW_TYPE),
+        _papers(registry, digest, PUBLICATION_TYPE),
+    )
 
 
 def statements_of(registry: Registry, digest: str) -> tuple[bytes, tuple[bytes, ...]]:
@@ -133,17 +183,17 @@ def tag_of(name: str, version: str) -> str:
     return f"{name}_{version}"
 
 
-def _attach(registry: Registry, digest: str, artifact_type: str, envelope: bytes) -> str:
+def _attach(registry: Registry, digest: str, artifact_type: str, data: bytes, media_type: str = _DSSE) -> str:
     subject = registry.get_manifest(digest)
     empty = b"{}"
-    for blob in (empty, envelope):
+    for blob in (empty, data):
         registry.put_blob(sha256_of(blob), [blob])
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
         "artifactType": artifact_type,
         "config": Descriptor(EMPTY, sha256_of(empty), len(empty)).to_json(),
-        "layers": [Descriptor(_DSSE, sha256_of(envelope), len(envelope)).to_json()],
+        "layers": [Descriptor(media_type, sha256_of(data), len(data)).to_json()],
         "subject": Descriptor(MANIFEST, digest, len(subject)).to_json(),
     }
     return registry.put_manifest(canonical_json(manifest))
@@ -161,17 +211,28 @@ def _papers(registry: Registry, digest: str, artifact_type: str) -> tuple[bytes,
 
 
 def _read_envelope(registry: Registry, manifest: dict[str, object], subject: str) -> bytes | None:
+    layer = _only_layer(manifest, subject)
+    return _read_blob(registry, layer, MAX_ENVELOPE_BYTES) if layer else None
+
+
+def _only_layer(manifest: dict[str, object], subject: str) -> Descriptor | None:
     try:
         if Descriptor.from_json(manifest.get("subject")).digest != subject:
             return None
         layers = manifest.get("layers")
         (layer,) = layers if isinstance(layers, tuple) else ()
-        wanted = Descriptor.from_json(layer)
-        with registry.get_blob(wanted.digest) as stream:
-            data = stream.read(MAX_ENVELOPE_BYTES + 1)
-    except (ValueError, NotInRegistry):
+        return Descriptor.from_json(layer)
+    except ValueError:
         return None
-    return data if len(data) <= MAX_ENVELOPE_BYTES and sha256_of(data) == wanted.digest else None
+
+
+def _read_blob(registry: Registry, wanted: Descriptor, limit: int) -> bytes | None:
+    try:
+        with registry.get_blob(wanted.digest) as stream:
+            data = stream.read(limit + 1)
+    except NotInRegistry:
+        return None
+    return data if len(data) <= limit and sha256_of(data) == wanted.digest else None
 
 
 def _read_manifest(registry: Registry, digest: str) -> dict[str, object] | None:

@@ -164,6 +164,10 @@ class Client:
             raise RefusedByGovernance(row["status"], f"{release} may not be used: {row['status']}")
         if profile not in row["profiles"]:
             raise BadJob(f"{release} has no profile {profile!r}; it has {', '.join(sorted(row['profiles']))}")
+        if isinstance(datasets, str) or isinstance(evaluate_only, str):
+            raise BadJob("datasets and evaluate_only are lists: [site-a/ms-trial, site-b/ms-cohort]")
+        if not isinstance(config, Mapping | None):
+            raise BadJob("config holds settings of the release, as `name: value`")
         evaluated = tuple(evaluate_only)
         named = (*(d for d in datasets if d not in evaluated), *evaluated)
         settings = dict(config or {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from msfl.policies.encoding import read_yaml
-from msfl.sdk.client import BadJob, attach, connect
+from msfl.policies.encoding import Malformed, read_yaml
+from msfl.sdk.client import BadJob, Client, attach, connect
 from msfl.sdk.words import paused_words, said
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -42,9 +43,17 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Submit a job, or have every site say what it would answer."""
-    arguments, _ = read_yaml(job.read_bytes(), job.name)
+    try:
+        arguments, _ = read_yaml(job.read_bytes(), job.name)
+    except Malformed as error:
+        raise BadJob(str(error)) from error
     if not isinstance(arguments, dict):
         raise BadJob(f"{job} must hold the arguments of run_federated, as `name: value`")
+    known = [name for name in inspect.signature(Client.job).parameters if name != "self"]
+    if unknown := sorted(set(arguments) - set(known)):
+        raise BadJob(f"{job} sets {', '.join(unknown)}; the arguments of run_federated are {', '.join(known)}")
+    if missing := [name for name in ("release", "datasets") if name not in arguments]:
+        raise BadJob(f"{job} does not say {' and '.join(missing)}")
     client = connect()
     if not explain:
         run_id = client.run_federated(**arguments).run_id

@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 refused by governance.
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -16,6 +17,7 @@ from typing import TextIO
 import structlog
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from msfl.policies.refusals import CannotProceed, Refused
 from msfl.sdk.client import RefusedByGovernance
@@ -24,6 +26,7 @@ from msfl.sdk.run import SiteRefusal
 
 GROUP = "msfl.commands"
 DONE, FAILED, REFUSED = 0, 1, 3
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _SUMMARY = "Federated nnU-Net; every hospital keeps the last word on what runs on its data."
 
 
@@ -36,10 +39,17 @@ def main() -> None:
         _app(sys.argv[1:])()
     except (Refused, RefusedByGovernance, SiteRefusal) as refused:
         what = refused.refusal.message if isinstance(refused, Refused) else str(refused)
-        errors.print(f"[red]refused[/red]: {what}", soft_wrap=True, highlight=False)
+        errors.print(f"[red]refused[/red]: {escape(what)}", soft_wrap=True, highlight=False)
         sys.exit(REFUSED)
     except CannotProceed as error:
-        errors.print(f"[red]failed[/red]: {error}", soft_wrap=True, highlight=False)
+        errors.print(f"[red]failed[/red]: {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(FAILED)
+    except OSError as error:
+        # A file that is not there, may not be opened, or has no room is no bug. What names no file may be one.
+        if error.filename is None and error.errno not in _NO_ROOM:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        errors.print(f"[red]failed[/red]: {escape(where)}{error.strerror}", soft_wrap=True, highlight=False)
         sys.exit(FAILED)
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from msfl.gateway.egress import (
     CheckedTensors,
+    Onward,
     allowance,
     check_document,
     failure_code,
@@ -48,7 +49,7 @@ TRAINED = {
     "seconds": 1.5,
     "incoming": {"n_val": 4, "val_loss": 0.6, "val_dice": 0.5},
 }
-SUMMARY = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [0] * 20}
+SUMMARY = {"mean": 0.5, "sd": 0.1, "median": 0.5, "histogram": [*[0] * 19, 4]}
 FIGURES = {"n": 4, "loss": 0.4, "dice": SUMMARY, "sensitivity": SUMMARY, "precision": SUMMARY}
 
 
@@ -75,7 +76,7 @@ def blocked(answer: dict[str, Any] | Refusal) -> str:
 def test_what_the_release_declared_and_the_policy_allows_leaves_as_it_is(declared: Mapping[str, Any]) -> None:
     assert check_document("train", TRAINED, declared, RULES) == TRAINED
     tested = {"summaries": {"federated": FIGURES, "local:site-b": FIGURES}}
-    assert check_document("evaluate", tested, declared, RULES) == tested
+    assert check_document("evaluate", tested, declared, RULES, tested["summaries"]) == tested
     assert check_document("prepare", {"n_train": 4, "n_val": 1, "n_test": 2}, declared, RULES)
 
 
@@ -122,7 +123,7 @@ def test_a_missing_field_is_blocked(declared: Mapping[str, Any]) -> None:
 
 def test_a_metric_the_policy_does_not_name_is_taken_out_and_the_run_goes_on(declared: Mapping[str, Any]) -> None:
     only_dice = replace(RULES, metrics=frozenset({"dice"}))
-    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice))
+    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice, {"federated"}))
     assert left == {"summaries": {"federated": {"n": 4, "dice": SUMMARY}}}
     assert passes(check_document("train", TRAINED, declared, only_dice)) == {
         "n_train": 8,
@@ -139,8 +140,9 @@ def test_of_too_few_validation_cases_only_their_number_leaves(declared: Mapping[
 
 
 def test_of_too_few_test_cases_not_even_their_number_leaves(declared: Mapping[str, Any]) -> None:
-    few = {"summaries": {"federated": {**FIGURES, "n": 2}, "local:site-a": FIGURES}}
-    left = passes(check_document("evaluate", few, declared, RULES))["summaries"]
+    of_two = {"n": 2, "dice": {**SUMMARY, "histogram": [*[0] * 19, 2]}}
+    few = {"summaries": {"federated": of_two, "local:site-a": FIGURES}}
+    left = passes(check_document("evaluate", few, declared, RULES, few["summaries"]))["summaries"]
     assert left["federated"] == {"n": None, "withheld": "too_few_test_cases"}
     assert left["local:site-a"] == FIGURES
 
@@ -190,10 +192,41 @@ def test_every_failure_of_a_worker_that_comes_with_msfl_keeps_its_name() -> None
 def test_progress_leaves_as_a_known_phase_two_counts_and_the_loss() -> None:
     said = Progress("DOE", "Doe^John", 3, 10**12, {"train_loss": 0.123456, "Doe^John": 1.0})
     left = progress_of("run-1", "train/1", said, RULES)
-    assert left == SiteProgress("run-1", "train/1", "working", 3, 10**6, {"train_loss": 0.1235})
+    assert left == SiteProgress("run-1", "train/1", "working", 0, 1000, {"train_loss": 0.1235})
     assert progress_of("run-1", "train/1", said, replace(RULES, metrics=frozenset())).metrics == {}
     odd = Progress("t", "train", -5, -1, {"train_loss": math.inf})
     assert progress_of("r", "t", odd, RULES) == SiteProgress("r", "t", "train", 0, 0, {})
+
+
+def test_progress_goes_on_and_is_no_telegraph() -> None:
+    """Phases that come back, totals that change and steps that go back would say whatever a worker likes, unsealed."""
+    onward = Onward()
+
+    def passes_on(phase: str, done: int, total: int = 40) -> bool:
+        return onward.lets_by(progress_of("run-1", "train/1", Progress("t", phase, done, total, {}), RULES))
+
+    assert passes_on("validate", 0)
+    assert passes_on("validate", 40)
+    assert not passes_on("validate", 40)
+    assert passes_on("train", 1)
+    assert not passes_on("train", 2, total=41)
+    assert not passes_on("train", 1)
+    assert not passes_on("train", 0)
+    assert passes_on("train", 7)
+    for step in range(100):  # Each of them would be the end of a phase, which is said at once.
+        assert not passes_on("validate", 40, total=40 + step)
+    assert passes_on("DOE", 1), "as `working`"
+    assert not passes_on("JOHN", 1), "the same phase"
+
+
+def test_a_loss_has_few_digits_and_is_one() -> None:
+    def said(loss: float) -> dict[str, float]:
+        return dict(progress_of("r", "t", Progress("t", "train", 1, 2, {"train_loss": loss}), RULES).metrics)
+
+    assert said(123456.789) == {"train_loss": 123500.0}
+    assert said(-0.98765432) == {"train_loss": -0.9877}
+    for odd in (1e7, -1e300, math.nan, math.inf):
+        assert said(odd) == {}
 
 
 def test_a_run_may_send_what_its_rounds_need_and_not_much_more() -> None:

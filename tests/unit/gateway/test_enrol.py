@@ -31,7 +31,7 @@ def home(tmp_path: Path, keyring: Keyring) -> Home:
 
 def test_a_home_is_not_enrolled_twice_by_mistake(home: Home, keyring: Keyring) -> None:
     with pytest.raises(EnrolmentFailed, match="--again"):
-        enrol(make_token(keyring), home.root, {}, NOW)
+        enrol(make_token(keyring), home.root, {}, NOW, accept=lambda _: True)
 
 
 def test_a_folder_that_is_no_home_is_not_enrolled_again(tmp_path: Path, keyring: Keyring) -> None:

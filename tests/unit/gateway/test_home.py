@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fakes.governance import LATER, NOW, POLICY_YAML, World, key, member
-from msfl.gateway.home import Home, SiteSettings, write
+from msfl.gateway.home import Home, SiteSettings, enrolled, write
 from msfl.policies.documents import SiteRoot
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import ASSET_POLICY, SITE_ROOT, sign
@@ -33,6 +33,13 @@ def put_policy(home: Home, name: str = "one", text: str = POLICY_YAML, by: str =
 
 def test_settings_come_back(home: Home) -> None:
     assert home.settings() == SETTINGS
+
+
+def test_a_folder_that_is_no_home_is_not_one_in_which_nothing_waits(home: Home, tmp_path: Path) -> None:
+    assert enrolled(home.root).pending() == {}
+    with pytest.raises(CannotProceed, match="no gateway's folder: look at how it is spelled"):
+        enrolled(tmp_path / "gatewya")
+    assert not (tmp_path / "gatewya").exists()
 
 
 @pytest.mark.parametrize("size", [0, -1, "40", True, None, 1 << 30])

@@ -72,6 +72,12 @@ def refusing(what: str) -> Decision:
     return World(policy_yaml=with_refusal(what)).decide()
 
 
+def unlike(what: str, **changes: Any) -> Decision:
+    """A user with other claims, under a policy that refuses somebody else by name."""
+    world = World(policy_yaml=with_refusal(what))
+    return world.decide(user=replace(world.user, **changes))
+
+
 def with_refusal(what: str, text: str = POLICY_YAML) -> str:
     return edit(text, REFUSE, f"refuse: {{{what}}}\n{REFUSE}")
 
@@ -83,6 +89,18 @@ STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "a month after it expired": (Code.POLICY_EXPIRED, lambda: at(datetime(2027, 6, 1, tzinfo=UTC))),
     "a user refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("users: [Ada@uni.example]")),
     "an organisation refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing("organisations: [uni.example]")),
+    "an address is refused by name, and the token has none": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("users: [eve@uni.example]", email=""),
+    ),
+    "an organisation is refused by name, and the token has none": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("organisations: [x.example]", organisation=""),
+    ),
+    "an organisation refused by name, in capitals": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("organisations: [x.example]", organisation="X.Example"),
+    ),
     "an image refused by name": (Code.EXPLICITLY_REFUSED, lambda: refusing(f'digests: ["{DIGEST}"]')),
     "a newer version lies beside it": (
         Code.POLICY_SUPERSEDED,
@@ -94,6 +112,14 @@ STORIES: dict[str, tuple[Code, Callable[[], Decision]]] = {
     "a user without e-mail": (Code.USER_NOT_NAMED, lambda: with_user(email="")),
     "a named user of another organisation": (Code.ORGANISATION_NOT_NAMED, lambda: with_user(organisation="x.example")),
     "a named user of no organisation": (Code.ORGANISATION_NOT_NAMED, lambda: with_user(organisation="")),
+    "a subject that is spelled like a named address": (
+        Code.USER_NOT_NAMED,
+        lambda: with_user(subject="ada@uni.example", email=""),
+    ),
+    "a subject that is spelled like an address refused by name": (
+        Code.EXPLICITLY_REFUSED,
+        lambda: unlike("users: [eve@uni.example]", subject="eve@uni.example"),
+    ),
     "another release": (Code.RELEASE_NOT_NAMED, lambda: with_policy("name: ms-lesion-nnunet", "name: ms-other")),
     "another version": (Code.VERSION_NOT_NAMED, lambda: with_policy('["1.0.0"]', '["1.0.1"]')),
     "another digest": (Code.DIGEST_NOT_NAMED, lambda: with_policy(DIGEST, OTHER_DIGEST)),
@@ -349,8 +375,8 @@ def test_a_refusal_by_name_holds_for_the_datasets_of_its_policy_alone() -> None:
     assert among(POLICY_YAML, with_refusal("users: [ada@uni.example]", elsewhere)).verdict is Verdict.ALLOW
 
 
-def test_nobody_without_an_address_is_meant_by_one() -> None:
-    world = World(policy_yaml=with_refusal("users: [eve@uni.example], organisations: [x.example]"))
+def test_who_says_no_address_is_refused_only_where_one_is_listed() -> None:
+    world = World(policy_yaml=with_refusal("users: [user-2]"))  # a subject, which every token has
     assert world.decide().verdict is Verdict.ALLOW
     nobody = replace(world.user, email="", organisation="")
     assert Code.EXPLICITLY_REFUSED not in [rule.code for rule in world.decide(user=nobody).rules]

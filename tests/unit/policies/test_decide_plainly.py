@@ -24,13 +24,19 @@ from msfl.policies.trust import TrustedPolicy
 
 
 def named(user: User, names: tuple[str, ...]) -> bool:
-    return user.subject in names or (user.email != "" and user.email.lower() in [n.lower() for n in names])
+    by_subject = "@" not in user.subject and user.subject in names
+    return by_subject or (user.email != "" and user.email.lower() in [n.lower() for n in names])
 
 
 def refuses_by_name(p: AssetPolicy, r: Request) -> bool:
+    no_address = r.user.email == "" and any("@" in name for name in p.refuse.users)
+    no_organisation = r.user.organisation == "" and p.refuse.organisations != ()
     return (
         named(r.user, p.refuse.users)
-        or r.user.organisation in p.refuse.organisations
+        or r.user.subject in p.refuse.users
+        or no_address
+        or r.user.organisation.lower() in p.refuse.organisations
+        or no_organisation
         or r.release.statement.digest in p.refuse.digests
     )
 

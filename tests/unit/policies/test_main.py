@@ -68,6 +68,39 @@ def test_a_second_custodian_adds_a_signature(folder: Path) -> None:
     assert [s["keyid"] for s in envelope["signatures"]] == [member("cleo").key_id, member("carl").key_id]
 
 
+def test_an_envelope_is_known_by_what_is_in_it(folder: Path) -> None:
+    """The name that `sign` gives is the one that docs/policy.md shows, and that the gateway looks for."""
+    signed, policy = folder / "policy.dsse", folder / "policy.yaml"
+    (folder / "carl.pem").write_bytes(key("carl").to_pem())
+    run("sign", policy, "--key", folder / "cleo.pem")
+    run("check", signed)
+    assert "In force from" in run("explain", signed)
+    newer = folder / "newer.yaml"
+    newer.write_text(edit(POLICY_YAML, "min_sites: 2", "min_sites: 1"))
+    assert "newly allows" in run("diff", signed, newer)
+    said = json.loads(run("sign", signed, "--key", folder / "carl.pem", "--json"))
+    assert Path(said["envelope"]).suffix == ".dsse"
+
+
+def test_a_public_key_signs_nothing_and_is_said_to_be_one(folder: Path) -> None:
+    run("keys", "carl", "--folder", folder)
+    said = run("sign", folder / "policy.yaml", "--key", folder / "carl.public.json", code=1)
+    assert "no private key: give the file that ends with .key.pem" in said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("min_sites: 2", "  min_sites: 2", "policy.yaml:34: not YAML: the line is not indented like those before it"),
+        ("  min_sites: 2", "\tmin_sites: 2", "policy.yaml:34: not YAML: a tab; indent with spaces"),
+        ("purpose: ", "purpose: Use: ", "not YAML: a colon where there can be none"),
+    ],
+)
+def test_what_is_no_yaml_is_said_in_words(folder: Path, old: str, new: str, said: str) -> None:
+    (folder / "policy.yaml").write_text(edit(POLICY_YAML, old, new))
+    assert said in run("check", folder / "policy.yaml", code=1)
+
+
 def test_check_names_file_line_and_key(folder: Path) -> None:
     broken = folder / "broken.yaml"
     broken.write_text(edit(POLICY_YAML, "min_sites: 2", "min_site: 2"))

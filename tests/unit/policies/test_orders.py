@@ -18,8 +18,8 @@ EVALUATES = WORLD.request(
 PLAIN = WORLD.request(job=WORLD.job.model_copy(update={"baseline": None}))
 
 
-def code(asked: Request, verb: str, round: int = 0, **document: Any) -> str:
-    refusal = unasked(asked, verb, round, document)
+def code(asked: Request, verb: str, round: int = 0, task: str = "", **document: Any) -> str:
+    refusal = unasked(asked, task or f"{verb}/{round}", verb, round, document)
     return "" if refusal is None else refusal.code.value
 
 
@@ -73,6 +73,11 @@ def test_such_a_dataset_shows_nothing_of_its_training_cases() -> None:
 
 
 def test_a_long_word_is_not_repeated() -> None:
-    refusal = unasked(TRAINS, "x" * 10_000, 0, {})
+    refusal = unasked(TRAINS, "t", "x" * 10_000, 0, {})
     assert refusal is not None
     assert len(refusal.message) < 300
+
+
+@pytest.mark.parametrize("task", ["train/1", "train/2b", "train/02", "fingerprint", "x"])
+def test_a_round_has_one_name(task: str) -> None:
+    assert code(TRAINS, "train", 2, task, stream="federated") == "task_not_in_job"

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
 
-from msfl.protos.convert import BadMessage, order_from_wire, order_to_wire
+from msfl.protos.convert import (
+    BadMessage,
+    answer_from_wire,
+    order_from_wire,
+    order_to_wire,
+    progress_from_wire,
+    report_from_wire,
+)
 from msfl.protos.messages import Input, Offer, Order, StopOrder, TaskOrder
 from msfl.protos.v1 import federation_pb2 as wire
 
@@ -44,3 +54,23 @@ def test_what_means_nothing_is_no_order(message: wire.Order) -> None:
     """A run's name becomes the name of folders and files at a site."""
     with pytest.raises(BadMessage):
         order_from_wire(message)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_none_is_no_message(number: float) -> None:
+    """One site's would break what is written down of the run, and every user's view of it."""
+    with pytest.raises(BadMessage):
+        progress_from_wire(wire.Progress(run_id="run-1", metrics={"train_loss": number}))
+    with pytest.raises(BadMessage):
+        report_from_wire(wire.TaskReport(run_id="run-1", peak_rss_mib={"gateway": number}))
+    with pytest.raises(BadMessage):
+        report_from_wire(wire.TaskReport(run_id="run-1", seconds=number))
+    with pytest.raises(BadMessage):
+        answer_from_wire(wire.OfferAnswer(run_id="run-1", verdict="allow", decision=json.dumps({"x": number}).encode()))
+
+
+def test_figures_are_few_and_have_names() -> None:
+    for figures in ({f"m{i}": 1.0 for i in range(33)}, {"m" * 101: 1.0}):
+        with pytest.raises(BadMessage):
+            progress_from_wire(wire.Progress(run_id="run-1", metrics=figures))
+    assert progress_from_wire(wire.Progress(run_id="run-1", metrics={"train_loss": 0.5})).metrics == {"train_loss": 0.5}

@@ -1,4 +1,4 @@
-"""A release's way through the command line: init, build, push, review, publish, list."""
+"""A release's way through the command line: init, build, push, submit, review, publish, revoke; list, show, diff."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fakes.bases import PYTHON, as_layout, distribution, layer
 from msfl.policies.documents import FederationRoot, IssuerKeys, Member
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import FEDERATION_ROOT, sign
@@ -19,15 +20,19 @@ from msfl.registry.main import app
 KEYS = {name: KeyPair.from_seed(name[:1].encode() * 32) for name in ("keeper", "ada", "bob", "cleo", "issuer")}
 RECIPE = """
 name: tiny
-version: 1.0.0
+version: {version}
 entrypoint: [python, -m, msfl.protos.tasklink]
 code: [msfl/protos/tasklink.py]
 requires: [pyjwt]
 tasks: [train]
-profiles: {demo: {rounds: 1}}
-config: {rounds: {type: integer, min: 1, max: 5}}
-outputs: {weights: true}
+profiles: {{demo: {{rounds: 1}}}}
+config: {{rounds: {{type: integer, min: 1, max: {most}}}}}
+outputs: {{train: {{document: {{type: object, properties: {{n_train: {{type: integer}}}}}}}}}}
 """
+CARD = "\n\n".join(
+    f"## {name}\n\nWords."
+    for name in ("Intended use", "Input", "Training and evaluation", "Limits and risks", "Contact")
+)
 
 
 def member(name: str) -> Member:
@@ -35,10 +40,9 @@ def member(name: str) -> Member:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A recipe, everybody's key, a federation root that wants two reviews, and an empty registry."""
-    (tmp_path / "release").mkdir()
-    (tmp_path / "release" / "release.yaml").write_text(RECIPE)
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recipe, everybody's key, a root that wants two reviews, an empty registry, and a clock that ticks."""
+    write_release(tmp_path / "release")
     for name, key in KEYS.items():
         (tmp_path / f"{name}.pem").write_bytes(key.to_pem())
     root = FederationRoot(
@@ -51,9 +55,19 @@ def desk(tmp_path: Path) -> Path:
         issuers=(IssuerKeys(issuer="i", audience="a", keys=(encode_public(KEYS["issuer"].public),)),),
         expires=datetime.now(UTC).replace(microsecond=0) + timedelta(days=9),
     )
-    (tmp_path / "root.json").write_bytes(sign(encode(root), FEDERATION_ROOT, [KEYS["keeper"]]))
+    (tmp_path / "trust").mkdir()
+    (tmp_path / "trust/federation-root.dsse").write_bytes(sign(encode(root), FEDERATION_ROOT, [KEYS["keeper"]]))
+    ticks = iter(range(1, 1000))
+    began = datetime.now(UTC).replace(microsecond=0)
+    monkeypatch.setattr("msfl.registry.reviewing.now", lambda: began + timedelta(seconds=next(ticks)))
     assert msfl("init", tmp_path / "registry")[0] == 0
     return tmp_path
+
+
+def write_release(folder: Path, version: str = "1.0.0", most: int = 5) -> None:
+    folder.mkdir()
+    (folder / "release.yaml").write_text(RECIPE.format(version=version, most=most))
+    (folder / "model-card.md").write_text(CARD)
 
 
 def msfl(*arguments: object) -> tuple[int, dict[str, Any]]:
@@ -61,9 +75,9 @@ def msfl(*arguments: object) -> tuple[int, dict[str, Any]]:
     return result.exit_code, json.loads(result.stdout) if result.stdout.strip() else {"error": result.stderr}
 
 
-def push(desk: Path) -> tuple[int, dict[str, Any]]:
+def submit(desk: Path, release: str = "release", *more: object) -> tuple[int, dict[str, Any]]:
     where = ("--registry", desk / "registry", "--key", desk / "ada.pem", "--publisher", "ada")
-    return msfl("push", desk / "release", *where)
+    return msfl("submit", desk / release, *where, *more)
 
 
 def review(desk: Path, name: str, *more: str) -> tuple[int, dict[str, Any]]:
@@ -72,47 +86,145 @@ def review(desk: Path, name: str, *more: str) -> tuple[int, dict[str, Any]]:
 
 
 def publish(desk: Path) -> tuple[int, dict[str, Any]]:
-    return msfl("publish", "tiny:1.0.0", "--registry", desk / "registry", "--root", desk / "root.json")
+    where = ("--registry", desk / "registry", "--root", desk / "trust")
+    return msfl("publish", "tiny:1.0.0", *where, "--key", desk / "ada.pem", "--publisher", "ada")
 
 
-def test_a_release_is_published_by_a_publisher_and_two_reviewers(desk: Path) -> None:
+def state(desk: Path) -> str:
+    _, listed = msfl("list", "--registry", desk / "registry", "--root", desk / "trust")
+    return str(listed["releases"][0]["state"])
+
+
+def test_a_release_from_its_recipe_to_its_end(desk: Path) -> None:
     code, built = msfl("build", desk / "release")
     assert code == 0
     assert set(built["distributions"]) == {"pyjwt"}
-    code, pushed = push(desk)
-    assert (code, pushed["digest"]) == (0, built["digest"])
-    assert review(desk, "bob")[0] == 0
+    where = ("--registry", desk / "registry")
+    assert msfl("push", desk / "release", *where) == (0, {"release": "tiny:1.0.0", "digest": built["digest"]})
+    assert state(desk) == "unsigned"
+    code, submitted = submit(desk)
+    assert (code, submitted["digest"]) == (0, built["digest"])
+    assert review(desk, "bob", "--comment", "read it")[0] == 0
+    assert state(desk) == "submitted"
     code, refused = publish(desk)
     assert (code, refused["refused"]["code"]) == (3, "release_not_reviewed")
     assert review(desk, "cleo")[0] == 0
+    assert state(desk) == "reviewed"
     code, published = publish(desk)
     assert code == 0
     assert published["reviewers"] == ["bob", "cleo"]
-    _, listed = msfl("list", "--registry", desk / "registry")
-    assert listed["releases"] == [{"release": "tiny:1.0.0", "digest": built["digest"], "statements": 1, "reviews": 2}]
+    assert state(desk) == "published"
+    keeper = ("--trust", desk / "trust", "--key", desk / "keeper.pem")
+    assert msfl("revoke", "tiny:1.0.0", *where, *keeper)[0] == 0
+    assert state(desk) == "revoked"
+    code, said = msfl("status", "1.0.0", *where, "--root", desk / "trust")
+    assert (code, said["why"]["code"]) == (3, "release_revoked")
 
 
-def test_a_rejection_stands(desk: Path) -> None:
-    push(desk)
+def test_a_rejection_is_read_by_the_publisher_and_can_be_taken_back(desk: Path) -> None:
+    submit(desk)
     review(desk, "bob")
     review(desk, "cleo", "--reject", "--comment", "reads the network")
     code, refused = publish(desk)
     assert (code, refused["refused"]["code"]) == (3, "release_rejected")
+    _, shown = msfl("show", "tiny:1.0.0", "--registry", desk / "registry", "--root", desk / "trust")
+    assert shown["standing"]["state"] == "rejected"
+    assert ("cleo", "rejects", "reads the network") in {
+        (r["reviewer"], r["worth"], r["comment"]) for r in shown["standing"]["reviews"]
+    }
+    assert review(desk, "cleo", "--comment", "it does not")[0] == 0
+    assert publish(desk)[0] == 0
+
+
+def test_a_new_statement_asks_for_new_reviews(desk: Path) -> None:
+    submit(desk)
+    review(desk, "bob")
+    review(desk, "cleo")
+    assert publish(desk)[0] == 0
+    (desk / "release/model-card.md").write_text(CARD.replace("Words", "Other words"))
+    submit(desk)
+    assert state(desk) == "submitted"
+    _, said = msfl("status", "1.0.0", "--registry", desk / "registry", "--root", desk / "trust")
+    assert {r["worth"] for r in said["reviews"]} == {"other_statement"}
+
+
+def test_what_changed_is_told(desk: Path) -> None:
+    submit(desk)
+    write_release(desk / "next", "1.1.0", most=9)
+    submit(desk, "next")
+    code, said = msfl("diff", "1.0.0", "1.1.0", "--registry", desk / "registry")
+    assert code == 0
+    assert (said["code"], said["dependencies"]) == ([], [])
+    assert said["changes"] == [
+        {"way": "newly allows", "field": "config.rounds", "what": "rounds with max 9 instead of max 5"}
+    ]
+
+
+def test_what_lies_beside_the_image_is_shown_by_its_hash(desk: Path) -> None:
+    submit(desk)
+    where = ("tiny:1.0.0", "--registry", desk / "registry")
+    assert msfl("show", *where, "--card")[1]["content"] == CARD
+    sbom = json.loads(msfl("show", *where, "--sbom")[1]["content"])
+    assert [c["name"] for c in sbom["components"]] == ["pyjwt"]
+    assert msfl("show", *where)[1]["flaw"] is None
+
+
+def test_a_self_contained_release_names_its_base(desk: Path) -> None:
+    digest = as_layout(desk / "base", [layer({**PYTHON, **distribution("pyjwt", "2.10.0")})])
+    code, built = msfl("build", desk / "release", "--base", desk / "base", "--out", desk / "image")
+    assert (code, built["self_contained"], built["base"]["digest"]) == (0, True, digest)
+    assert submit(desk, "release", "--base", desk / "base")[1]["digest"] == built["digest"]
+    _, shown = msfl("show", "tiny:1.0.0", "--registry", desk / "registry")
+    assert shown["statement"]["materials"]["base"]["digest"] == digest
+    assert shown["flaw"] is None
+    # The built folder is a registry like any other.
+    assert msfl("list", "--registry", desk / "image")[1]["releases"][0]["digest"] == built["digest"]
+
+
+def test_without_a_card_nothing_is_submitted(desk: Path) -> None:
+    (desk / "release/model-card.md").write_text(CARD.replace("## Contact", "## Kontakt"))
+    code, said = submit(desk)
+    assert code == 1
+    assert "'Contact' is missing" in said["error"]
+    assert msfl("list", "--registry", desk / "registry")[1]["releases"] == []
 
 
 HERE = ["--registry", "{desk}/registry"]
+WHO = ["--key", "{desk}/ada.pem", "--publisher", "ada"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "status", "why"),
     [
-        (["build", "nowhere"], "neither a folder"),
-        (["list", "--registry", "{desk}/release"], "not an OCI image layout"),
-        (["review", "tiny:1.0.0", *HERE, "--key", "{desk}/bob.pem", "--reviewer", "bob"], "msfl registry list"),
-        (["push", "{desk}/release", *HERE, "--key", "{desk}/root.json", "--publisher", "ada"], "key"),
+        (["build", "nowhere"], 1, "neither a folder"),
+        (["build", "{desk}/release", "--base", "{desk}/trust"], 1, "not an OCI image layout"),
+        (["list", "--registry", "{desk}/release"], 1, "not an OCI image layout"),
+        (["review", "tiny:1.0.0", *HERE, "--key", "{desk}/bob.pem", "--reviewer", "bob"], 1, "msfl registry list"),
+        (["submit", "{desk}/release", *HERE, "--key", "{desk}/release/release.yaml", "--publisher", "ada"], 1, "key"),
+        (["show", "9.9.9", *HERE], 1, "No release has the version 9.9.9"),
+        (["publish", "tiny:1.0.0", *HERE, "--root", "{desk}/release", *WHO], 1, "msfl registry list"),
+        (["review", "x:1.0.0", *HERE, "--key", "{desk}/bob.pem", "--reviewer", "bob", "--reject"], 2, "says why"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(desk: Path, arguments: list[str], why: str) -> None:
+def test_what_cannot_be_done_is_said_in_a_line(desk: Path, arguments: list[str], status: int, why: str) -> None:
     code, said = msfl(*(a.format(desk=desk) for a in arguments))
-    assert code == 1
+    assert code == status
     assert why in said["error"]
+
+
+def test_with_the_root_at_hand_a_wrong_key_signs_nothing(desk: Path) -> None:
+    code, said = submit(desk, "release", "--root", desk / "trust", "--key", desk / "bob.pem")
+    assert (code, "no ada with this key among its publishers (ada)" in said["error"]) == (1, True)
+    submit(desk, "release", "--root", desk / "trust")
+    code, said = review(desk, "bob", "--root", str(desk / "trust"), "--key", str(desk / "cleo.pem"))
+    assert (code, "nothing was signed" in said["error"]) == (1, True)
+    assert review(desk, "bob", "--root", str(desk / "trust"))[0] == 0
+    _, listed = msfl("list", "--registry", desk / "registry")
+    assert listed["releases"][0]["reviews"] == 1
+
+
+def test_a_keeper_alone_revokes(desk: Path) -> None:
+    submit(desk)
+    stranger = ("--trust", desk / "trust", "--key", desk / "ada.pem")
+    assert msfl("revoke", "tiny:1.0.0", "--registry", desk / "registry", *stranger)[0] == 3
+    assert state(desk) == "submitted"

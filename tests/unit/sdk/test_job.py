@@ -108,6 +108,43 @@ def msfl(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(ended.value.code or 0)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "release: a:1.0.0\ndatasets: [site-a/x]\nround: 3\n",
+            "sets round; the arguments of run_federated are release,",
+        ),
+        ("release: a:1.0.0\n", "does not say datasets"),
+        ("release: &x a:1.0.0\n", "job.yaml:1: an anchor (&)"),
+        ("release\n", "must hold the arguments of run_federated"),
+    ],
+)
+def test_a_job_file_that_is_wrong_is_told_so_in_one_line(
+    people: FakePeople,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    text: str,
+    said: str,
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    assert msfl(monkeypatch, "job", "submit", str(file)) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("failed: ")
+    assert said in told
+    assert told.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_opened_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = tmp_path / "[red]no.token"  # What people call files is no markup.
+    assert msfl(monkeypatch, "gateway", "enrol", str(missing), "--home", str(tmp_path / "home")) == 1
+    assert capsys.readouterr().err == f"failed: {missing}: No such file or directory\n"
+
+
 def test_pause_resume_and_abort_say_how_the_run_stands(
     people: FakePeople, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

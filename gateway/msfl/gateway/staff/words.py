@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from msfl.gateway.home import Home, write
+from msfl.gateway.home import Home, enrolled, write
 from msfl.policies.documents import format_utc
 from msfl.policies.refusals import CannotProceed
 from msfl.protos.audit_log import LOG_NAME, AuditLog
@@ -170,11 +170,8 @@ def _staff(home: Path) -> Iterator[tuple[Desk, AuditLog]]:
     from msfl.gateway.staff.desk import Desk
     from msfl.gateway.staff.passwords import Passwords
 
-    site = Home(home)
-    try:
-        name = site.settings().site
-    except FileNotFoundError as error:
-        raise CannotProceed(f"{home} is no gateway's folder; join a federation first: msfl gateway enrol") from error
+    site = enrolled(home)
+    name = site.settings().site
     with closing(AuditLog(site.audit / LOG_NAME, f"staff {name}")) as audit, closing(Book(site.staff)) as book:
         yield Desk(book, audit, Passwords(), name, utc_now, os.urandom), audit
 

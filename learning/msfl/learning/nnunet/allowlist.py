@@ -16,7 +16,9 @@ A refusal names the place in the plan (`nnunet.configurations.3d_fullres.patch_s
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from msfl.learning.contract import JsonObject, ModelRefusal, Site
@@ -266,3 +268,44 @@ def check_for_site(plan: JsonObject, site: Site) -> None:
     ):
         if planned != here:
             raise ModelRefusal("plan_differs", f"the plan is for {what} {planned}, this dataset has {here}")
+
+
+# ---------------------------------------------------------------------------------- what was trained locally
+
+_TRAINER = re.compile(r"nnUNetTrainer(?:_(1|5|10|20|50|100|250|500|750|2000|4000|8000)epochs?)?")
+_STOCK_EPOCHS = 1000
+_BATCHES_PER_EPOCH = 250
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """A local nnU-Net training in the words of the release's config: `schedule` of its trainer, `sizes` of its plan."""
+
+    schedule: Mapping[str, int]
+    sizes: Mapping[str, int]
+
+
+def local_training(trainer: str, configuration: str, plans: object) -> LocalTraining:
+    """What of it a release can do. One epoch is one round. Raises ModelRefusal `plan_not_allowed` for what it cannot:
+    another trainer than nnU-Net's own with another number of epochs, another configuration, another architecture."""
+    named = _TRAINER.fullmatch(trainer)
+    if named is None:
+        raise _refuse(f"the trainer {trainer!r:.80}", "nnUNetTrainer, or one of its variants that only change epochs")
+    if configuration != CONFIGURATION:
+        raise _refuse(f"the configuration {configuration!r:.80}", CONFIGURATION)
+    found = plans.get("configurations") if isinstance(plans, dict) else None
+    planned = found.get(CONFIGURATION) if isinstance(found, dict) else None
+    if not isinstance(planned, dict):
+        raise _refuse("plans.json", f"nnU-Net's, with a configuration {CONFIGURATION}")
+    # The name says nothing of what is trained.
+    _CONFIGURATION("plans.json", {**planned, "data_identifier": f"{PLANS_NAME}_{CONFIGURATION}"})
+    kwargs = planned["architecture"]["arch_kwargs"]
+    return LocalTraining(
+        {"rounds": min(int(named[1] or _STOCK_EPOCHS), 1000), "batches_per_epoch": _BATCHES_PER_EPOCH},
+        {
+            "patch_size": min(max(planned["patch_size"]), 256),
+            "base_features": min(kwargs["features_per_stage"][0], 64),
+            "convs_per_stage": max(kwargs["n_conv_per_stage"]),
+            "batch_size": min(planned["batch_size"], 16),
+        },
+    )

@@ -31,6 +31,7 @@ from msfl.policies.documents import (
     IssuerKeys,
     Member,
     Named,
+    Publication,
     ReleaseStatement,
     Review,
     Timestamp,
@@ -39,6 +40,7 @@ from msfl.policies.encoding import encode, load_json, sha256_of
 from msfl.policies.envelope import (
     ASSET_POLICY,
     FEDERATION_ROOT,
+    PUBLICATION,
     RELEASE_STATEMENT,
     REVIEW,
     REVOCATIONS,
@@ -51,8 +53,9 @@ from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.templates import policy_template
 from msfl.registry.build import build_release, find_recipe
 from msfl.registry.location import open_registry
+from msfl.registry.model_card import find_card
 from msfl.registry.oci_layout import LayoutRegistry
-from msfl.registry.publish import add_review, push_release, submit_statement
+from msfl.registry.publish import add_publication, add_review, attach_materials, push_release, submit_statement
 from msfl.sdk.credentials import Credentials
 from msfl.sdk.demo.processes import CommandFailed, Processes, msfl
 
@@ -142,11 +145,20 @@ class Federation:
     # --------------------------------------------------------------- release
 
     def publish_release(self, recipe: str, now: datetime) -> None:
-        """Build, push, sign the statement, two reviews by different people."""
+        """Build, push, sign the statement, two reviews by different people, publish."""
         registry = open_registry(self.registry_location)
-        built = build_release(find_recipe(recipe), Path(sysconfig.get_paths()["purelib"]))
+        file = find_recipe(recipe)
+        built = build_release(file, Path(sysconfig.get_paths()["purelib"]))
         digest = push_release(registry, built)
-        statement = built.statement(publisher=PUBLISHER, commit="unknown", issued=now, expires=now + YEAR)
+        sbom, card = built.sbom(), find_card(file.parent)
+        attach_materials(registry, digest, sbom, card)
+        statement = built.statement(
+            publisher=PUBLISHER,
+            commit="unknown",
+            issued=now,
+            expires=now + YEAR,
+            materials=built.materials(sbom, card),
+        )
         payload = encode(statement)
         self._keep("release-statement.dsse", sign(payload, RELEASE_STATEMENT, [self.key(PUBLISHER)]))
         submit_statement(registry, digest, (self.folder / "documents/release-statement.dsse").read_bytes())
@@ -163,6 +175,8 @@ class Federation:
             envelope = sign(encode(review), REVIEW, [self.key(reviewer)])
             self._keep(f"review-{reviewer}.dsse", envelope)
             add_review(registry, digest, envelope)
+        word = Publication(digest=digest, statement_sha256=sha256_of(payload), publisher=PUBLISHER, issued=now)
+        add_publication(registry, digest, sign(encode(word), PUBLICATION, [self.key(PUBLISHER)]))
         self.statement = statement
 
     def _keep(self, name: str, data: bytes) -> None:
@@ -246,7 +260,7 @@ class Federation:
         self.processes.run(
             f"join-{site.name}",
             msfl(
-                "gateway", "enrol", token, "--home", home,
+                "gateway", "enrol", token, "--yes", "--home", home,
                 "--custodian", custodian, "--custodian-key", pem,
             ),
             msfl(

@@ -1,0 +1,201 @@
+"""`msfl registry try RELEASE`: what would leave a site, before anybody else has seen the release.
+
+    build ▸ pull as a site does ▸ `rehearsal` on made-up data, or on `--data` ▸ plain words
+
+Exit code: 0 nothing was blocked, 3 the gate blocked something, 1 the release failed; its own words are then shown,
+which at a site they never are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sysconfig
+import tempfile
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from msfl.gateway.rehearsal import Rehearsed, Sent
+    from msfl.policies.documents import ReleaseStatement
+
+
+def try_(
+    release: Annotated[str, typer.Argument(help="A folder with a release.yaml, or the name of a built-in release.")],
+    profile: Annotated[str, typer.Option(help="The profile to run; `demo` where there is one.")] = "",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Your own data in nnU-Net raw layout, instead of made-up ones.", exists=True, file_okay=False
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+) -> None:
+    """Run a release through every task, alone on this machine, and say what would leave a site."""
+    from msfl.gateway.rehearsal import SITES, made_up_data, rehearse
+    from msfl.policies.encoding import Malformed
+    from msfl.policies.refusals import Refused
+    from msfl.policies.resolve import profile_flaws
+    from msfl.registry.build import BadRelease, build_release, find_recipe
+    from msfl.registry.cache import ImageCache
+    from msfl.registry.environment import BadEnvironment
+    from msfl.registry.oci_layout import LayoutRegistry
+    from msfl.registry.publish import push_release
+    from msfl.registry.pull import pull
+    from msfl.runtime.hosted import ProcessGone, TaskFailed
+    from msfl.runtime.process import ProcessRuntime
+
+    errors = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="msfl-try-") as name, errors.status("building …") as status:
+        folder = Path(name)
+        try:
+            built = build_release(find_recipe(release), Path(sysconfig.get_paths()["purelib"]))
+        except (BadRelease, BadEnvironment, Malformed) as error:
+            _fail(str(error))
+        now = datetime.now(UTC).replace(microsecond=0)
+        statement = built.statement(publisher="nobody", commit="unknown", issued=now, expires=now + timedelta(days=1))
+        if flaws := profile_flaws(statement):
+            _fail("\n".join(flaw.message for flaw in flaws))
+        registry = LayoutRegistry.create(folder / "registry")
+        image = pull(registry, push_release(registry, built), ImageCache(folder / "cache"), by="try")
+        status.update("making up data …")
+        sites = made_up_data(folder / "data") if data is None else dict.fromkeys(SITES, data.resolve())
+        try:
+            found = rehearse(
+                image,
+                statement,
+                _config(statement, profile),
+                sites,
+                ProcessRuntime(),
+                folder / "run",
+                lambda step: status.update(f"{step} …"),
+            )
+        except TaskFailed as failed:
+            _fail(f"The release failed with the code {failed.code}:\n{failed.detail}")
+        except ProcessGone as gone:
+            words = gone.log.read_text(errors="replace")[-4000:] if gone.log.exists() else ""
+            _fail(f"A process of the release ended by itself ({gone.code}). Its last words:\n{words or 'none'}")
+        except Refused as refused:
+            _fail(refused.refusal.message)
+    text = json.dumps(_as_json(found)) if as_json else "\n".join(in_words(found))
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+    raise typer.Exit(3 if found.blocked else 0)
+
+
+def in_words(found: Rehearsed) -> Iterable[str]:
+    yield f"{found.release}, {found.digest}"
+    yield "Tried on made-up data at two sites, with these walls around it:"
+    yield from (f"  {line}" for line in found.protections)
+    yield ""
+    yield "What would leave a site, at most; its policy may allow less:"
+    fullest: dict[str, Sent] = {}
+    for sent in found.sent:
+        before = fullest.get(task := sent.task.split("/")[0])
+        if before is None or len(str(sent.document)) > len(str(before.document)):
+            fullest[task] = sent
+    for sent in fullest.values():
+        yield from _sent_in_words(sent)
+    if found.exported:
+        yield f"  The centre exports the model: a zip of {_size(found.exported)}."
+    if found.figures:
+        yield f"Pictures that stay at the site: {', '.join(sorted(found.figures))}."
+    yield ""
+    for blocked in found.blocked:
+        yield f"BLOCKED in {blocked.task} at {blocked.site}: {blocked.why}"
+        if blocked.more:
+            yield f"  In full: {blocked.more}"
+    if not found.blocked:
+        yield "Nothing was blocked."
+    if found.unused:
+        yield "Declared under outputs, and never sent here. Take it out, or tell the reviewers when it is sent:"
+        yield from (f"  {name}" for name in found.unused)
+
+
+_TITLES = {"train": "train, each round", "baseline": "the site's own model, if asked for and its policy allows it"}
+
+
+def _sent_in_words(sent: Sent) -> Iterable[str]:
+    task = sent.task.split("/")[0]
+    yield f"  {_TITLES.get(task, task)}: {_size(len(json.dumps(sent.document)))} of numbers and names"
+    for name, what in _contents(sent.document):
+        yield f"    {name}: {what}"
+    if sent.tensors is not None:
+        numbers = sum(math.prod(shape) for shape in sent.tensors.shapes.values())
+        yield f"    weights: {len(sent.tensors.shapes)} tensors, {numbers} float32 numbers, {_size(sent.tensors.bytes)}"
+        for name, shape in list(sent.tensors.shapes.items())[:12]:
+            yield f"      {name} {' × '.join(map(str, shape)) or 'one number'}"
+        if (more := len(sent.tensors.shapes) - 12) > 0:
+            yield f"      and {more} more; all of them with --json"
+
+
+def _contents(document: Mapping[str, Any], path: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in document.items():
+        name = f"{path}{key}"
+        match value:
+            case dict() if len(value) > 1 and all(isinstance(inner, dict) for inner in value.values()) and not path:
+                yield name, f"for each of {', '.join(value)}"
+                yield from _contents(next(iter(value.values())), f"{name}.….")
+            case dict() if value and len(path.split(".")) < 4:
+                yield from _contents(value, f"{name}.")
+            case list():
+                yield name, f"{_numbers(value)} numbers" if _numbers(value) else f"{len(value)} words"
+            case None:
+                continue
+            case _:
+                yield name, str(value)
+
+
+def _numbers(value: object) -> int:
+    match value:
+        case list():
+            return sum(map(_numbers, value))
+        case int() | float():
+            return 1
+        case _:
+            return 0
+
+
+def _size(n: int) -> str:
+    return f"{n} bytes" if n < 10_000 else f"{n / 1e3:.0f} kB" if n < 1e7 else f"{n / 1e6:.1f} MB"
+
+
+def _config(statement: ReleaseStatement, profile: str) -> dict[str, Any]:
+    from msfl.gateway.rehearsal import ROUNDS
+
+    name = profile or ("demo" if "demo" in statement.profiles else min(statement.profiles))
+    if name not in statement.profiles:
+        _fail(f"The release has no profile {name}; it has {', '.join(sorted(statement.profiles))}.")
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in statement.profiles[name].items()}
+    return {**config, "profile": name, "rounds": ROUNDS, "wire": "float32"}
+
+
+def _as_json(found: Rehearsed) -> dict[str, Any]:
+    return {
+        "release": found.release,
+        "digest": found.digest,
+        "protections": list(found.protections),
+        "sent": [
+            {
+                "task": sent.task,
+                "site": sent.site,
+                "document": sent.document,
+                "tensors": {name: list(shape) for name, shape in sent.tensors.shapes.items()} if sent.tensors else None,
+                "tensor_bytes": sent.tensors.bytes if sent.tensors else 0,
+            }
+            for sent in found.sent
+        ],
+        "blocked": [{"task": b.task, "site": b.site, "why": b.why, "more": b.more} for b in found.blocked],
+        "unused": list(found.unused),
+        "figures": sorted(found.figures),
+        "exported_bytes": found.exported,
+    }
+
+
+def _fail(why: str) -> NoReturn:
+    Console(stderr=True, soft_wrap=True).print(why, style="red", markup=False, highlight=False)
+    raise typer.Exit(1)
