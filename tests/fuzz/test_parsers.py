@@ -10,10 +10,12 @@ the slow suite; `make test-full` gives each target as many inputs as MSFL_FUZZ s
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
 import socket
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from hypothesis import strategies as st
 
 from fakes.governance import NOW, POLICY_YAML, World, key
 from fakes.oidc import Provider, ec_jwk, rsa_jwk
-from fakes.registries import MemoryRegistry
+from fakes.registries import MemoryRegistry, tar_of
 from msfl.evaluation.metrics import Summary, summarise
 from msfl.learning import weights
 from msfl.learning.contract import ModelRefusal
@@ -68,6 +70,7 @@ from msfl.protos.tasklink import decode as decode_frame
 from msfl.protos.tasklink import encode as frame_of
 from msfl.protos.tensors import BadTensors, read_table
 from msfl.protos.v1 import federation_pb2 as wire
+from msfl.registry.base_layer import BaseLayer, BaseLimits
 from msfl.registry.environment import BadEnvironment, EnvironmentLock, LockedDistribution
 from msfl.registry.interface import Descriptor
 from msfl.registry.layer import BadLayer, LayerLimits, read_layer, write_layer
@@ -237,6 +240,24 @@ def layer(data: bytes) -> Any:
     return list(read_layer(io.BytesIO(data), LAYER[1], LayerLimits()))
 
 
+def base_layer(data: bytes) -> Any:
+    """Its first header with the checksum that it ought to have: else nothing gets past that."""
+    if len(data) >= 512:
+        head = bytearray(data[:512])
+        head[148:156] = b" " * 8
+        head[148:156] = b"%06o\0 " % sum(head)
+        data = bytes(head) + data[512:]
+    layer = BaseLayer("tar", BaseLimits())
+    layer.feed(data)
+    return layer.diff_id("")
+
+
+def packed_base_layer(data: bytes) -> Any:
+    layer = BaseLayer("tar+gzip", BaseLimits())
+    layer.feed(data)
+    return layer.diff_id("")
+
+
 def descriptor(data: bytes) -> Any:
     return Descriptor.from_json(read_json(data))
 
@@ -288,6 +309,7 @@ def forwarded(data: bytes) -> Any:
 AUTHORITY = create_ca("fuzz", NOW)
 PROVIDER = Provider(stewards=("stella",))
 NOTE = Note("train/3", 3, "weights", b"k" * 32, "blake3:" + "0" * 64).to_document()
+BASE = tar_of({"usr/lib/" + "x" * 120: b"y" * 600, "usr/bin/python": b"ELF"}, format=tarfile.PAX_FORMAT)
 LAYER = write_layer({"a/b.py": b"x = 1\n", "c.json": b"{}"})
 ENTRIES = [append(None, NOW, "gateway site-a", "run decided", "run-1", {"code": "no_policy"})]
 ENTRIES.append(append(ENTRIES[0], NOW, "gateway site-a", "task failed", "run-1"))
@@ -423,6 +445,8 @@ TARGETS: dict[str, Target] = {
         lambda data: read_checkpoint(data, {"site:site-a": LOG_KEY}), (), (CHECKPOINT,), (*JSON_TOKENS, *DEEP)
     ),
     "image layer": Target(layer, (BadLayer,), (LAYER[0],)),
+    "base layer": Target(base_layer, (BadLayer,), (BASE, BASE[1024:]), (b"12 path=", b"./", b"../", b".wh.", b"\n")),
+    "packed base layer": Target(packed_base_layer, (BadLayer,), (gzip.compress(BASE, mtime=0),)),
     "image descriptor": Target(
         descriptor,
         (Malformed, ValueError),

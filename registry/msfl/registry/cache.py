@@ -18,6 +18,7 @@ registry. The folder is its owner's alone, and of one process at a time; its thr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -220,7 +221,11 @@ class ImageCache:
     # ----------------------------------------------------------------- looking
 
     def _sizes(self) -> dict[str, int]:
-        return {entry.name: entry.stat().st_size for entry in _entries(self.blobs)}
+        sizes = {}
+        for entry in _entries(self.blobs):
+            with contextlib.suppress(FileNotFoundError):  # What has just come whole is not called a part any more.
+                sizes[entry.name] = entry.stat().st_size
+        return sizes
 
     def _images(self, sizes: Mapping[str, int]) -> list[KeptImage]:
         held = {Path(entry).read_text() for entry in _entries(self.folder / "held")}

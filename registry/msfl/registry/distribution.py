@@ -254,7 +254,10 @@ class DistributionRegistry:
         places, found = self._referrer_tags(subject), list(self._index_of(subject))
         unlisted = places.keys() - {_short(d.digest) for d in found}
         for short in sorted(unlisted, key=lambda short: places[short])[-_MAX_UNLISTED:]:
-            body = self._manifest(f"{referrers_tag(subject)}.{places[short]:04d}-{short}")
+            try:
+                body = self._manifest(f"{referrers_tag(subject)}.{places[short]:04d}-{short}")
+            except NotInRegistry:
+                continue  # Listed already, and still being put.
             referrer = _described(self._parsed(body), body)
             if _short(referrer.digest) == short:
                 found.append(referrer)
