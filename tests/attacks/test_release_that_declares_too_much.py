@@ -134,3 +134,12 @@ def test_a_schema_that_is_none_ends_the_task_and_not_the_gateway(schema: dict[st
     must_stay(gate("train", TRAINED, schema))
     for nothing in (5, {"document": 5}, {}):
         must_stay(check_document("train", TRAINED, {"train": nothing}, RULES))
+
+
+def test_shapes_of_single_cases_do_not_leave_in_a_histogram_of_ones() -> None:
+    shapes = {"n_cases": 6, "shape": [[[150, 1], [151, 1], [160, 1], [170, 1], [171, 1], [190, 1]]]}
+    assert gate("fingerprint", shapes, OPEN | {"properties": anything("n_cases", "shape")}) == {
+        "n_cases": 6,
+        "shape": [[[151, 3], [171, 3]]],
+    }
+    must_stay(gate("fingerprint", {**shapes, "n_cases": 60}, OPEN | {"properties": anything("n_cases", "shape")}))

@@ -10,6 +10,7 @@ is taken out (the run can go on without it); anything that was not declared at a
 tries has not been reviewed.
 
 Tensors are read once, into memory that the worker cannot reach: the same pass checks and hands on to the seal.
+What a fingerprint counts of fewer cases than the policy's minimum leaves in company (`cells`).
 Numbers leave with as many decimals as the release declares, four when it does not say. A failure leaves as one of a
 closed list of codes, progress as one of a few phases with two counts. `allowance` bounds what a whole run may send,
 and `Onward` what progress can tell: it is not sealed, and a worker that says it again and again would be a telegraph.
@@ -31,6 +32,7 @@ import numpy as np
 import referencing
 import referencing.exceptions
 
+from msfl.gateway.cells import Uncounted, without_small_cells
 from msfl.gateway.forms import misshapen
 from msfl.policies.decide import OutputRules
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
@@ -168,6 +170,11 @@ def check_document(
     decimals = declared_decimals if type(declared_decimals) is int else DECIMALS
     rounded: JsonObject = _rounded(document, min(max(decimals, 0), MOST_DECIMALS))
     match verb:
+        case "fingerprint":
+            try:
+                return without_small_cells(rounded, rules.min_cases_metrics)
+            except Uncounted as odd:
+                return refuse(Code.OUTPUT_BLOCKED, f"A fingerprint may not have this form: {odd}.", verb=verb)
         case "train":
             return _training(rounded, rules)
         case "evaluate":

@@ -43,8 +43,8 @@ Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
-_WORTH_WAITING_FOR = 1 << 20
 _MOST_MIB = 1 << 24
+_WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
 
 

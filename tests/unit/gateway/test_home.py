@@ -35,19 +35,19 @@ def test_settings_come_back(home: Home) -> None:
     assert home.settings() == SETTINGS
 
 
+def test_a_folder_that_is_no_home_is_not_one_in_which_nothing_waits(home: Home, tmp_path: Path) -> None:
+    assert enrolled(home.root).pending() == {}
+    with pytest.raises(CannotProceed, match="no gateway's folder: look at how it is spelled"):
+        enrolled(tmp_path / "gatewya")
+    assert not (tmp_path / "gatewya").exists()
+
+
 @pytest.mark.parametrize("size", [0, -1, "40", True, None, 1 << 30])
 def test_the_cache_of_images_has_a_size(home: Home, size: object) -> None:
     file = home.root / "site.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "images_gib": size}))
     with pytest.raises(CannotProceed, match=r"images_gib .* must be a number of GiB"):
         home.settings()
-
-
-def test_a_folder_that_is_no_home_is_not_one_in_which_nothing_waits(home: Home, tmp_path: Path) -> None:
-    assert enrolled(home.root).pending() == {}
-    with pytest.raises(CannotProceed, match="no gateway's folder: look at how it is spelled"):
-        enrolled(tmp_path / "gatewya")
-    assert not (tmp_path / "gatewya").exists()
 
 
 def test_without_any_policy_there_is_none_and_nothing_to_explain(home: Home) -> None:

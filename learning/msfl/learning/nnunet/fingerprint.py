@@ -3,7 +3,8 @@
 nnU-Net plans from per-case lists of shape and spacing. Such lists must not leave a site: they follow the file order and
 link one patient's head size to one scanner. What the planner really takes from them are medians and percentiles of each
 axis alone, so a site sends, for each axis, how often each pair (spacing, voxels after cropping) occurs; nothing links
-the axes of one case, and addition of histograms is all that merging needs:
+the axes of one case, and addition of histograms is all that merging needs. Cells of few cases are put together before
+they leave, by the gateway and not here, under the policy's minimum (`msfl.gateway.cells`):
 
     site     cases ──read, crop to nonzero──▶ axes[z,y,x]: {(spacing, voxels): count}, relative_size: {percent: count}
     centre   merge = sum of counts           (any order, any grouping; bit for bit the histogram of the pooled cases)
