@@ -1,7 +1,6 @@
 """A site whose gateway was taken over seals what it likes with its own, valid key. Each trick is refused by name, the
 sum never begins, no model appears, and an honest round still works afterwards."""
 
-import json
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ import pytest
 from fakes.hosts import Host
 from fakes.models import FakeModel, zeros
 from fakes.sites import SealedSites
+from fakes.weights_files import EXECUTED, TENSOR_TRICKS
 from msfl.learning import weights as weight_files
 from msfl.learning.contract import Weights
 from msfl.protos.tasklink import Failed, Result
@@ -67,62 +67,15 @@ def assert_refused(host: Host, sites: SealedSites, evil: Path, code: str) -> Non
     assert strict.document["refused"] == {"mallory": code}
 
 
-def safetensors(header: dict[str, Any] | str, data: bytes) -> bytes:
-    text = (header if isinstance(header, str) else json.dumps(header)).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-def entry(shape: list[int], begin: int, end: int, dtype: str = "F32") -> dict[str, Any]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-DRIFT, SHIFT = entry([3], 0, 12), entry([2, 2], 12, 28)
-DATA = bytes(28)
-HEAD = bytes(next(weight_files.encoded(zeros())))
-
-TENSOR_TRICKS: dict[str, tuple[str, bytes]] = {
-    "an extra tensor": (
-        "update_template",
-        safetensors({"drift": DRIFT, "shift": SHIFT, "note": entry([1], 28, 32)}, DATA + b"spy!"),
-    ),
-    "a missing tensor": ("update_template", safetensors({"drift": DRIFT}, bytes(12))),
-    "another name": ("update_template", safetensors({"drift": DRIFT, "shift2": SHIFT}, DATA)),
-    "another shape of the same size": (
-        "update_template",
-        safetensors({"drift": DRIFT, "shift": entry([4], 12, 28)}, DATA),
-    ),
-    "NaN": ("update_not_finite", HEAD + DATA[:-4] + struct.pack("<f", np.nan)),
-    "infinity": ("update_not_finite", HEAD + struct.pack("<f", np.inf) + DATA[4:]),
-    "the same tensors, spelled otherwise": ("update_layout", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA)),
-    "float64": (
-        "update_dtype",
-        safetensors({"drift": entry([3], 0, 24, "F64"), "shift": entry([2, 2], 24, 40)}, bytes(40)),
-    ),
-    "a duplicate name": (
-        "update_duplicate_name",
-        safetensors(
-            f'{{"drift": {json.dumps(DRIFT)}, "shift": {json.dumps(SHIFT)}, "drift": {json.dumps(DRIFT)}}}', DATA
-        ),
-    ),
-    "covert metadata": (
-        "update_metadata",
-        safetensors({"__metadata__": {"patient": "Doe"}, "drift": DRIFT, "shift": SHIFT}, DATA),
-    ),
-    "overlapping tensors": ("update_layout", safetensors({"drift": DRIFT, "shift": entry([2, 2], 8, 24)}, bytes(24))),
-    "a hidden gap": ("update_layout", safetensors({"drift": DRIFT, "shift": entry([2, 2], 16, 32)}, bytes(32))),
-    "a tail behind the tensors": ("update_layout", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA + b"tail")),
-    "an end that is missing": ("update_layout", safetensors({"drift": DRIFT, "shift": SHIFT}, DATA[:-1])),
-    "a member too many": ("update_layout", safetensors({"drift": {**DRIFT, "x": 1}, "shift": SHIFT}, DATA)),
-    "a giant header": ("update_header_unreadable", struct.pack("<Q", 1 << 62) + b"{}"),
-    "a pickle": ("update_header_unreadable", b"\x80\x04\x95\x20\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix"),
-    "no tensors at all": ("update_without_tensors", b""),
-}
-
-
 @pytest.mark.parametrize("trick", TENSOR_TRICKS)
 def test_tensors(host: Host, sites: SealedSites, trick: str) -> None:
     code, file = TENSOR_TRICKS[trick]
-    assert_refused(host, sites, sites.up(sites.header("mallory", "train/1", 1), GOOD, file), code)
+    assert_refused(host, sites, sites.up(sites.header("mallory", "train/1", 1), GOOD, file), f"update_{code}")
+    assert not EXECUTED.exists(), "a file of weights was executed"
+
+
+def test_no_tensors_at_all(host: Host, sites: SealedSites) -> None:
+    assert_refused(host, sites, sites.up(sites.header("mallory", "train/1", 1), GOOD, b""), "update_without_tensors")
 
 
 DOCUMENT_TRICKS: dict[str, tuple[str, dict[str, Any]]] = {

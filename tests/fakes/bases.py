@@ -9,6 +9,7 @@ import io
 import json
 import platform
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ def layer(files: dict[str, bytes | str]) -> bytes:
     return buffer.getvalue()
 
 
-def config_of(tars: list[bytes], environment: tuple[str, ...] = ("PATH=/usr/local/bin:/usr/bin",)) -> bytes:
+def config_of(
+    tars: list[bytes],
+    environment: tuple[str, ...] = ("PATH=/usr/local/bin:/usr/bin",),
+    diff_ids: Sequence[str] = (),
+) -> bytes:
+    """`diff_ids`: of layers that are not at hand as bytes."""
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
     return json.dumps(
         {
@@ -66,7 +72,7 @@ def config_of(tars: list[bytes], environment: tuple[str, ...] = ("PATH=/usr/loca
             "os": "linux",
             "created": "2026-11-01T00:00:00Z",
             "config": {"Env": list(environment), "Cmd": ["bash"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest_of(tar) for tar in tars]},
+            "rootfs": {"type": "layers", "diff_ids": [*(digest_of(tar) for tar in tars), *diff_ids]},
         }
     ).encode()
 

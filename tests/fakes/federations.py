@@ -29,7 +29,7 @@ from fakes.tiny_data import tiny_dataset
 from fakes.tls_proxy import TlsProxy
 from msfl.gateway.home import Home
 from msfl.policies.audit import verify
-from msfl.policies.documents import IssuerKeys, JobSpec
+from msfl.policies.documents import Isolation, IssuerKeys, JobSpec
 from msfl.policies.envelope import ASSET_POLICY, Signed, sign
 from msfl.policies.keys import KeyPair
 from msfl.runtime.process import ProcessRuntime
@@ -43,10 +43,12 @@ DATASET = "lesions"
 PATIENCE_S = 60.0
 
 
-def tiny_sites(folder: Path, names: tuple[str, ...] = SITES) -> tuple[DemoSite, ...]:
+def tiny_sites(folder: Path, names: tuple[str, ...] = SITES, edge: int = 16) -> tuple[DemoSite, ...]:
     """Sites that differ in scanner gain and in cases."""
     return tuple(
-        DemoSite(name, DATASET, tiny_dataset(folder / name, n_train=5 + i, n_test=2, seed=i, gain=1.0 + 0.2 * i))
+        DemoSite(
+            name, DATASET, tiny_dataset(folder / name, n_train=5 + i, n_test=2, seed=i, gain=1.0 + 0.2 * i, edge=edge)
+        )
         for i, name in enumerate(names)
     )
 
@@ -77,13 +79,17 @@ class LiveFederation:
         rounds_max: int = 20,
         issuers: tuple[IssuerKeys, ...] = (),
         registry: str = "",
+        base: str = "",
+        engine: str = "",
+        edge: int = 16,
     ) -> Iterator[LiveFederation]:
         now = datetime.now(UTC).replace(microsecond=0)
         processes = Processes(folder / "logs")
         try:
-            sites = tiny_sites(folder / "data", names)
-            isolation = ProcessRuntime().protections().isolation
-            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers, registry)
+            sites = tiny_sites(folder / "data", names, edge)
+            isolation = Isolation.CONTAINER if engine else ProcessRuntime().protections().isolation
+            runtime = ("--runtime", "docker", "--engine", engine) if engine else ()
+            federation = Federation(folder, processes, sites, isolation, rounds_max, issuers, registry, base, runtime)
             federation.publish_release(release, now)
             federation.start_centre(now)
             federation.check_data()
@@ -228,12 +234,22 @@ class LiveFederation:
             until(self.all_present, f"{site} to be back")
 
     def workers(self, site: str) -> list[psutil.Process]:
-        """The contained processes that the site's gateway has started, sandbox launcher included."""
-        return [p for p in self.process(f"gateway:{site}").children(recursive=True) if "--role" in _command(p)]
+        """The contained processes of the site, keeper and sandbox launcher included, whichever gateway started them."""
+        boxes = str(self.home(site) / "runs")
+        keepers = [p for p in psutil.process_iter() if "--role" in (said := _command(p)) and boxes in " ".join(said)]
+        found = {p.pid: p for keeper in keepers for p in (keeper, *_children(keeper)) if "--role" in _command(p)}
+        return list(found.values())
 
     def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         """`msfl …` as staff would type it."""
         return subprocess.run(msfl(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _command(process: psutil.Process) -> list[str]:

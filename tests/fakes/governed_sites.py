@@ -67,6 +67,7 @@ from msfl.protos.tasklink import Hello, Stop, TaskLink
 from msfl.registry.cache import ImageCache
 from msfl.registry.publish import add_review, submit_statement
 from msfl.runtime.interface import Exit, Handle, Protections, StartOrder
+from msfl.runtime.keeper import door
 
 PATIENCE_S = 10.0
 SITE, FEDERATION = "site-a", "msfl-test"
@@ -75,6 +76,8 @@ JOB = World().job.model_copy(update={"digest": DIGEST})
 
 class IdleRuntime:
     """Its workers greet, and then do nothing until they are ended."""
+
+    whole_images = False
 
     def __init__(self) -> None:
         self.started: list[StartOrder] = []
@@ -90,7 +93,7 @@ class IdleRuntime:
         return Handle(order.run_id, order.role, order.folder, 1, 1)
 
     def _live(self, order: StartOrder) -> None:
-        link = TaskLink.dial(order.folder / "link.sock")
+        link = TaskLink.dial(door(order.folder))
         link.send(Hello(order.release))
         while not isinstance(link.receive(), Stop | None):
             self.busy.set()
@@ -211,7 +214,7 @@ class GovernedSite:
 
     def close(self) -> None:
         for run in self.runs:
-            run.close()
+            run.close(end_worker=True)
         self.runs.clear()
         self.audit_log.close()
         self.memory.close()

@@ -21,7 +21,8 @@ from msfl.orchestrator.keyring.keyring import Keyring
 from msfl.protos import probe
 from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials
 from msfl.protos.health import Fault, LineFacts, Step
-from msfl.protos.messages import PROTOCOL, SOFTWARE
+from msfl.protos.messages import PROTOCOL
+from msfl.protos.software import SOFTWARE
 from msfl.protos.v1 import federation_pb2 as wire
 
 HOUR = timedelta(hours=1)

@@ -15,8 +15,9 @@ from scipy import ndimage
 
 from msfl.imaging.brain import extractor
 from msfl.imaging.checks import Volume
-from msfl.imaging.deidentify.nifti import read_volume
+from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.quality.artefacts.trained import Trained
+from msfl.imaging.quality.control import check_quality
 from msfl.imaging.quality.limits import default_limits
 from msfl.imaging.quality.measure import measure
 from msfl.imaging.quality.verdict import Checked, Verdict, judge
@@ -25,6 +26,7 @@ from msfl.imaging.standard.recipe import Recipe
 from msfl.imaging.standard.register import Registration, read_rigid, register
 from msfl.imaging.standard.reorient import reorient
 from msfl.imaging.volume import Mask
+from msfl.imaging.workspace import Entry, State, Step, Workspace, now_utc, write_json
 
 pytestmark = pytest.mark.system
 
@@ -68,6 +70,25 @@ def test_a_real_pair_does_not_fail(data: Path) -> None:
     assert checked.verdict is not Verdict.FAIL, checked.findings
     assert checked.figures["lesion.volume"] == pytest.approx(1.3, abs=0.01)
     assert checked.figures["FLAIR.snrd"] is None, "its air was cut away"
+
+
+def test_a_dataset_is_checked_in_processes_of_its_own(data: Path, tmp_path: Path) -> None:
+    case = Workspace.of(tmp_path, "ms-trial").case("p07-v1")
+    with case.filling("raw") as fresh:
+        for name, image in images(data, "patient07").items():
+            write_volume(image, fresh / f"{name}.nii.gz")
+    write_json(case.folder / "source.json", {"patient": "p07", "scanner": {"id": "d1"}, "split": ""})
+    case.record(Entry(Step.IMPORT, now_utc()))
+    (checked,) = check_quality(tmp_path, "ms-trial", hands=1)
+    assert checked.verdict is Verdict.PASS, checked.findings
+    assert case.standing.state is State.CHECKED
+    assert sorted(file.name for file in (case.folder / "pictures").iterdir()) == [
+        "after.webp",
+        "before.webp",
+        "flair.webp",
+        "mosaic.webp",
+    ]
+    assert check_quality(tmp_path, "ms-trial", hands=1) == (checked,), "kept, not measured again"
 
 
 def test_a_brain_that_is_cut_off_is_found(data: Path) -> None:

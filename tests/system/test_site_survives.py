@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -164,6 +165,130 @@ def test_the_run_finishes_with_the_same_weights(
     assert [r["weights_blake3"] for r in report["rounds"]] == [r["weights_blake3"] for r in undisturbed["rounds"]]
     assert report["final_weights_sha256"] == undisturbed["final_weights_sha256"]
     assert report["evaluation"] == undisturbed["evaluation"]
+
+
+def itself(live: LiveFederation) -> psutil.Process:
+    """The worker, without its keeper and the sandbox around it."""
+    (innermost,) = [p for p in live.workers(SITE) if not p.children()]
+    return innermost
+
+
+def back(live: LiveFederation, run: Run) -> list[str]:
+    return [e["fields"]["worker"] for e in live.audit(SITE, run.run_id) if e["action"] == "gateway is back"]
+
+
+def finished_by(live: LiveFederation, run: Run, worker: psutil.Process, undisturbed: dict[str, Any]) -> None:
+    """The run, with that one worker, as if nothing had been."""
+    until(lambda: begun(live, run, "evaluate/test"), "the last step")
+    assert itself(live) == worker
+    state = run.wait()
+    assert state["phase"] == "finished", state
+    assert live.actions(SITE, run.run_id).count("worker starts") == 1
+    report = report_document(state)
+    assert [r["weights_blake3"] for r in report["rounds"]] == [r["weights_blake3"] for r in undisturbed["rounds"]]
+    assert report["final_weights_sha256"] == undisturbed["final_weights_sha256"]
+    assert report["evaluation"] == undisturbed["evaluation"]
+
+
+def long_spec(live: LiveFederation) -> JobSpec:
+    """Rounds of a second or more, so that a worker can be met at work."""
+    return live.job(rounds=2, seed=11, baseline="local", config={"batches_per_epoch": 1000})
+
+
+@pytest.fixture(scope="module")
+def long_undisturbed(live: LiveFederation) -> dict[str, Any]:
+    run = live.client.submit(long_spec(live))
+    assert run.wait()["phase"] == "finished"
+    return report_document(run.state())
+
+
+def in_the_middle_of(live: LiveFederation, task: str) -> tuple[Run, psutil.Process]:
+    """A run, and the worker, stopped while it does the task. Met too late, it is tried again with another run."""
+    for _ in range(5):
+        run = live.client.submit(long_spec(live))
+        when(live, run, task)
+        worker = itself(live)
+        time.sleep(0.05)
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)  # What it had just said would be heard by now.
+        if stage(live, run) == "working" and begun_last(live, run) == task:
+            return run, worker
+        worker.send_signal(signal.SIGCONT)
+        run.wait()
+    raise AssertionError(f"nobody was met doing {task}")
+
+
+def begun_last(live: LiveFederation, run: Run) -> str:
+    entries = live.audit(SITE, run.run_id)
+    return str([e["fields"]["task"] for e in entries if e["action"] == "task begins"][-1])
+
+
+@pytest.mark.parametrize("ends", ["killed", "stopped"])
+@pytest.mark.parametrize("task", ["train/2", "baseline"])
+def test_a_worker_works_on_while_its_gateway_is_restarted(
+    live: LiveFederation, long_undisturbed: dict[str, Any], task: str, ends: str
+) -> None:
+    run, worker = in_the_middle_of(live, task)
+    (live.kill if ends == "killed" else live.end)(GATEWAY)
+    assert worker.is_running()
+    live.start_again(GATEWAY)
+    until(lambda: back(live, run), "the gateway to be back")
+    worker.send_signal(signal.SIGCONT)
+    assert back(live, run) == ["works on"]
+    finished_by(live, run, worker, long_undisturbed)
+    assert begun(live, run, task) == 1, "begun once"
+    assert live.actions(SITE, run.run_id).count("task goes on") == 1
+
+
+def test_what_a_worker_finished_while_there_was_no_gateway_is_heard(
+    live: LiveFederation, long_undisturbed: dict[str, Any]
+) -> None:
+    run, worker = in_the_middle_of(live, "train/2")
+    live.kill(GATEWAY)
+    worker.send_signal(signal.SIGCONT)
+    made = live.home(SITE) / "runs" / run.run_id / "box/outbox/weights.safetensors"
+    before = made.stat().st_mtime_ns
+    until(lambda: made.stat().st_mtime_ns != before, "the worker to have trained")
+    time.sleep(0.5)
+    live.start_again(GATEWAY)
+    finished_by(live, run, worker, long_undisturbed)
+    assert begun(live, run, "train/2") == 1
+
+
+def test_a_worker_has_its_time_and_no_more_also_while_there_is_no_gateway(live: LiveFederation) -> None:
+    with live.policies_put_back():
+        short = re.sub(r"wall_time: \w+", "wall_time: 12s", live.policy(SITE))
+        assert short != live.policy(SITE)
+        live.sign_policy(SITE, short)
+        run = live.client.submit(live.job(rounds=20, min_sites=2, config={"batches_per_epoch": 1000}))
+        when(live, run, "train/1")
+        workers = live.workers(SITE)
+        live.kill(GATEWAY)
+        _, alive = psutil.wait_procs(workers, timeout=25)
+        assert not alive, "long before the minute that a gateway may be away"
+        live.start_again(GATEWAY)
+        until(lambda: run.state()["sites"][SITE]["standing"] == "out", "the site to say so")
+        assert run.state()["sites"][SITE]["code"] == "resources_exceeded"
+    run.abort()
+
+
+@pytest.mark.full
+def test_a_worker_whose_gateway_does_not_come_back_is_ended(live: LiveFederation, undisturbed: dict[str, Any]) -> None:
+    run = live.client.submit(spec(live))
+    when(live, run, "train/1")
+    workers = live.workers(SITE)
+    live.kill(GATEWAY)
+    since = time.monotonic()
+    try:
+        _, alive = psutil.wait_procs(workers, timeout=75)
+        assert not alive
+        assert time.monotonic() - since > 55
+    finally:
+        live.start_again(GATEWAY)
+    state = run.wait()
+    assert state["phase"] == "finished", state
+    assert report_document(state)["final_weights_sha256"] == undisturbed["final_weights_sha256"]
+    assert back(live, run) == ["none"]
 
 
 def test_a_stopped_worker_is_noticed_within_fifteen_seconds(live: LiveFederation, undisturbed: dict[str, Any]) -> None:

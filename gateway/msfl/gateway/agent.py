@@ -42,6 +42,7 @@ class Agent:
         self._membership = Membership(around.home, around.link, around.audit, around.clock)
         self._runs: dict[str, RunAtSite] = {}
         self._stopping = threading.Event()
+        self._end_workers = False
         self._shown: tuple[JsonObject, ...] = ()
 
     def serve(self) -> None:
@@ -67,10 +68,12 @@ class Agent:
             for thread in beside:
                 thread.join()
             for run in self._runs.values():
-                run.close()
+                run.close(end_worker=self._end_workers)
 
-    def stop(self) -> None:
-        """From a signal handler: closing the channel ends the open stream."""
+    def stop(self, *, end_workers: bool = False) -> None:
+        """From a signal handler: closing the channel ends the open stream. Workers work on, for the gateway that is
+        started next; unless they are to end, too."""
+        self._end_workers = end_workers
         self._stopping.set()
         self._around.link.close()
 
@@ -110,8 +113,11 @@ class Agent:
         self._sweep()
         living = [folder for folder in self._folders() if RunRecord(folder).living()]
         self._around.images.tidy({folder.name for folder in living})
-        for folder in living:
-            self._runs[folder.name] = RunAtSite(folder.name, self._around)
+        for folder in self._folders():
+            if folder in living:
+                self._runs[folder.name] = RunAtSite(folder.name, self._around)
+            elif (left := self._around.runtime.recover(folder / "box")) is not None:
+                self._around.runtime.stop(left, 1.0)  # It was being ended when the gateway was killed.
 
     def _sweep(self) -> None:
         """What was kept of ended runs in case they are resumed does not stay longer than `KEPT_FOR`."""

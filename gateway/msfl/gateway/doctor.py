@@ -21,7 +21,7 @@ from msfl.gateway.memory import ISSUER_KEYS, Memory
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
 from msfl.policies.issuers import in_force_until
-from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.channel import SITE_URI
@@ -41,16 +41,16 @@ from msfl.protos.health import (
     judge_trusted,
     unmeasured,
 )
-from msfl.protos.messages import SOFTWARE
 from msfl.protos.probe import attempt, disk, largest_file, line
+from msfl.protos.software import SOFTWARE
 from msfl.registry.cache import CacheFacts, ImageCache
 from msfl.registry.interface import RegistryFails
 from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections
-from msfl.runtime.process import ProcessRuntime
 
 ROOT_SOON, CA_SOON, POLICY_SOON = timedelta(days=30), timedelta(days=180), timedelta(days=14)
 TIMESTAMP_SOON = timedelta(hours=4)
+_MORE_ISOLATION = "install bubblewrap and allow unprivileged user namespaces, or choose the runtime docker"
 NEW_KEYS = "ask the operator: without it no user of this provider can start a run here (msfl issuer sign)"
 
 
@@ -96,7 +96,7 @@ class SiteFacts:
     audit: AuditFacts | Unmeasured
     disk: DiskFacts | Unmeasured
     line: LineFacts | Unmeasured
-    protections: Protections
+    protections: Protections | Unmeasured
     tags: int | Unmeasured
     images: CacheFacts | Unmeasured
     pending: tuple[str, ...] | Unmeasured
@@ -124,12 +124,16 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         audit=attempt(lambda: _audit(root / "audit" / "log.jsonl")),
         disk=attempt(lambda: disk(root, largest_file(home.runs))),
         line=attempt(lambda: line(home.settings().link_endpoint, home.ca_pem, home.identity_file)),
-        protections=ProcessRuntime().protections(),
+        protections=attempt(lambda: _protections(home), (CannotProceed,)),
         tags=attempt(lambda: _tags(home), (RegistryFails,)),
         images=attempt(lambda: ImageCache(home.images, home.settings().images_bytes).facts()),
         pending=attempt(lambda: tuple(home.pending())),
         issuers=attempt(lambda: _issuers(home, now)),
     )
+
+
+def _protections(home: Home) -> Protections:
+    return home.settings().runtime.open("doctor").protections()
 
 
 def _tags(home: Home) -> int:
@@ -309,11 +313,11 @@ def _judge_policies(facts: SiteFacts) -> Iterable[Finding]:
             found = judge_expiry("policies", policy.id, where, policy.expires, facts.now, POLICY_SOON, do)
             # A site may let its policies end: that is a decision, no fault.
             yield replace(found, status=Status.WARN) if found.status is Status.BAD else found
-        if facts.protections.isolation < policy.isolation:
-            what = (
-                f"{policy.id} asks for isolation {policy.isolation.value}, here is {facts.protections.isolation.value}"
-            )
-            yield Finding("policies", Status.BAD, what, where, "every run under it is refused", "install bubblewrap")
+        here = facts.protections
+        if not isinstance(here, Unmeasured) and here.isolation < policy.isolation:
+            what = f"{policy.id} asks for isolation {policy.isolation.value}, here is {here.isolation.value}"
+            do = f"{_MORE_ISOLATION}, or a custodian signs a policy that asks for less"
+            yield Finding("policies", Status.BAD, what, where, "every run under it is refused", do)
 
 
 def _judge_datasets(facts: SiteFacts) -> Iterable[Finding]:
@@ -358,10 +362,7 @@ def _judge_surroundings(facts: SiteFacts) -> Iterable[Finding]:
     else:
         yield from judge_line(facts.line)
     yield Finding("version", Status.OK, f"{SOFTWARE}, Python {platform.python_version()}")
-    sandboxed = facts.protections.isolation is not Isolation.NONE
-    do = "" if sandboxed else "install bubblewrap, and allow unprivileged user namespaces"
-    status = Status.OK if sandboxed else Status.WARN
-    yield Finding("isolation", status, facts.protections.isolation.value, "", facts.protections.detail[0], do)
+    yield from _judge_isolation(facts)
     registry = "" if isinstance(facts.settings, Unmeasured) else facts.settings.registry
     if isinstance(facts.tags, Unmeasured):
         do = "mount the registry's folder at this place, readable for the gateway's user, or ask the operator"
@@ -383,6 +384,19 @@ def _judge_images(facts: SiteFacts) -> Iterable[Finding]:
     else:
         why = "those that no run uses go with the next pull; if the runs' own are too many, that pull is refused"
         yield Finding("images", Status.WARN, what, where, why, "raise images_gib in site.json, or let runs end")
+
+
+def _judge_isolation(facts: SiteFacts) -> Iterable[Finding]:
+    found, settings = facts.protections, facts.settings
+    chosen = "" if isinstance(settings, Unmeasured) else settings.runtime.shown
+    if isinstance(found, Unmeasured):
+        do = "start the engine, let the gateway's user use its socket, or choose another runtime in site.json"
+        yield unmeasured("isolation", "what workers run in is not to be had, so no worker starts", chosen, found, do)
+        return
+    contained = found.isolation is not Isolation.NONE
+    status = Status.OK if contained else Status.WARN
+    do = "" if contained else _MORE_ISOLATION
+    yield Finding("isolation", status, found.isolation.value, chosen, " ".join(found.detail), do)
 
 
 def _judge_pending(facts: SiteFacts) -> Iterable[Finding]:

@@ -62,7 +62,7 @@ _FAILURES = frozenset(
         "not_prepared", "plan_broken", "plan_differs", "plan_hash_differs", "plan_not_allowed", "plan_refused",
         "sites_differ", "weights_changed_shape", "weights_not_of_this_plan", "weights_refused", "weights_dtype",
         "weights_duplicate_name", "weights_header_unreadable", "weights_layout", "weights_metadata",
-        "weights_not_finite", "weights_template", "weights_too_many",
+        "weights_not_finite", "weights_template", "weights_too_many", "resources_exceeded",
     )
 )  # fmt: skip
 

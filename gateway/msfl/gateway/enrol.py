@@ -38,6 +38,7 @@ from msfl.protos.messages import PROTOCOL
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import EnrolmentStub
+from msfl.runtime.choice import DEFAULT, RuntimeChoice
 
 SITE_ROOT_LIFE = timedelta(days=730)
 PATIENCE_S = 30.0
@@ -53,9 +54,10 @@ def enrol(
     custodians: Mapping[str, KeyPair],
     now: datetime,
     accept: Callable[[TrustedFederationRoot], bool],
+    runtime: RuntimeChoice = DEFAULT,
 ) -> Home:
     """Join a federation as `token.site`. `custodians`: person → key. `accept`: whether the custodian accepts those whom
-    the federation root names, who will say what may run here.
+    the federation root names, who will say what may run here. `runtime`: what workers will run in.
 
     Raises BadToken, EnrolmentFailed, Refused (the federation root is not the one the token names), OSError.
     """
@@ -101,7 +103,8 @@ def enrol(
     memory.remember("federation-root", token.federation, Mark(federation.document.version, federation.sha256))
     memory.saw(now)
     memory.close()
-    home.write_settings(SiteSettings(token.site, token.federation, token.link_endpoint, token.registry))
+    settings = SiteSettings(token.site, token.federation, token.link_endpoint, token.registry, runtime=runtime)
+    home.write_settings(settings)
     return home
 
 

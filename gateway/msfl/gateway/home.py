@@ -48,6 +48,7 @@ from msfl.policies.trust import (
 from msfl.protos.certificates import Identity
 from msfl.protos.durable_files import write_durably
 from msfl.protos.key_sets import KeySets
+from msfl.runtime.choice import DEFAULT, RuntimeChoice
 
 log = structlog.get_logger()
 
@@ -55,7 +56,8 @@ log = structlog.get_logger()
 @dataclass(frozen=True)
 class SiteSettings:
     """`registry` is a location (`msfl.registry.location`); `reveal` is what others learn of a refusal here;
-    `images_gib`: the most that the cache of images (`images/`) may take on this machine."""
+    `images_gib`: the most that the cache of images (`images/`) may take on this machine; `runtime` is what workers run
+    in."""
 
     site: str
     federation: str
@@ -63,14 +65,16 @@ class SiteSettings:
     registry: str
     reveal: Reveal = Reveal.REASON
     images_gib: float = 40
+    runtime: RuntimeChoice = DEFAULT
 
     @classmethod
     def read(cls, file: Path) -> SiteSettings:
-        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word or
-        `images_gib` no size."""
-        given = json.loads(file.read_text())
+        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word,
+        `images_gib` no size or `runtime` no runtime."""
+        given = dict(json.loads(file.read_text()))
+        runtime = RuntimeChoice.read(given.get("runtime"), str(file))
         try:
-            settings = cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON))})
+            settings = cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON)), "runtime": runtime})
         except ValueError:
             known = ", ".join(Reveal)
             raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None

@@ -11,7 +11,8 @@
     IDLE … SENDING ─ stop order, policy no longer holds, a refusal, the custodian stops it ─▶ ENDED
     ENDED, REFUSED ─ offer of a higher generation ─▶ OFFERED, judged afresh; a living run is ended first
     ENDED by the custodian ─ any offer ─▶ the answer is no, for good
-    the gateway comes back (`restored`): SENDING goes on sending; STARTING and WORKING ─▶ IDLE, without a worker
+    the gateway comes back (`restored`): SENDING goes on sending; STARTING and WORKING ─▶ IDLE, with the worker if it
+    was taken back: asked for the same task again it goes on with it, as another attempt
 
 What must hold, and is walked exhaustively in the tests:
 * no `StartWorker` without an earlier `Decided(allow)` or a confirmation, in this generation;
@@ -274,16 +275,17 @@ def advance(state: SiteRun, event: Event) -> Step:
             assert_never(event)
 
 
-def restored(state: SiteRun, *, sealed_is_whole: bool) -> Step:
-    """The state of before a restart of the gateway, whose worker died with it, and what to go on with.
+def restored(state: SiteRun, *, sealed_is_whole: bool, worker: bool = False) -> Step:
+    """The state of before a restart of the gateway, and what to go on with. `worker`: the one of before is back.
 
-    A task that was under way is not done again by itself: the orchestrator asks for it on the new stream.
+    A task that was under way is not ordered by itself: the orchestrator asks for it on the new stream.
     """
     if state.stage not in LIVING:
         return state, ()
+    state = replace(state, worker=worker)
     if state.stage is Stage.SENDING and state.sealed is not None and sealed_is_whole:
-        return replace(state, worker=False), (Send(state.sealed),)
-    return replace(_idle(state), worker=False), ()
+        return state, (Send(state.sealed),)
+    return _idle(state), ()
 
 
 def _offered(state: SiteRun, offer: Offered) -> Step:

@@ -27,6 +27,8 @@ from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
 from msfl.policies.words import federation_in_words
 from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
+from msfl.runtime.choice import RuntimeChoice
+from msfl.runtime.options import EngineOption, OciRuntimeOption, RuntimeOption
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify the chain of the audit log and show it.", invoke_without_command=True)
@@ -52,6 +54,9 @@ def enrol(
     registry: Annotated[
         str, typer.Option(help="Where this site finds the registry, if not where the token says.")
     ] = "",
+    runtime: RuntimeOption = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="You accept the federation root; do not ask.")] = False,
 ) -> None:
     """Join a federation: makes the site's TLS key and its own trust root, and uses the token up.
@@ -74,7 +79,8 @@ def enrol(
             if not yes and not sys.stdin.isatty():
                 raise typer.BadParameter("nobody can be asked here whether the federation root is accepted: say --yes")
             key = KeyPair.from_pem(custodian_key.read_bytes())
-            join(token, home, {custodian: key}, datetime.now(UTC), lambda root: _accepted(root, yes=yes))
+            chosen = RuntimeChoice().but(runtime, engine, oci_runtime)
+            join(token, home, {custodian: key}, datetime.now(UTC), lambda root: _accepted(root, yes=yes), chosen)
     except BadKey as error:
         raise CannotProceed(f"{custodian_key}: {error}. The token is not used up") from error
     except (BadToken, EnrolmentFailed) as error:
@@ -91,8 +97,19 @@ def _accepted(root: TrustedFederationRoot, *, yes: bool) -> bool:
 
 
 @app.command()
-def serve(home: HomeOption) -> None:
-    """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere."""
+def serve(
+    home: HomeOption,
+    runtime: RuntimeOption = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
+) -> None:
+    """Stay on the line with the orchestrator until stopped. Dials out only; listens nowhere.
+
+    Workers run in what the site's settings say, or as said here, for this time.
+
+    Ended by a service manager (SIGTERM) it leaves its workers at work for a minute, for the gateway that comes after;
+    ended by hand (Ctrl-C) it ends them.
+    """
     from msfl.gateway.agent import Agent
     from msfl.gateway.judge import Judge
     from msfl.gateway.ledger import Ledger
@@ -104,17 +121,16 @@ def serve(home: HomeOption) -> None:
     from msfl.gateway.surroundings import Surroundings
     from msfl.gateway.witness import Witness
     from msfl.protos.allocator import keep_memory
-    from msfl.protos.messages import SOFTWARE
     from msfl.protos.notary import Notary
+    from msfl.protos.software import SOFTWARE
     from msfl.registry.cache import ImageCache
     from msfl.registry.location import open_registry
-    from msfl.runtime.process import ProcessRuntime
 
     keep_memory()
     site = enrolled(home)
     settings = site.settings()
     registry = open_registry(settings.registry, site.registry_access)
-    runtime = ProcessRuntime()
+    contained = settings.runtime.but(runtime, engine, oci_runtime).open(f"gateway {settings.site} {home}")
     ledger = Ledger(home / "ledger.sqlite")
     audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))
     threading.excepthook = partial(_end_of_a_thread, audit)
@@ -124,20 +140,21 @@ def serve(home: HomeOption) -> None:
     standing = Standing(site, memory, audit)
     around = Surroundings(
         home=site,
-        judge=Judge(site, registry, ledger, runtime.protections().isolation, standing),
+        judge=Judge(site, registry, ledger, contained.protections().isolation, standing),
         ledger=ledger,
         audit=audit,
         registry=registry,
         images=ImageCache(site.images, settings.images_bytes),
-        runtime=runtime,
+        runtime=contained,
         link=link,
         witness=Witness(notary, link, audit, settings.federation, utc_now),
         clock=utc_now,
         standing=standing,
     )
     agent = Agent(around, SOFTWARE)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: threading.Thread(target=agent.stop).start())
+    for number, by_hand in ((signal.SIGTERM, False), (signal.SIGINT, True)):
+        stop = partial(agent.stop, end_workers=by_hand)
+        signal.signal(number, lambda *_, stop=stop: threading.Thread(target=stop).start())
     agent.serve()
 
 

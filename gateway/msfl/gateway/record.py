@@ -3,18 +3,19 @@
     runs/<run>/state.json    the machine's state and when the worker was first started; written before each effect
     runs/<run>/papers.json   what the decision rested on: the job and its proof, the user's verified claims, the
                              release's signed papers, the hash of the policy; written once per decision
+    runs/<run>/asked.json    what the worker was last asked, so that the next gateway knows its answer; not synced: what
+                             would lose it ends the worker, too
     runs/<run>/run.secret    the run's secret, and the site's symmetric key of the moment when it was made: a run keeps
                              to its key when the site's is replaced
 
-Both are written whole and synced. Nothing in them is trusted for being there: `judge.Judge.again` verifies the papers
-anew. The user's token is not kept: it may have expired since, and nobody else needs to find it here.
+The others are written whole and synced. Nothing in them is trusted for being there: `judge.Judge.again` verifies the
+papers anew. The user's token is not kept: it may have expired since, and nobody else needs to find it here.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -26,6 +27,7 @@ from msfl.gateway.machine import LIVING, SealedResult, SiteRun, Stage
 from msfl.policies.identity import User
 from msfl.protos.messages import TaskReport
 from msfl.protos.sealing import KEY
+from msfl.runtime.removal import remove_tree
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -50,6 +52,17 @@ class Papers:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a worker was given for an order: `document` and `files` of its task; `received`: bytes that came for it.
+    `sha256` is that of the order, whichever attempt, and of the run's resolved config."""
+
+    sha256: str
+    document: JsonObject
+    files: dict[str, str]
+    received: int
+
+
+@dataclass(frozen=True)
 class Kept:
     """`started`: when the run's worker was first started, for the policy's wall time. `ended`: when the run ended.
 
@@ -71,6 +84,7 @@ class RunRecord:
         self._state = folder / "state.json"
         self._papers = folder / "papers.json"
         self._secret = folder / "run.secret"
+        self._asked = folder / "asked.json"
 
     def save(self, kept: Kept) -> None:
         """Durable on return. The task under way is not kept: the orchestrator asks for it again."""
@@ -120,6 +134,20 @@ class RunRecord:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadRecord(f"{self._papers} cannot be read: {error!r}") from error
 
+    def save_asked(self, asked: Asked) -> None:
+        new = self._asked.with_name("asked.json.new")
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(asdict(asked)))
+        new.replace(self._asked)
+
+    def load_asked(self) -> Asked | None:
+        """None when there is none, or none that can be read: the task is then begun anew."""
+        try:
+            raw = json.loads(self._asked.read_bytes())
+            return Asked(str(raw["sha256"]), dict(raw["document"]), dict(raw["files"]), int(raw["received"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
     def has_secret(self) -> bool:
         return self._secret.exists()
 
@@ -154,8 +182,8 @@ def boot_id() -> str:
 
 def forget(folder: Path) -> None:
     """Patient data, keys and papers of a run. The state stays: attempts are never counted anew."""
-    shutil.rmtree(folder / "box", ignore_errors=True)
-    for name in ("run.secret", "papers.json"):
+    remove_tree(folder / "box")
+    for name in ("run.secret", "papers.json", "asked.json"):
         (folder / name).unlink(missing_ok=True)
     for left_over in folder.glob("left-over-*.f32"):
         left_over.unlink()

@@ -34,7 +34,11 @@ def revealed(decision: Decision, reveal: Reveal, protections: Protections, verdi
     shown: JsonObject = {
         "policy_id": decision.policy_id,
         "policy_sha256": decision.policy_sha256,
-        "isolation": {"level": protections.isolation.value, "detail": list(protections.detail)},
+        "isolation": {
+            "level": protections.isolation.value,
+            "detail": list(protections.detail),
+            "in_force": sorted(protections.in_force),
+        },
     }
     if verdict != "refuse":
         return shown

@@ -12,7 +12,8 @@ What goes wrong, and what becomes of it:
     the worker dies, falls silent, has a bug        started again, the same task as its next attempt, thrice at most
     a refusal of model, gate or policy              its code goes out and ends the run at this site
     what it rests on is revoked or expires          the same, within seconds, whatever the worker is doing
-    this gateway is killed                          `record`: the next one goes on where it was
+    this gateway is killed, or restarted            `record`: the next one goes on where it was, and the worker with it,
+                                                    if it comes within `tasks.RESTART_PATIENCE_S`
     the disk is full or read-only                   `reporting`: wait until there is room; costs no attempt
     the line is down                                `reporting`: again, until it is up
 
@@ -171,15 +172,19 @@ class RunAtSite:
     def parked(self) -> bool:
         return self._state.stage is Stage.PARKED
 
-    def close(self) -> None:
-        """The gateway goes down: end the worker, also one that is just being started; leave the rest as it is."""
+    def close(self, *, end_worker: bool) -> None:
+        """The gateway goes down. A worker that is just being started ends; one that is up works on, for a gateway that
+        comes back soon, or ends as well. The rest is left as it is."""
         self._say.closing.set()
         self._unwanted.set()
         self._queue.put(None)
         self._thread.join()
         if self._limit is not None:
             self._limit.cancel()
-        self._worker.stop(2.0)
+        if end_worker:
+            self._worker.stop(2.0)
+        else:
+            self._worker.let_go()
         for thread in self._asides:
             thread.join()
 
@@ -307,10 +312,17 @@ class RunAtSite:
         if kept is None:
             return
         self._state, self._started, self._ended = kept.state, kept.started, kept.ended
+        if kept.state.stage not in LIVING:
+            self._worker.end_leftovers()
         if kept.state.stage not in LIVING and kept.state.stage is not Stage.PARKED:
             return
-        self._worker.end_leftovers()
+        for leftover in self._folder.glob("incoming*"):
+            leftover.unlink()
         code = self._trust_again()
+        # Not before what it rests on is known to hold; and only one that had greeted can be asked for anything.
+        back = not code and kept.state.worker and self._worker.take_back()
+        if not back:
+            self._worker.end_leftovers()
         if code and kept.state.stage in LIVING:
             log.error("the run cannot go on after the restart", run=self.run_id, code=code)
             self._post(Broken(code))
@@ -322,8 +334,10 @@ class RunAtSite:
         sealed = kept.state.sealed
         whole = sealed is not None and kept.boot == boot_id() and _is_whole(self._folder / sealed.file, sealed.report)
         if kept.state.stage in LIVING:
-            self._say.audit("gateway is back", stage=kept.state.stage.value)
-        self._step(*restored(kept.state, sealed_is_whole=whole))
+            self._say.audit("gateway is back", stage=kept.state.stage.value, worker="works on" if back else "none")
+        if back:
+            self._keep_time(seconds(self._trusted().policy.document.resources.wall_time))
+        self._step(*restored(kept.state, sealed_is_whole=whole, worker=back))
 
     def _trust_again(self) -> str:
         try:
@@ -464,14 +478,21 @@ class RunAtSite:
 
     def _start_worker(self, order: TaskOrder) -> Event:
         unwanted, accepted = self._unwanted, self._trusted()
-        event = self._worker.start(order, accepted, self._unconfirmed(accepted), unwanted.is_set)
+        wall_time_s = seconds(accepted.policy.document.resources.wall_time)
+        event = self._worker.start(
+            order,
+            accepted,
+            self._unconfirmed(accepted),
+            unwanted.is_set,
+            wall_time_s=self._time_left(wall_time_s),
+        )
         if not isinstance(event, WorkerUp):
             return event
         if unwanted.is_set():
             if self._state.stage is Stage.ENDED:
                 self._worker.tidy(for_good=self._state.code in _FOR_GOOD)
             raise GivenUp
-        self._keep_time(seconds(accepted.policy.document.resources.wall_time))
+        self._keep_time(wall_time_s)
         return event
 
     def _run_task(self, order: TaskOrder, attempt: int) -> Event:
@@ -485,10 +506,15 @@ class RunAtSite:
             self._save()
         if self._limit is not None:
             self._limit.cancel()
-        left = wall_time_s - (self._around.clock() - self._started).total_seconds()
-        self._limit = threading.Timer(max(left, 0.0), self._queue.put, (Broken(Code.RESOURCES_EXCEEDED.value),))
+        left = self._time_left(wall_time_s)
+        self._limit = threading.Timer(left, self._queue.put, (Broken(Code.RESOURCES_EXCEEDED.value),))
         self._limit.daemon = True
         self._limit.start()
+
+    def _time_left(self, wall_time_s: float) -> float:
+        if self._started is None:
+            return wall_time_s
+        return max(wall_time_s - (self._around.clock() - self._started).total_seconds(), 0.0)
 
     # ------------------------------------------------------------------- small
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from msfl.protos.tasklink import WEIGHTS_NAME, Result
 from msfl.protos.tensors import BadTensors
 from msfl.protos.wire_formats import FLOAT32
 from msfl.runtime.collect import open_output
+from msfl.runtime.removal import empty
 
 JsonObject: TypeAlias = dict[str, Any]
 Download: TypeAlias = Callable[[str, Callable[[bytes], None]], int]
@@ -42,6 +42,8 @@ Download: TypeAlias = Callable[[str, Callable[[bytes], None]], int]
 
 
 _WRITTEN_OVER = frozenset({"000.safetensors", WEIGHTS_NAME})
+# What a worker makes faster than it can be removed is ended by its quota.
+CLEARING_S = 20.0
 
 
 class CannotDo(Exception):
@@ -243,17 +245,12 @@ class TaskFiles:
     def clear(self) -> None:
         """Nothing of a task stays in the boxes but the files that the next round writes over.
 
-        The outbox is the worker's: there may be anything in it that has a name.
+        The outbox is the worker's, which may be at work in it: there may be anything in it that has a name.
         """
-        for leftover in self.inbox.iterdir():
-            if leftover.name not in _WRITTEN_OVER:
-                leftover.unlink()
-                self._held.pop(leftover, None)
-        for leftover in (self._box / "outbox").iterdir():
-            if leftover.is_dir() and not leftover.is_symlink():
-                shutil.rmtree(leftover)
-            elif leftover.name not in _WRITTEN_OVER or leftover.is_symlink() or not leftover.is_file():
-                leftover.unlink()
+        for box in (self.inbox, self._box / "outbox"):
+            empty(box, keep=_WRITTEN_OVER, patience_s=CLEARING_S)
+            box.mkdir(mode=0o700, exist_ok=True)
+        self._held = {file: digest for file, digest in self._held.items() if file.name in _WRITTEN_OVER}
 
     def _key(self) -> bytes:
         return run_key(*RunRecord(self._folder).secret(), self._run_id, self._site)

@@ -1,8 +1,10 @@
 """A run's worker at this site, and its tasks, step by step.
 
     start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker
+    take_back   after a restart of the gateway: the worker of before, if its keeper still has it
     do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ the worker does the verb ▸
             collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸ within what a run may send?
+            a worker that was taken back and has this very order already is only waited for
     send    upload; the next order may have made that needless
 
 Nothing is half sent, because the sealed file exists only after the last check. Each step ends in an event for the
@@ -11,9 +13,10 @@ machine: `Broken` with a code that may leave, where another attempt would change
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,23 +29,29 @@ from msfl.gateway.egress import Onward, allowance, failure_code, progress_of
 from msfl.gateway.judge import Accepted
 from msfl.gateway.link import NotWanted
 from msfl.gateway.machine import Broken, Event, ResultSealed, SealedResult, Sent, Unwanted, WorkerLost, WorkerUp
-from msfl.gateway.record import forget
+from msfl.gateway.record import Asked, RunRecord, forget
 from msfl.gateway.reporting import Reporting
 from msfl.gateway.surroundings import Surroundings
 from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.policies.decide import allowed_outputs
+from msfl.policies.encoding import canonical_json, sha256_of
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import SiteProgress, TaskOrder, TaskReport, result_key
 from msfl.protos.tasklink import Progress, Result, Task
 from msfl.registry.interface import RegistryFails
 from msfl.registry.pull import VerifiedImage, pull
+from msfl.runtime.collect import collect
 from msfl.runtime.hosted import HostedProcess, ProcessGone, TaskFailed
 from msfl.runtime.interface import Limits, StartOrder
+from msfl.runtime.removal import empty
 
 Cancelled: TypeAlias = Callable[[], bool]
 # What the worker says when it dies of a bug. Another attempt may do better; what it *refuses* it would refuse again.
 _BUG = "worker_error"
 REGISTRY_PATIENCE_S = 60.0
+MOST_PICTURES, PICTURE_BYTES = 1000, 64 << 20
+# How long a worker works on while its gateway is being restarted. Nobody hears a revocation for so long.
+RESTART_PATIENCE_S = 60.0
 _MOST_MIB = 1 << 24
 _WORTH_WAITING_FOR = 1 << 20
 log = structlog.get_logger()
@@ -60,13 +69,25 @@ class Worker:
         self._folder = folder
         self._box = folder / "box"  # all of this folder that the worker can see
         self._files = TaskFiles(around.home, run_id, self._site, folder)
+        self._record = RunRecord(folder)
         self._say = say
 
-    def start(self, order: TaskOrder, accepted: Accepted, unconfirmed: Refusal | None, cancelled: Cancelled) -> Event:
-        """Verify data and image, and start it; what is left of an earlier one is ended first."""
+    def start(
+        self,
+        order: TaskOrder,
+        accepted: Accepted,
+        unconfirmed: Refusal | None,
+        cancelled: Cancelled,
+        *,
+        wall_time_s: float,
+    ) -> Event:
+        """Verify data and image, and start it; what is left of an earlier one is ended first. `wall_time_s`: what the
+        run has left of its time."""
         self.end(0.0)
         if unconfirmed is not None:
             return self._broken(order, unconfirmed.code.value, unconfirmed.message)
+        if wall_time_s <= 0:
+            return self._broken(order, Code.RESOURCES_EXCEEDED.value, "the run has had all its time here")
         self._say.beat(SiteProgress(self._run_id, order.task_id, "verify data and image", 0, 3))
         dataset = self._home.dataset(accepted.dataset_id)
         if isinstance(dataset, Refusal):
@@ -90,7 +111,7 @@ class Worker:
             data=self._home.dataset_folder(accepted.dataset_id),
             site=self._site,
             log=self._folder / "worker.log",
-            limits=_limits(accepted),
+            limits=_limits(accepted, wall_time_s),
         )
         policy = accepted.policy.document
         most = policy.approval.max_runs
@@ -106,6 +127,7 @@ class Worker:
             "worker starts",
             digest=image.digest,
             isolation=protections.isolation.value,
+            in_force=", ".join(sorted(protections.in_force)),
             protections="; ".join(protections.detail),
         )
         try:
@@ -124,6 +146,7 @@ class Worker:
         """The image; a registry that is away for a moment is waited for, and asked only for what has not come yet.
         Raises Refused, RegistryFails, GivenUp."""
         around, give_up, counted = self._around, time.monotonic() + REGISTRY_PATIENCE_S, 0
+        whole = around.runtime.whole_images
 
         def coming(done: int, total: int) -> None:
             nonlocal give_up, counted
@@ -136,7 +159,7 @@ class Worker:
         while True:
             try:
                 return self._say.with_room(
-                    lambda: pull(around.registry, digest, around.images, by=self._run_id, progress=coming)
+                    lambda: pull(around.registry, digest, around.images, by=self._run_id, whole=whole, progress=coming)
                 )
             except RegistryFails as error:
                 log.warning("the registry cannot be asked", run=self._run_id, why=str(error))
@@ -156,6 +179,23 @@ class Worker:
         self.stop(grace_s)
         self.process = None
 
+    def let_go(self) -> None:
+        """The gateway goes down, to come back soon: it works on; what waits for its answer hears that it is gone."""
+        if (process := self.process) is not None:
+            process.let_go()
+
+    def take_back(self) -> bool:
+        """After a restart of the gateway: whether the worker of before is back."""
+        left = self._around.runtime.recover(self._box)
+        if left is None:
+            return False
+        try:
+            self.process = HostedProcess.take_back(self._around.runtime, left, self._folder / "worker.log")
+        except ProcessGone as gone:
+            log.warning("the worker of before is lost", run=self._run_id, code=gone.code, why=str(gone))
+            return False
+        return True
+
     def do(self, order: TaskOrder, attempt: int, accepted: Accepted) -> Event:
         began = time.monotonic()
         if order.verb == "train" and order.round > 0:
@@ -164,14 +204,20 @@ class Worker:
         again = {"attempt": str(attempt)} if attempt > 1 else {}
         wire = str(accepted.resolved.get("wire", "float32"))
         shown = "steps, train_loss" if "loss" in allowed_outputs(accepted.policy).metrics else "steps"
-        self._say.audit(
-            "task begins", task=order.task_id, verb=order.verb, round=str(order.round), progress=shown, **again
-        )
         files_here, process = self._files, self.process
         assert process is not None
+        asked = self._begun_before(order, accepted, process)
+        begins = "task begins" if asked is None else "task goes on"
+        self._say.audit(begins, task=order.task_id, verb=order.verb, round=str(order.round), progress=shown, **again)
         try:
-            files_here.clear()
-            document, files, received = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
+            if asked is None:
+                files_here.clear()
+                taken = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
+                document, files, received = taken
+                new = Asked(_order_hash(order, accepted), *taken)
+                self._say.with_room(lambda: self._record.save_asked(new))
+            else:
+                document, files, received = asked.document, asked.files, asked.received
             if (refusal := self._around.judge.unasked(accepted, order, document)) is not None:
                 raise CannotDo(refusal.code.value, refusal.message)
             weights = next((files_here.inbox / f for f in files.values()), None)
@@ -180,7 +226,9 @@ class Worker:
                 document["send_weights"] = allowed_outputs(accepted.policy).local_model
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
             onward = Onward()
-            result = process.call(task, lambda said: self._on_progress(order, said, accepted, onward))
+            result = process.call(
+                task, lambda said: self._on_progress(order, said, accepted, onward), begun=asked is not None
+            )
             sealed = self._say.with_room(
                 lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
             )
@@ -197,7 +245,8 @@ class Worker:
             log.warning("nobody waits for this task", run=self._run_id, task=order.task_id, why=str(unwanted))
             return Unwanted()
         finally:
-            if files_here.inbox.is_dir():
+            # A worker that is let go works on with them.
+            if files_here.inbox.is_dir() and not self._say.closing.is_set():
                 files_here.clear()
         report = TaskReport(
             run_id=self._run_id,
@@ -240,25 +289,33 @@ class Worker:
             return Unwanted()
         return Sent()
 
+    def _begun_before(self, order: TaskOrder, accepted: Accepted, process: HostedProcess) -> Asked | None:
+        """What the worker was asked before this gateway came back, if it is this very order."""
+        if process.unfinished != order.task_id:
+            return None
+        asked = self._record.load_asked()
+        return asked if asked is not None and asked.sha256 == _order_hash(order, accepted) else None
+
     def end_leftovers(self) -> None:
-        """The worker dies with its gateway; should one be left all the same, it ends now."""
+        """What is left of a worker that nobody will ask for anything any more."""
         if (left := self._around.runtime.recover(self._box)) is not None:
             self._around.runtime.stop(left, 1.0)
-        for leftover in self._folder.glob("incoming*"):
-            leftover.unlink()
 
     def tidy(self, *, for_good: bool) -> None:
         """Pictures stay, in a folder of the site. What else the worker left, and the run's keys, go at once, or stay
         for a run that may be resumed. Its image may go when there is need of room."""
         self._around.images.release(self._run_id)
         figures = self._box / "figures"
-        if figures.is_dir():
+        if figures.is_dir() and not figures.is_symlink():
             kept = self._home.root / "figures" / self._run_id
             kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for picture in figures.iterdir():
-                # Written by the worker: only plain files, and never through a link.
-                if picture.is_file() and not picture.is_symlink():
-                    shutil.move(picture, kept / picture.name)
+            for name in sorted(os.listdir(figures))[:MOST_PICTURES]:
+                (kept / name).unlink(missing_ok=True)  # of before the run was resumed
+                try:
+                    collect(figures, name, kept / name, PICTURE_BYTES)
+                except Refused as refused:
+                    log.warning("a picture stays behind", run=self._run_id, why=refused.refusal.message)
+            empty(figures)
         for leftover in (*self._folder.glob("incoming*"), *self._folder.glob("result*")):
             leftover.unlink()
         if for_good:
@@ -307,6 +364,16 @@ class Worker:
         return peaks
 
 
-def _limits(accepted: Accepted) -> Limits:
+def _limits(accepted: Accepted, wall_time_s: float) -> Limits:
     resources = accepted.policy.document.resources
-    return Limits(gpus=resources.gpus, memory_bytes=resources.memory_gib << 30)
+    return Limits(
+        gpus=resources.gpus,
+        memory_bytes=resources.memory_gib << 30,
+        wall_time_s=wall_time_s,
+        orphan_s=min(RESTART_PATIENCE_S, wall_time_s),
+    )
+
+
+def _order_hash(order: TaskOrder, accepted: Accepted) -> str:
+    """Of what makes two orders the same task with the same inputs, whichever attempt it is."""
+    return sha256_of(canonical_json([asdict(replace(order, attempt=0)), dict(accepted.resolved)]))

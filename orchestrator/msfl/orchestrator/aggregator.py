@@ -22,6 +22,7 @@ from msfl.protos.tasklink import Progress, Result, Task
 from msfl.runtime.collect import collect, take_over
 from msfl.runtime.hosted import HostedProcess
 from msfl.runtime.interface import Runtime, StartOrder
+from msfl.runtime.removal import remove_tree
 
 JsonObject: TypeAlias = dict[str, Any]
 MAX_OUTPUT_BYTES = 4 << 30
@@ -81,8 +82,7 @@ class Aggregator:
         if (left := runtime.recover(order.folder)) is not None:  # It dies with its orchestrator; should it not have.
             runtime.stop(left, 0.0)
         for box in ("inbox", "outbox"):
-            if (order.folder / box).exists():  # What an aggregator before it was about when it was killed.
-                shutil.rmtree(order.folder / box)
+            remove_tree(order.folder / box)  # What an aggregator before it was about when it was killed.
         contained = runtime.protections().isolation > Isolation.NONE
         process = HostedProcess.start(runtime, order)
         return cls(process, order.folder, run_id, config, keyring, read_only_inbox=contained)

@@ -29,7 +29,7 @@ from msfl.orchestrator.store.sqlite import SqliteRunStore
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json, sha256_of
 from msfl.policies.issuers import in_force_until
-from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import trust_federation_root, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.health import (
@@ -50,12 +50,11 @@ from msfl.protos.health import (
     span,
     unmeasured,
 )
-from msfl.protos.messages import SOFTWARE
 from msfl.protos.probe import attempt, disk, largest_file, port, total_bytes
+from msfl.protos.software import SOFTWARE
 from msfl.registry.interface import RegistryFails
 from msfl.registry.location import open_registry
 from msfl.runtime.interface import Protections
-from msfl.runtime.process import ProcessRuntime
 
 SERVER_SOON, ROOT_SOON, CA_SOON = timedelta(days=30), timedelta(days=30), timedelta(days=180)
 TIMESTAMP_SOON = timedelta(hours=4)
@@ -111,7 +110,7 @@ class CentreFacts:
     root: datetime | Refusal | Unmeasured
     timestamp: datetime | Refusal | Unmeasured
     tags: int | Unmeasured
-    protections: Protections
+    protections: Protections | Unmeasured
     frozen: tuple[tuple[str, str], ...] | Unmeasured = ()
     issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
 
@@ -136,7 +135,7 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         root=attempt(lambda: _root(home, now)),
         timestamp=attempt(lambda: _timestamp(home, now)),
         tags=attempt(lambda: _tags(home), (RegistryFails,)),
-        protections=ProcessRuntime().protections(),
+        protections=attempt(lambda: home.settings().runtime.open("doctor").protections(), (CannotProceed,)),
         frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
         issuers=attempt(lambda: _issuers(home, now)),
     )
@@ -415,5 +414,13 @@ def _judge_surroundings(facts: CentreFacts) -> Iterable[Finding]:
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)
     yield Finding("version", Status.OK, f"{SOFTWARE}, Python {platform.python_version()}")
-    isolation = facts.protections.isolation.value
-    yield Finding("isolation", Status.OK, f"aggregators: {isolation}", "", facts.protections.detail[0])
+    yield _isolation(facts)
+
+
+def _isolation(facts: CentreFacts) -> Finding:
+    found, settings = facts.protections, facts.settings
+    chosen = "" if isinstance(settings, Unmeasured) else settings.runtime.shown
+    if isinstance(found, Unmeasured):
+        do = "start the engine, let this user use its socket, or choose another runtime in federation.json"
+        return unmeasured("isolation", "what aggregators run in is not to be had", chosen, found, do)
+    return Finding("isolation", Status.OK, f"aggregators: {found.isolation.value}", chosen, found.detail[0])

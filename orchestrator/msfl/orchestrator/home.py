@@ -26,11 +26,13 @@ from msfl.protos.certificates import Identity
 from msfl.protos.durable_files import write_durably
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import TrustPapers
+from msfl.runtime.choice import DEFAULT, RuntimeChoice
 
 
 @dataclass(frozen=True)
 class FederationSettings:
-    """`people_from`: address ranges from which people may call; `proxies`: whose forwarded headers count."""
+    """`people_from`: address ranges from which people may call; `proxies`: whose forwarded headers count.
+    `runtime`: what aggregators run in."""
 
     federation: str
     host: str
@@ -39,6 +41,7 @@ class FederationSettings:
     registry: str
     people_from: tuple[str, ...] = LOOPBACK
     proxies: tuple[str, ...] = ()
+    runtime: RuntimeChoice = DEFAULT
 
     @property
     def callers(self) -> Callers:
@@ -51,8 +54,10 @@ class CentreHome:
     root: Path
 
     def settings(self) -> FederationSettings:
-        """Raises FileNotFoundError before `msfl orchestrator init`."""
-        return FederationSettings(**json.loads((self.root / "federation.json").read_text()))
+        """Raises FileNotFoundError before `msfl orchestrator init`, CannotProceed where `runtime` is none."""
+        file = self.root / "federation.json"
+        given = dict(json.loads(file.read_text()))
+        return FederationSettings(**{**given, "runtime": RuntimeChoice.read(given.get("runtime"), str(file))})
 
     def write_settings(self, settings: FederationSettings) -> None:
         (self.root / "federation.json").write_text(json.dumps(asdict(settings), indent=1))

@@ -17,6 +17,8 @@ from msfl.orchestrator.home import CentreHome, FederationSettings
 from msfl.policies.encoding import sha256_of
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import trust_federation_root
+from msfl.runtime.choice import RuntimeChoice
+from msfl.runtime.options import EngineOption, OciRuntimeOption, RuntimeOption
 
 app = typer.Typer(help="Run the centre of a federation.", no_args_is_help=True)
 token_app = typer.Typer(help="Registration tokens.", no_args_is_help=True)
@@ -47,6 +49,9 @@ def init(
     proxy: Annotated[
         list[str] | None, typer.Option(help="Proxies whose x-forwarded-for counts (CIDR); none when not given.")
     ] = None,
+    runtime: RuntimeOption = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
 ) -> None:
     """Make the keys of a new federation."""
     from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
@@ -69,7 +74,8 @@ def init(
     centre.write_tls(Identity(key, certificate), keyring.ca_pem)
     centre.federation_root.parent.mkdir(exist_ok=True)
     centre.federation_root.write_bytes(envelope)
-    settings = FederationSettings(federation, host, port, link_port, _location(registry), allowed, proxies)
+    chosen = RuntimeChoice().but(runtime, engine, oci_runtime)
+    settings = FederationSettings(federation, host, port, link_port, _location(registry), allowed, proxies, chosen)
     centre.write_settings(settings)
     first = centre.federation_root.parent / "roots" / f"{trusted.document.version}.dsse"
     first.parent.mkdir(exist_ok=True)
@@ -91,11 +97,20 @@ def keyring(home: HomeOption) -> None:
 
 
 @app.command()
-def serve(home: HomeOption) -> None:
-    """Serve people and gateways until stopped. The keyring must be running."""
+def serve(
+    home: HomeOption,
+    runtime: RuntimeOption = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
+) -> None:
+    """Serve people and gateways until stopped. The keyring must be running.
+
+    Aggregators run in what the federation's settings say, or as said here, for this time.
+    """
     from msfl.orchestrator.serve import serve_orchestrator
 
-    serve_orchestrator(CentreHome(home))
+    centre = CentreHome(home)
+    serve_orchestrator(centre, centre.settings().runtime.but(runtime, engine, oci_runtime))
 
 
 @app.command()

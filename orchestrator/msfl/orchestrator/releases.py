@@ -92,7 +92,8 @@ class AggregatorStarter:
         config = resolve_config(spec, release.statement)
         if isinstance(config, Refusal):
             raise Refused(config)
-        image = pull(self._registry, release.statement.digest, self._images, by=state.run_id)
+        digest = release.statement.digest
+        image = pull(self._registry, digest, self._images, by=state.run_id, whole=self._runtime.whole_images)
         folder = self._folder / state.run_id
         folder.mkdir(parents=True, exist_ok=True)
         order = StartOrder(

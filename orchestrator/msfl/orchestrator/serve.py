@@ -40,7 +40,7 @@ from msfl.protos.v1.federation_pb2_grpc import (
     add_PeopleServicer_to_server,
 )
 from msfl.registry.location import open_registry
-from msfl.runtime.process import ProcessRuntime
+from msfl.runtime.choice import RuntimeChoice
 
 # Every attending gateway and every watcher holds one thread for as long as it stays, asleep nearly always. Threads are
 # made when they are needed and none is free; who comes when all are busy waits for one.
@@ -59,9 +59,10 @@ def _end_of_a_thread(ended: threading.ExceptHookArgs) -> None:
     os._exit(70)  # EX_SOFTWARE
 
 
-def serve_orchestrator(home: CentreHome) -> None:
-    """Raises Refused when the federation root cannot be trusted, RuntimeError when a port is taken,
-    StoreDamaged or StoreUnavailable when the runs cannot be read, AuditBroken when the audit log was changed."""
+def serve_orchestrator(home: CentreHome, chosen: RuntimeChoice) -> None:
+    """`chosen`: what aggregators run in. Raises Refused when the federation root cannot be trusted, RuntimeError when a
+    port is taken, StoreDamaged or StoreUnavailable when the runs cannot be read, AuditBroken when the audit log was
+    changed, CannotProceed when the runtime cannot be had."""
     keep_memory()
     threading.excepthook = _end_of_a_thread
     settings = home.settings()
@@ -78,7 +79,8 @@ def serve_orchestrator(home: CentreHome) -> None:
     releases = Releases(registry, root, clock, trust.revoked)
     # A run waits for the keyring by itself, and says so; a site that enrols is better served by a little patience here.
     asked_by_runs = KeyringClient(home.keyring_socket, patience_s=0.5)
-    starter = AggregatorStarter(releases, registry, ProcessRuntime(), asked_by_runs, home.root / "aggregators")
+    runtime = chosen.open(f"orchestrator {settings.federation} {home.root}")
+    starter = AggregatorStarter(releases, registry, runtime, asked_by_runs, home.root / "aggregators")
     notary = Notary(audit, home.audit, f"centre:{settings.federation}", clock)
     turned_away = TurnedAway(audit, clock).note
     runs = AuditedRuns(SqliteRunStore(home.runs), audit, clock)

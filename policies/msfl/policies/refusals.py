@@ -104,6 +104,8 @@ class Code(StrEnum):
     NOT_CONFIRMED = "not_confirmed"
     CONFIRMATION_DIFFERS = "confirmation_differs"
     IMAGE_BROKEN = "image_broken"
+    IMAGE_NOT_SELF_CONTAINED = "image_not_self_contained"
+    RUNTIME_FAILED = "runtime_failed"
     IMAGE_DOES_NOT_FIT = "image_does_not_fit"
     REGISTRY_UNREACHABLE = "registry_unreachable"
     ENVIRONMENT_DIFFERS = "environment_differs"
@@ -197,6 +199,8 @@ ADVICE: Mapping[Code, str] = {
     Code.REGISTRY_UNREACHABLE: "See that the registry runs and that this machine may reach it, then start again.",
     Code.IMAGE_BROKEN: "Nothing of it was used. Push the release again, or build and review a corrected one.",
     Code.IMAGE_DOES_NOT_FIT: "Let other runs end, free some of the disk, or raise images_gib in the site's site.json.",
+    Code.IMAGE_NOT_SELF_CONTAINED: "Ask the publisher for a release on a base image: msfl registry build --base.",
+    Code.RUNTIME_FAILED: "See that the container engine of this site runs: msfl gateway doctor.",
     Code.ENVIRONMENT_DIFFERS: "Install at the site exactly the packages that the release's lock names.",
     Code.PLAN_NOT_ALLOWED: "The plan names something outside the site's allow-list; check the release.",
     Code.OUTPUT_BLOCKED: "The worker tried to send what the release did not declare or the policy does not allow.",

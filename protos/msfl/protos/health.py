@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 from msfl.policies.refusals import Refusal
 from msfl.protos.certificates import CertificateFacts
-from msfl.protos.messages import PROTOCOL, SOFTWARE
+from msfl.protos.messages import PROTOCOL
+from msfl.protos.software import SOFTWARE
 
 JsonObject: TypeAlias = dict[str, Any]
 KEY_SET_SOON = timedelta(days=7)  # A set is good for 35 days at most.

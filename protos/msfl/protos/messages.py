@@ -11,14 +11,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, TypeAlias
 
 PROTOCOL = 3
 # A user's call carries, beside its token, a signature over its method: `identity.sign_call`.
 CALL_PROOF = "msfl-proof"
 PEOPLE_METHOD = "/msfl.protos.v1.People/"
-SOFTWARE = f"msfl {version('msfl')}"
 JsonObject: TypeAlias = dict[str, Any]
 
 

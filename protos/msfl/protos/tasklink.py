@@ -1,7 +1,8 @@
 """The only door of a contained process: JSON frames over one unix socket.
 
 A worker (beside the data) and an aggregator (at the centre) know their host process, the gateway or the
-orchestrator, through one unix stream socket and nothing else. The host listens, the contained process dials.
+orchestrator, through one unix stream socket and nothing else. The contained process dials; a keeper stands between
+(`msfl.runtime.keeper`), so that a host which is killed can come back to a process that works on.
 
     contained                               host
        │ ── Hello(release, public_key) ──▶   │
@@ -20,6 +21,7 @@ the `inbox` and `outbox` folders which both sides share, and frames carry bare f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -44,8 +46,11 @@ class BrokenFrame(ValueError):
 
 @dataclass(frozen=True)
 class Hello:
+    """`task` is the keeper's word, not the process's (`msfl.runtime.keeper`): the task that it was given last."""
+
     release: str
     public_key: str = ""  # base64 X25519, aggregator only: the keyring seals the run's site keys to it
+    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,4 +205,7 @@ class TaskLink:
         return bytes(parts)
 
     def close(self) -> None:
+        """Whoever waits in `receive` hears that it is closed."""
+        with contextlib.suppress(OSError):  # The peer was first.
+            self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()

@@ -2,8 +2,8 @@
 
 The process may leave there anything that has a name, and may change it at any moment: a symbolic link to a file of the
 host, a FIFO that never answers, a hard link, a device, a file that grows while it is read. So nothing is checked by
-path and read later; one descriptor is opened without following links, checked, and copied by reading, under a bound,
-into memory or a file of one's own. What was checked is what is used.
+path and read later; one handle is taken without following links or opening anything, checked, opened, and copied by
+reading, under a bound, into memory or a file of one's own. What was checked is what is used.
 
     name        one bare name of plain characters
     folder      no link itself; the process may have swapped it
@@ -60,12 +60,16 @@ def open_output(folder: Path, name: str, max_bytes: int) -> tuple[int, int]:
     """
     if not _BARE_NAME.fullmatch(name):
         raise _blocked("it is not a plain file name", name)
-    source = _open(folder, name)
+    handle = _open(folder, name)
     try:
-        return source, _checked_size(source, name, max_bytes)
-    except Refused:
-        os.close(source)
-        raise
+        size = _checked_size(handle, name, max_bytes)
+        # The file that was checked, whatever has its name by now. O_NONBLOCK: the process may hold a lease on it, for
+        # whose end an open would wait.
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), size
+    except OSError as error:
+        raise _blocked("it cannot be opened", name) from error
+    finally:
+        os.close(handle)
 
 
 def take_over(folder: Path, name: str, into: Path, max_bytes: int) -> None:
@@ -93,23 +97,25 @@ def _must_be_outside(folder: Path, into: Path) -> None:
 
 
 def _open(folder: Path, name: str) -> int:
+    """A handle of what has the name, which opens nothing yet: opening alone can wait, or do something to a device."""
     try:
         parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise _blocked("its folder is not a folder any more", name) from error
     try:
-        # O_NONBLOCK: opening a FIFO must not wait for somebody to write to it.
-        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=parent)
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
     except FileNotFoundError as error:
         raise _blocked("it is not there", name) from error
     except OSError as error:
-        raise _blocked("it is a link or cannot be opened", name) from error
+        raise _blocked("it cannot be looked at", name) from error
     finally:
         os.close(parent)
 
 
 def _checked_size(source: int, name: str, max_bytes: int) -> int:
     found = os.fstat(source)
+    if stat.S_ISLNK(found.st_mode):
+        raise _blocked("it is a link", name)
     if not stat.S_ISREG(found.st_mode):
         raise _blocked("it is not a regular file", name)
     if found.st_nlink != 1:

@@ -5,6 +5,9 @@
     stop(handle)   ▸ SIGTERM, grace, SIGKILL; on return no process of it is left
     recover(F)     ▸ after a restart of the host: the Handle of what still runs in folder F, or None after tidying up
 
+Between host and process stands a keeper (`msfl.runtime.keeper`): it holds the process's socket and its limits, so that
+a host that is killed can come back to a process that worked on.
+
 A contained process sees its folder F (link.sock, inbox, outbox, scratch, figures), its data read-only, the code of its
 image, the verified Python environment, and nothing else, as far as the runtime can enforce it: `protections()` says
 honestly how far that is, and the site's policy decides whether it is enough.
@@ -18,6 +21,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection, in_words, isolation_of
 from msfl.policies.refusals import Refusal
 
 Role: TypeAlias = Literal["worker", "aggregator"]
@@ -84,11 +88,23 @@ class Image(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
+    """What a process and all its children may take together, but where it says otherwise. None: no limit.
+
+    `orphan_s`: how long it may go on while nobody watches it: the host that started it is gone and no other has come.
+    """
+
     gpus: int = 0
     threads: int = 1
-    memory_bytes: int | None = None  # of private memory per process (RLIMIT_DATA); None: no limit
-    file_bytes: int = 16 << 30
-    open_files: int = 4096
+    memory_bytes: int | None = None  # also of private memory of each process (RLIMIT_DATA)
+    processes: int = 1024
+    cpus: float | None = None
+    wall_time_s: float | None = None
+    orphan_s: float = 0.0
+    file_bytes: int = 16 << 30  # of one file
+    open_files: int = 4096  # of each process
+    output_bytes: int = 256 << 30  # in outbox, scratch and figures together
+    output_files: int = 200_000  # there, folders included
+    log_bytes: int = 32 << 20
     tmp_bytes: int = 2 << 30  # of /tmp and of /dev/shm, each, where the runtime makes them
 
 
@@ -113,32 +129,47 @@ class StartOrder:
 @dataclass(frozen=True)
 class Handle:
     """A started process: `pid` on this host and `started`, its start in clock ticks since boot, which together name it
-    for as long as the machine is up."""
+    for as long as the machine is up. `container`: its id where an engine keeps it."""
 
     run_id: str
     role: Role
     folder: Path
     pid: int
     started: int
+    container: str = ""
 
 
 @dataclass(frozen=True)
 class Exit:
-    """`status` is None when a signal ended it; both are None when the process was not our child and is gone."""
+    """`status` is None when a signal ended it; both are None when the process was not our child and is gone.
+
+    `excess`: what it used too much of, in one sentence, when it was ended for that. Starting it again would not help.
+    """
 
     status: int | None
     signal: int | None
+    excess: str = ""
 
 
 @dataclass(frozen=True)
 class Protections:
-    """`detail`: one plain sentence for each thing that is, or is not, in force."""
+    """`detail`: one plain sentence for each thing that is, or is not, in force; `in_force`: the names of those that
+    are, each tried before it is announced."""
 
     isolation: Isolation
     detail: tuple[str, ...]
+    in_force: frozenset[Protection] = frozenset()
+
+    @classmethod
+    def of(cls, first: str, in_force: frozenset[Protection]) -> Protections:
+        """`first`: what there is to say before all else."""
+        return cls(isolation_of(in_force), (first, *in_words(in_force)), in_force)
 
 
 class Runtime(Protocol):
+    whole_images: bool
+    """Whether it runs everything from the image, so that its base layers are needed, too."""
+
     def protections(self) -> Protections: ...
 
     def start(self, order: StartOrder) -> Handle:

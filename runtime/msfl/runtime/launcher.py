@@ -1,9 +1,10 @@
 """The first lines that run inside a contained process; started by path, so it imports the standard library only.
 
-    python -I -S -B launcher.py '{"root", "site_packages", "module", "parent", "limits"}' arguments of the module…
+    python -I -S -B launcher.py '{"root", "site_packages", "module", "limits"}' arguments of the module…
 
 `-I -S` keep the host's environment variables, user site, `.pth` files and sitecustomize out. Then:
-1. without a sandbox: die with the parent (PR_SET_PDEATHSIG), as bubblewrap's --die-with-parent does in one
+1. without a sandbox: die with the keeper, the parent, as bubblewrap's --die-with-parent does in one (PR_SET_PDEATHSIG);
+   its number comes in the environment, and does not stay there
 2. limits that hold for everything the process starts
 3. sys.path = the image's layer, the standard library, site-packages appended as a plain folder
 4. the module runs as `python -m` would run it
@@ -23,8 +24,8 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     spec: dict[str, Any] = json.loads(sys.argv[1])
-    if spec["parent"] is not None:
-        _die_with(spec["parent"])
+    if (keeper := os.environ.pop("MSFL_KEEPER", None)) is not None:
+        _die_with(int(keeper))
     for name, value in spec["limits"].items():
         _limit(getattr(resource, name), value)
     sys.path[:] = [spec["root"], *sys.path, spec["site_packages"]]

@@ -3,27 +3,29 @@
     with bubblewrap  (isolation: sandbox)            without  (isolation: none)
     no network, not even the host's loopback         the host's network
     own process ids, own users, no capabilities      the host's
+    system calls filtered (`seccomp`)                all of them
     /msfl/image, data, site-packages read-only       read-only by agreement
     /msfl/run = F: outbox, scratch, figures writable   whatever this user may write
-    dies with the host process, and all its children the process itself dies with the host process
+    dies with its keeper, and all its children       the process itself dies with its keeper
 
 Both: the environment is verified against the image's lock before every start; the process gets a cleaned environment,
-no `.pth` file, no user site; limits on memory, open files and file size; no core dumps; a log of mode 0600.
+no `.pth` file, no user site; no core dumps; a keeper (`keeper`) that bounds time, output and log, and ends it when
+nobody watches it any more. Processes, memory and processors are limited by control group where there is one
+(`cgroups`); otherwise each process by rlimits, and their number where that works.
 
-The kernel ties "dies with the parent" to the *thread* that started the child. Starts therefore happen in one thread
-that lives as long as the host process, whatever thread `start` is called from.
+`protections` announces only what `_Tried`, a real run in a sandbox at the start of the host, has found to hold.
 
-What runs is written down beside F (`<F>.process.json`: pid, start time, boot), where the process cannot reach it, so
-that after a restart `recover` finds exactly that process and never another one that got its number.
+What runs is written down beside F (`<F>.process.json`: pid and start time of the keeper, boot), where the process
+cannot reach it, so that after a restart `recover` finds exactly that process and never another one that got its number.
 """
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import json
 import os
 import re
-import select
+import secrets
 import shutil
 import signal
 import subprocess
@@ -31,27 +33,38 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection, isolation_of
 from msfl.policies.refusals import Code, Refused, refuse
+from msfl.runtime import keeper, seccomp
+from msfl.runtime.cgroups import Cgroups, GroupLimits, remove
 from msfl.runtime.interface import Exit, Handle, Limits, Protections, StartOrder
+from msfl.runtime.keeper import Spec, door, excess_of
+from msfl.runtime.processes import Process, end, family, kill, kill_session, read
 
 Sandbox: TypeAlias = Literal["auto", "none"]
 
 _LAUNCHER = Path(__file__).with_name("launcher.py")
+_INSPECTOR = Path(__file__).with_name("inspector.py")
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 _INSIDE = Path("/msfl")
 _UNPRIVILEGED = 10001
-_SPAWNER = ThreadPoolExecutor(1, thread_name_prefix="msfl-spawner")
 
 
 # The parts of F that a contained process writes; everything else in it is the host's.
 _WRITABLE = ("outbox", "scratch", "figures")
+_KEPT = frozenset(
+    {Protection.WALL_TIME, Protection.OUTPUT_LIMIT, Protection.LOG_LIMIT, Protection.ENVIRONMENT_VERIFIED}
+)
+_BY_GROUP = {
+    "pids": Protection.PROCESS_LIMIT,
+    "memory": Protection.MEMORY_LIMIT,
+    "cpu": Protection.CPU_LIMIT,
+}
 
 
 @dataclass(frozen=True)
@@ -67,14 +80,17 @@ class _View:
 
 
 @dataclass(frozen=True)
-class _Process:
-    """One line of /proc: what is needed to find a process's family."""
+class _Note:
+    """What is known of a started process, beside F. `members`: pid and start of those that its keeper started first;
+    `groups`: its control groups."""
 
+    run_id: str
+    role: Literal["worker", "aggregator"]
     pid: int
-    parent: int
-    session: int
     started: int
-    zombie: bool
+    boot: str
+    members: list[tuple[int, int]]
+    groups: list[str]
 
 
 class ProcessRuntime:
@@ -83,62 +99,57 @@ class ProcessRuntime:
     def __init__(self, *, site_packages: Path | None = None, sandbox: Sandbox = "auto") -> None:
         self._site_packages = site_packages or Path(sysconfig.get_paths()["purelib"])
         self._python = Path(os.path.realpath(sys.executable))
-        self._bwrap, self._why_none = _probe(self._python) if sandbox == "auto" else (None, "it was not asked for")
+        self._groups = Cgroups.find()
+        tried = _try(self._python) if sandbox == "auto" else _Tried(None, b"", "it was not asked for")
+        self._bwrap, self._syscalls = tried.bwrap, tried.syscalls
+        self._limits_processes_by_rlimit = Protection.PROCESS_LIMIT in tried.in_force
+        in_force = tried.in_force | _KEPT | {_BY_GROUP[name] for name in self._groups.controllers}
+        self._protections = Protections.of(
+            f"Sandbox: bubblewrap.{' It is root who starts it: give the host a user of its own.' * (os.getuid() == 0)}"
+            if tried.bwrap
+            else f"No sandbox: {tried.why_none}. The process can use the network and every file of this user.",
+            in_force,
+        )
         self._children: dict[int, subprocess.Popen[bytes]] = {}
-        self._first_inside: dict[int, list[_Process]] = {}
         self._ended: dict[Handle, Exit] = {}
         self._lock = threading.Lock()
 
+    whole_images = False
+
     def protections(self) -> Protections:
-        always = (
-            "The Python environment is verified against the release's lock before every start.",
-            "Environment variables are cleaned; open files, file size and core dumps are limited.",
-        )
-        if self._bwrap is None:
-            return Protections(
-                Isolation.NONE,
-                (
-                    f"No sandbox: {self._why_none}. The process can use the network and every file of this user.",
-                    *always,
-                ),
-            )
-        return Protections(
-            Isolation.SANDBOX,
-            (
-                "bubblewrap: no network, own process and user ids, no capabilities, no new privileges.",
-                "Code, data, inputs and Python are read-only; writable are the run's own outbox, scratch and figures.",
-                "No system-call filter and no limit on processor time.",
-                *always,
-            ),
-        )
+        return self._protections
 
     def start(self, order: StartOrder) -> Handle:
         module = _module(order)
         if refusal := order.image.check_environment(self._site_packages):
             raise Refused(refusal)
         view = self._view(order)
-        with _log(order.log) as log, _Told() as told:
-            command = [*self._sandbox(order, view, told.descriptor), *self._command(order, view, module)]
-            # Not `with`: this Popen is kept, and reaped by poll or stop.
-            child = _SPAWNER.submit(
-                subprocess.Popen,
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=order.folder,
-                env=_environment(order.limits, view),
-                start_new_session=True,
-                pass_fds=(told.descriptor,) if self._bwrap else (),
-            ).result()
-            started = _read(child.pid)
-            assert started is not None, "a child that nobody has reaped has its line in /proc"
-            handle = Handle(order.run_id, order.role, order.folder, child.pid, started.started)
-            _note(handle)
-            first_inside = told.first_inside(child.pid)
+        command = [*self._sandbox(order, view), *self._command(order, view, module)]
+        limits = order.limits
+        groups = self._groups.make(
+            f"msfl-{secrets.token_hex(8)}", GroupLimits(limits.processes, limits.memory_bytes, limits.cpus)
+        )
+        told, telling = os.pipe()
+        try:
+            spec = self._spec(order, view, [str(group) for group in groups], telling)
+            with keeper.log_file(order.log, limits.log_bytes) as log:
+                # Not `with`: this Popen is kept, and reaped by poll or stop.
+                child = keeper.start(spec, command, log)
+        except OSError:
+            remove(groups)
+            os.close(told)
+            raise
+        finally:
+            os.close(telling)
+        found = read(child.pid)
+        assert found is not None, "a child that nobody has reaped has its line in /proc"
+        handle = Handle(order.run_id, order.role, order.folder, child.pid, found.started)
+        self._write_down(handle, [], spec.groups)
+        with open(told, "rb") as words:  # Until the keeper has started it, or has ended.
+            members = [p for pid in json.loads(words.readline() or b"[]") if (p := read(pid)) is not None]
+        self._write_down(handle, members, spec.groups)
         with self._lock:
             self._children[child.pid] = child
-            self._first_inside[child.pid] = first_inside
         return handle
 
     def poll(self, handle: Handle) -> Exit | None:
@@ -148,22 +159,20 @@ class ProcessRuntime:
                 return self._ended[handle]
             child = self._children.get(handle.pid)
             if child is None:
-                found = _read(handle.pid)
+                found = read(handle.pid)
                 if found is not None and found.started == handle.started and not found.zombie:
                     return None
-                ended = Exit(None, None)
+                _tidy(handle.folder, since=handle.started)
+                ended = Exit(None, None, excess_of(handle.folder))
             else:
                 # WNOWAIT: while the dead leader is not reaped, its number, and with it the session's, is not reused.
                 if os.waitid(os.P_PID, handle.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                     return None
-                _kill_session(handle.pid)
-                # bubblewrap ends a moment before the kernel has emptied the sandbox.
-                _end(self._first_inside.pop(handle.pid))
-                status = child.wait()
-                ended = Exit(status, None) if status >= 0 else Exit(None, -status)
+                _tidy(handle.folder)
+                status, excess = child.wait(), excess_of(handle.folder)
+                ended = Exit(status, None, excess) if status >= 0 else Exit(None, -status, excess)
                 del self._children[handle.pid]
             self._ended[handle] = ended
-            _notes(handle.folder).unlink(missing_ok=True)
             return ended
 
     def stop(self, handle: Handle, grace_s: float) -> Exit:
@@ -172,24 +181,21 @@ class ProcessRuntime:
             self._signal(handle, signal.SIGTERM)
         ended = self._wait(handle, grace_s)
         while ended is None:
-            family = self._signal(handle, signal.SIGKILL)
+            hit = self._signal(handle, signal.SIGKILL)
             ended = self._wait(handle, 1.0)
-            _end(family)
+            end(hit)
         return ended
 
     def recover(self, folder: Path) -> Handle | None:
-        """After a restart of the host process: what still runs in F. Leftovers of a dead leader are ended."""
-        try:
-            note = json.loads(_notes(folder).read_bytes())
-        except FileNotFoundError:
+        """After a restart of the host process: what still runs in F. Leftovers of a dead keeper are ended."""
+        note = _noted(folder)
+        if note is None:
             return None
-        handle = Handle(note["run_id"], note["role"], folder, note["pid"], note["started"])
-        if note["boot"] == _boot():
-            found = _read(handle.pid)
-            if found is not None and found.started == handle.started and not found.zombie:
-                return handle
-            _kill_session(handle.pid, since=handle.started)
-        _notes(folder).unlink(missing_ok=True)
+        if note.boot == _boot():
+            found = read(note.pid)
+            if found is not None and found.started == note.started and not found.zombie:
+                return Handle(note.run_id, note.role, folder, note.pid, note.started)
+        _tidy(folder, since=note.started)
         return None
 
     # ------------------------------------------------------------- how it is started
@@ -212,11 +218,12 @@ class ProcessRuntime:
         limits = {"RLIMIT_CORE": 0, "RLIMIT_NOFILE": order.limits.open_files, "RLIMIT_FSIZE": order.limits.file_bytes}
         if order.limits.memory_bytes is not None:
             limits["RLIMIT_DATA"] = order.limits.memory_bytes
+        if self._limits_processes_by_rlimit and "pids" not in self._groups.controllers:
+            limits["RLIMIT_NPROC"] = order.limits.processes
         spec = {
             "root": str(view.root),
             "site_packages": str(view.site_packages),
             "module": module,
-            "parent": None if self._bwrap else os.getpid(),
             "limits": limits,
         }
         command = [str(self._python), "-I", "-S", "-B", str(view.launcher), json.dumps(spec)]
@@ -227,13 +234,31 @@ class ProcessRuntime:
             command += ["--site", order.site]
         return command
 
-    def _sandbox(self, order: StartOrder, view: _View, told: int) -> list[str]:
+    def _spec(self, order: StartOrder, view: _View, groups: list[str], telling: int) -> Spec:
+        limits = order.limits
+        return Spec(
+            folder=str(order.folder),
+            door=str(door(order.folder)),
+            environment=_environment(limits, view),
+            host=os.getpid(),
+            told=telling,
+            written=[str(order.folder / part) for part in _WRITABLE],
+            groups=groups,
+            orphan_s=limits.orphan_s,
+            wall_time_s=limits.wall_time_s,
+            log_bytes=limits.log_bytes,
+            output_bytes=limits.output_bytes,
+            output_files=limits.output_files,
+            sandbox=self._bwrap is not None,
+            syscalls=base64.b64encode(self._syscalls).decode(),
+        )
+
+    def _sandbox(self, order: StartOrder, view: _View) -> list[str]:
         if self._bwrap is None:
             return []
         size = str(order.limits.tmp_bytes)
         command = [
             *_walls(self._bwrap, self._python),
-            *("--info-fd", str(told)),
             *("--size", size, "--tmpfs", "/tmp"),  # noqa: S108 - the sandbox's own
             *("--size", size, "--tmpfs", "/dev/shm"),  # noqa: S108 - the sandbox's own
             *("--ro-bind", str(_LAUNCHER), str(view.launcher)),
@@ -261,15 +286,26 @@ class ProcessRuntime:
             time.sleep(0.02)
         return ended
 
-    def _signal(self, handle: Handle, number: signal.Signals) -> list[_Process]:
-        """SIGKILL goes to all; SIGTERM to the release's processes, not to bubblewrap, which would not pass it on."""
-        family = _family(handle.pid)
-        for process in family:
-            outermost = process.pid == handle.pid or process.parent == handle.pid
-            if number is signal.SIGTERM and self._bwrap is not None and outermost:
-                continue
-            _kill(process.pid, number)
-        return family
+    def _signal(self, handle: Handle, number: signal.Signals) -> list[Process]:
+        """SIGKILL goes to all; SIGTERM to the release's processes, not to the keeper, nor to bubblewrap and the first
+        process inside, which would not pass it on."""
+        hit = family(handle.pid)
+        spared = {handle.pid}
+        if self._bwrap is not None:
+            note = _noted(handle.folder)
+            spared |= {pid for pid, _ in note.members} if note is not None else set()
+        for process in hit:
+            if number is not signal.SIGTERM or process.pid not in spared:
+                kill(process.pid, number)
+        return hit
+
+    def _write_down(self, handle: Handle, members: list[Process], groups: list[str]) -> None:
+        known = [(p.pid, p.started) for p in members]
+        note = _Note(handle.run_id, handle.role, handle.pid, handle.started, _boot(), known, groups)
+        path = _notes(handle.folder)
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(asdict(note)))
+        new.replace(path)
 
 
 def _module(order: StartOrder) -> str:
@@ -316,6 +352,13 @@ def _walls(bwrap: str, python: Path) -> list[str]:
         *("--uid", str(_UNPRIVILEGED), "--gid", str(_UNPRIVILEGED), "--hostname", "worker"),
         *("--proc", "/proc", "--dev", "/dev"),
     ]
+    # Inside, a file of /proc that asks for root is open to whoever is root outside, capabilities or not.
+    for name in ("sys", "irq", "bus", "fs", "acpi", "scsi", "sysrq-trigger"):
+        if Path("/proc", name).exists():
+            command += ["--ro-bind", f"/proc/{name}", f"/proc/{name}"]
+    for name in ("kcore", "keys", "key-users", "timer_list", "latency_stats", "sched_debug", "kmsg", "kallsyms"):
+        if Path("/proc", name).exists():
+            command += ["--ro-bind", "/dev/null", f"/proc/{name}"]
     for name in ("lib", "lib32", "lib64", "libx32"):
         here, usr = Path("/", name), Path("/usr", name)
         if usr.is_dir() and not usr.is_symlink():
@@ -334,151 +377,95 @@ def _walls(bwrap: str, python: Path) -> list[str]:
     return command
 
 
-def _probe(python: Path) -> tuple[str | None, str]:
-    """The path of a bubblewrap that works here, by a real, tiny run; else None and why not."""
+@dataclass(frozen=True)
+class _Tried:
+    """What a run in a sandbox has shown. `bwrap`: the path of one that works here; None: `why_none`."""
+
+    bwrap: str | None
+    syscalls: bytes
+    why_none: str = ""
+    in_force: frozenset[Protection] = frozenset()
+
+
+def _try(python: Path) -> _Tried:
+    """A real, tiny run: `inspector.py` inside says what it finds, and with which filter of system calls it starts."""
     bwrap = shutil.which("bwrap")
     if bwrap is None:
-        return None, "bubblewrap (bwrap) is not installed"
-    command = [*_walls(bwrap, python), "--remount-ro", "/", "--", str(python), "-I", "-S", "-c", "print('inside')"]
+        return _Tried(None, b"", "bubblewrap (bwrap) is not installed")
+    filters = seccomp.program()
+    found = _inspect(bwrap, python, filters) if filters is not None else "unknown architecture"
+    if isinstance(found, str):
+        filters = b""
+        found = _inspect(bwrap, python, filters)
+    if isinstance(found, str):
+        return _Tried(None, b"", found)
+    if isolation_of(found) is Isolation.NONE:
+        lacking = ", ".join(sorted({Protection.NO_NETWORK, Protection.OWN_PROCESSES, Protection.NO_PRIVILEGES} - found))
+        return _Tried(None, b"", f"bubblewrap starts here, but does not keep what it promises ({lacking})")
+    return _Tried(bwrap, filters or b"", "", found)
+
+
+def _inspect(bwrap: str, python: Path, filters: bytes | None) -> frozenset[Protection] | str:
+    """What holds inside, or why nothing does."""
+    spaces = {name: os.readlink(f"/proc/self/ns/{name}") for name in ("net", "pid", "ipc", "uts", "user", "mnt")}
+    walls = [*_walls(bwrap, python), "--ro-bind", str(_INSPECTOR), "/inspector.py"]
+    given: tuple[int, ...] = ()
+    if filters:
+        descriptor = os.memfd_create("syscalls")
+        os.write(descriptor, filters)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        given = (descriptor,)
+        walls += ["--seccomp", str(descriptor)]
+    inside = [str(python), "-I", "-S", "-B", "/inspector.py", json.dumps(spaces)]
     try:
-        tried = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env={})
+        tried = subprocess.run(
+            [*walls, "--remount-ro", "/", "--", *inside],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+            env={},
+            pass_fds=given,
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return None, f"bubblewrap does not start ({error})"
-    if tried.returncode != 0 or tried.stdout != "inside\n":
+        return f"bubblewrap does not start ({error})"
+    finally:
+        for descriptor in given:
+            os.close(descriptor)
+    if tried.returncode != 0 or not tried.stdout.startswith("["):
         said = (tried.stderr.strip().splitlines() or ["no message"])[-1]
-        return None, f"bubblewrap does not work here ({said})"
-    return bwrap, ""
+        return f"bubblewrap does not work here ({said})"
+    return frozenset(map(Protection, json.loads(tried.stdout)))
 
 
 # ------------------------------------------------------------------ files beside F
-
-
-class _Told:
-    """A pipe through which bubblewrap says which process is the first one inside: the kernel calls it dead only once
-    all others in there are."""
-
-    def __enter__(self) -> _Told:
-        self._reader, self.descriptor = os.pipe()
-        return self
-
-    def first_inside(self, leader: int) -> list[_Process]:
-        """Waits until bubblewrap has said it, or has ended; without bubblewrap there is nobody.
-
-        It is heard out to the end: closing the pipe before would end bubblewrap in the middle of its sentence. Was it
-        killed in there, its half-made child may wait for it for ever with the pipe in its hand, and is ended.
-        """
-        os.close(self.descriptor)
-        self.descriptor = -1
-        said = b""
-        waiting = select.poll()  # `select` ends at descriptor 1024.
-        waiting.register(self._reader, select.POLLIN)
-        while True:
-            if not waiting.poll(200):
-                if os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                    continue
-                _kill_session(leader)
-                break
-            if not (more := os.read(self._reader, 4096)):
-                break
-            said += more
-        found = _read(json.loads(said)["child-pid"]) if said.rstrip().endswith(b"}") else None
-        return [found] if found is not None else []
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._reader)
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-class _log:
-    """The log file, opened for appending with mode 0600, for the `with` block."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> int:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
-        os.fchmod(self._descriptor, 0o600)
-        return self._descriptor
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
 
 
 def _notes(folder: Path) -> Path:
     return folder.with_name(folder.name + ".process.json")
 
 
-def _note(handle: Handle) -> None:
-    note = {
-        "run_id": handle.run_id,
-        "role": handle.role,
-        "pid": handle.pid,
-        "started": handle.started,
-        "boot": _boot(),
-    }
-    path = _notes(handle.folder)
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(note))
-    new.replace(path)
+def _noted(folder: Path) -> _Note | None:
+    try:
+        return _Note(**json.loads(_notes(folder).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def _tidy(folder: Path, since: int = 0) -> None:
+    """End what a dead keeper left, and take away its groups and its note. `since`: its start, where its number may have
+    been given to another since."""
+    note = _noted(folder)
+    if note is None:
+        return
+    if note.boot == _boot():
+        kill_session(note.pid, since)
+        # bubblewrap ends a moment before the kernel has emptied the sandbox.
+        end(p for pid, started in note.members if (p := read(pid)) is not None and p.started == started)
+        remove(tuple(map(Path, note.groups)))
+    door(folder).unlink(missing_ok=True)
+    _notes(folder).unlink(missing_ok=True)
 
 
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-# ------------------------------------------------------------------ processes of this machine
-
-
-def _read(pid: int) -> _Process | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The command's name stands in parentheses and may hold anything; the fields that count come after the last one.
-    fields = text.rpartition(")")[2].split()
-    return _Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] in "ZX")
-
-
-def _all() -> Iterator[_Process]:
-    for name in os.listdir("/proc"):
-        if name.isdigit() and (found := _read(int(name))) is not None:
-            yield found
-
-
-def _family(pid: int) -> list[_Process]:
-    """The process, all its descendants, and whoever is still in its session."""
-    everyone = {p.pid: p for p in _all()}
-    wanted = {pid}
-    grown = True
-    while grown:
-        more = {p.pid for p in everyone.values() if p.parent in wanted or p.session == pid} - wanted
-        wanted |= more
-        grown = bool(more)
-    return [everyone[p] for p in sorted(wanted) if p in everyone]
-
-
-def _kill_session(session: int, since: int = 0) -> None:
-    """SIGKILL whoever is left in the session of a dead leader, until nobody is."""
-    while left := [p for p in _all() if p.session == session and not p.zombie and p.started >= since]:
-        for process in left:
-            _kill(process.pid, signal.SIGKILL)
-        time.sleep(0.005)
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError):  # It ended by itself in the meantime.
-        os.kill(pid, number)
-
-
-def _end(processes: list[_Process]) -> None:
-    """SIGKILL, until they are gone: the kernel takes a moment, most of all for those inside a sandbox.
-
-    A sandbox whose bubblewrap died while it was being built does not know yet that it should die with it.
-    """
-    for process in processes:
-        while (found := _read(process.pid)) is not None and found.started == process.started and not found.zombie:
-            _kill(process.pid, signal.SIGKILL)
-            time.sleep(0.005)

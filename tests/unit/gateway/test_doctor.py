@@ -18,7 +18,8 @@ from msfl.policies.refusals import Code, refuse
 from msfl.protos.audit_log import AuditLog
 from msfl.protos.certificates import CertificateFacts
 from msfl.protos.health import GIB, DiskFacts, Fault, Finding, LineFacts, Peer, Status, Step, StepFacts, Unmeasured
-from msfl.protos.messages import PROTOCOL, SOFTWARE
+from msfl.protos.messages import PROTOCOL
+from msfl.protos.software import SOFTWARE
 from msfl.registry.cache import CacheFacts
 from msfl.runtime.interface import Protections
 

@@ -173,6 +173,32 @@ def test_a_gateway_that_comes_back_to_half_a_sealed_file_does_the_task_again() -
     assert asked_now == [StartWorker(TRAIN), RunTask(TRAIN, 2)]
 
 
+def test_a_gateway_that_comes_back_with_its_worker_starts_none() -> None:
+    state, _ = follow(*UP, Ordered(TRAIN))
+    state, asked = restored(state, sealed_is_whole=False, worker=True)
+    assert not asked
+    assert follow(Ordered(TRAIN), state=state)[1] == [RunTask(TRAIN, 2)]
+    # The policy is looked at again before that, as before any task.
+    _, refused = follow(Ordered(TRAIN, "policy_expired"), state=state)
+    assert refused == [StopWorker("policy_expired"), failure("policy_expired")]
+
+
+def test_a_worker_that_is_back_while_its_result_is_sent_does_the_next_task() -> None:
+    state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED))
+    back, asked = restored(replace(state, task=None), sealed_is_whole=True, worker=True)
+    assert asked == (Send(SEALED),)
+    back, _ = follow(Sent(), state=back)
+    assert back.worker
+    assert follow(Ordered(replace(TRAIN, task_id="train/2")), state=back)[1][0] == RunTask(
+        replace(TRAIN, task_id="train/2"), 1
+    )
+
+
+def test_a_worker_is_not_back_in_a_run_that_has_ended() -> None:
+    state, _ = follow(*UP, Broken("custodian_stopped"))
+    assert restored(state, sealed_is_whole=False, worker=True) == (state, ())
+
+
 def test_whoever_asks_an_ended_run_hears_why_it_ended() -> None:
     _, asked = follow(*UP, Broken("custodian_stopped"), Ordered(TRAIN))
     assert asked[-2:] == [StopWorker("custodian_stopped"), failure("custodian_stopped")]

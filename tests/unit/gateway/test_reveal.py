@@ -12,10 +12,11 @@ from fakes.governance import World
 from fakes.governed_sites import JOB, OfferedSite
 from msfl.gateway.reveal import Reveal, revealed
 from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.interface import Protections
 
-HERE = Protections(Isolation.SANDBOX, ("no network",))
+HERE = Protections(Isolation.SANDBOX, ("no network",), frozenset({Protection.NO_NETWORK}))
 REFUSED = World().decide(proof_given=False)
 ALLOWED = World().decide()
 
@@ -25,7 +26,7 @@ def test_reason_gives_every_rule_and_the_reason() -> None:
     assert said["refusal"]["code"] == "proof_required"
     assert "not signed" in said["refusal"]["message"]
     assert [r["rule"] for r in said["rules"] if not r["passed"]] == ["proof"]
-    assert said["isolation"] == {"level": "sandbox", "detail": ["no network"]}
+    assert said["isolation"] == {"level": "sandbox", "detail": ["no network"], "in_force": ["no_network"]}
 
 
 def test_code_gives_the_code_alone_and_nothing_gives_nothing() -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from fakes.heads import MadeHeadExtractor, SameEverywhere, grid, head, lesion_mask
 from msfl.imaging.deidentify.nifti import write_volume
+from msfl.imaging.hand import do
 from msfl.imaging.publishing import usable
 from msfl.imaging.quality import control
+from msfl.imaging.quality.artefacts.mai_lab import MaiLab
 from msfl.imaging.quality.control import Settings, check_quality, figures_file
 from msfl.imaging.quality.limits import QualityLimits, default_limits
 from msfl.imaging.quality.overrule import Overrules
@@ -195,6 +197,29 @@ def test_a_reason_is_text_in_the_page_and_no_formula_in_the_table(home: Path, li
     assert "<script>alert" not in (report / "report.html").read_text()
     with (report / "qc.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["reason"].startswith("'=")
+
+
+def test_a_process_that_dies_costs_its_case_only(
+    home: Path, limits: QualityLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("msfl.imaging.hands.at_work", lambda orders, do, **_: ((n, None) for n in range(len(orders))))
+    found = run(home, limits)
+    assert {finding.figure for one in found.values() for finding in one.findings} == {"crashed"}
+    monkeypatch.undo()
+    monkeypatch.setattr("msfl.imaging.brain.extractor", lambda name: MadeHeadExtractor())
+    monkeypatch.setattr("msfl.imaging.quality.artefacts.detector", lambda mai_lab=None: SameEverywhere())
+    assert run(home, limits)["p1-v1"].verdict is not Verdict.FAIL, "done again, it is fine"
+
+
+def test_a_tool_that_every_case_needs_and_that_is_not_there_stops_all(home: Path, limits: QualityLimits) -> None:
+    order = {"do": "measure", "case": "p1-v1", "home": str(home), "dataset": "ms-trial", "at": "2026-11-28T12:00:00Z"}
+    settings = SETTINGS.model_copy(update={"mai_lab": home / "no-tool"})
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("msfl.imaging.quality.artefacts.detector", lambda mai_lab=None: MaiLab(home / "no-tool"))
+        answer = do(order | {"settings": settings.model_dump(mode="json")})
+        assert answer["code"] == control.CANNOT_PROCEED
+        with pytest.raises(CannotProceed, match="MAI-Lab tool"):
+            run(home, limits)
 
 
 def test_nothing_imported_nothing_to_check(tmp_path: Path, limits: QualityLimits) -> None:

@@ -84,6 +84,14 @@ def test_no_brain_no_standard() -> None:
         standardise(Raw(on, head("T1w", on), None), QUICK, MadeHeadExtractor())
 
 
+def test_a_speck_is_no_brain() -> None:
+    on = grid()
+    speck = np.zeros(on.voxels.shape, np.float32)
+    speck[30:34, 30:34, 30:34] = 90
+    with pytest.raises(Unusable, match="no_brain"):
+        standardise(Raw(on.like(speck), head("T1w", on), None), QUICK, MadeHeadExtractor())
+
+
 def case_with(folder: Path, raw: Raw) -> Case:
     case = Case(folder / "c1")
     case.raw("FLAIR").parent.mkdir(parents=True)

@@ -32,7 +32,8 @@ from msfl.protos.health import (
     span,
     worst_first,
 )
-from msfl.protos.messages import PROTOCOL, SOFTWARE
+from msfl.protos.messages import PROTOCOL
+from msfl.protos.software import SOFTWARE
 
 DAY = timedelta(days=1)
 OK, WARN, BAD = Status.OK, Status.WARN, Status.BAD

@@ -19,6 +19,8 @@ TASK = Task("train/1", "train", 1, {})
 class NoRuntime:
     """Whoever is asked about has ended."""
 
+    whole_images = False
+
     def protections(self) -> Protections:
         raise NotImplementedError
 
@@ -35,25 +37,11 @@ class NoRuntime:
         return None
 
 
-class NoImage:
-    digest = "sha256:" + "0" * 64
-    root = Path("image")
-    entrypoint = ("python", "-m", "release")
-    config = Path("config")
-    config_digest = digest
-    layers = ()
-    self_contained = False
-
-    def check_environment(self, site_packages: Path) -> None:
-        return None
-
-
 def call(contained: Callable[[TaskLink], None], folder: Path, silence_s: float = 0.05) -> Result:
     """One call, with `contained` as the process at the other end."""
     host, process = socket.socketpair()
-    order = StartOrder("run-1", NoImage(), "m:1", "worker", folder, None, None, folder / "log")
     handle = Handle("run-1", "worker", folder, 1, 1)
-    hosted = HostedProcess(NoRuntime(), handle, TaskLink(host, silence_s), order, Hello("m:1"))
+    hosted = HostedProcess(NoRuntime(), handle, TaskLink(host, silence_s), folder / "log", Hello("m:1"))
     link = TaskLink(process)
     thread = threading.Thread(target=contained, args=(link,))
     thread.start()

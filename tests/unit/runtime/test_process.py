@@ -19,7 +19,11 @@ from typing import Any
 import pytest
 
 from msfl.policies.documents import Isolation
+from msfl.policies.protections import Protection
 from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.protos.tasklink import Hello, encode
+from msfl.runtime import process
+from msfl.runtime.hosted import HostedProcess
 from msfl.runtime.interface import Exit, Handle, ImageLayer, Limits, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
@@ -164,17 +168,12 @@ def test_it_can_import_what_is_installed(runtime: ProcessRuntime, tmp_path: Path
 def test_its_socket_reaches_the_host(runtime: ProcessRuntime, tmp_path: Path) -> None:
     what = order(
         tmp_path,
-        "import socket\ns = socket.socket(socket.AF_UNIX); s.connect(str(F / 'link.sock')); s.sendall(b'hello')",
+        "import socket\ns = socket.socket(socket.AF_UNIX); s.connect(str(F / 'link.sock'))\n"
+        f"s.sendall({encode(Hello('m:1'))!r}); s.recv(1)",
     )
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(what.folder / "link.sock"))
-        listener.listen(1)
-        listener.settimeout(20)
-        handle = runtime.start(what)
-        connection, _ = listener.accept()
-        with connection:
-            assert connection.recv(10) == b"hello"
-        runtime.stop(handle, 5)
+    hosted = HostedProcess.start(runtime, what, patience_s=20)
+    assert hosted.hello == Hello("m:1")
+    hosted.stop()
 
 
 def test_an_environment_that_differs_starts_nothing(runtime: ProcessRuntime, tmp_path: Path) -> None:
@@ -290,7 +289,7 @@ time.sleep(60)
         process.wait()
     until(lambda: not alive(f"{tmp_path}"))
     fresh = ProcessRuntime(sandbox="none")
-    assert fresh.recover(tmp_path / marker) is None
+    until(lambda: fresh.recover(tmp_path / marker) is None)
     assert not (tmp_path / f"{marker}.process.json").exists()
     assert note["role"] == "worker"
 
@@ -396,6 +395,35 @@ def test_without_bubblewrap_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch, 
     assert "No permissions" in broken.detail[0]
 
 
+def test_a_sandbox_that_holds_less_than_it_promises_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bubblewrap that starts what it is given, and builds no walls."""
+    fake = tmp_path / "bwrap"
+    fake.write_text(
+        f"""#!{sys.executable}
+import os, sys
+inside = sys.argv[sys.argv.index("--", 1) + 1:]
+inside = [{str(Path(process.__file__).with_name("inspector.py"))!r} if a == "/inspector.py" else a for a in inside]
+os.execv(inside[0], inside)
+"""
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = ProcessRuntime().protections()
+    assert found.isolation is Isolation.NONE
+    assert "does not keep what it promises" in found.detail[0]
+    assert not {Protection.NO_NETWORK, Protection.OWN_PROCESSES, Protection.SYSCALL_FILTER} & found.in_force
+
+
+def test_without_a_filter_the_rest_of_the_sandbox_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an architecture whose calls are not known here."""
+    monkeypatch.setattr("msfl.runtime.process.seccomp.program", lambda: None)
+    found = ProcessRuntime().protections()
+    if found.isolation is Isolation.NONE:
+        pytest.skip(found.detail[0])
+    assert Protection.SYSCALL_FILTER not in found.in_force
+    assert "System calls are not filtered." in found.detail
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left(tmp_path: Path) -> Iterator[None]:
     yield
@@ -411,7 +439,7 @@ def test_a_sandbox_that_dies_half_made_holds_nobody_up(
     dying.chmod(0o755)
     monkeypatch.setattr(sandboxed, "_bwrap", str(dying))
     handle = sandboxed.start(order(tmp_path, "pass"))
-    assert sandboxed.poll(handle) == Exit(1, None)
+    assert until(lambda: sandboxed.poll(handle)) == Exit(1, None)
     until(lambda: not alive(str(tmp_path)))
 
 

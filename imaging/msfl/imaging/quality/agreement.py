@@ -54,7 +54,7 @@ def agreement(raw: Raw, made: Standard) -> Mapping[str, float | None]:
 
 def shared(a: Volume, b: Volume, inside: Mask, bins: int = 48) -> float:
     """Normalised mutual information (H(a) + H(b)) / H(a, b), between 1 and 2."""
-    table, _, _ = np.histogram2d(_ranked(a.voxels[inside], bins), _ranked(b.voxels[inside], bins), bins)
+    table, _, _ = np.histogram2d(_ranked(a.voxels[inside]), _ranked(b.voxels[inside]), bins)
     p = table / table.sum()
 
     def entropy(q: NDArray[np.float64]) -> float:
@@ -85,7 +85,7 @@ def _mirrored(made: Standard, brain: Mask, flair: Volume, t1w: Volume) -> float:
     return shared(flair, resample(mirror, flair, motion, "linear"), brain)
 
 
-def _ranked(values: NDArray[np.float32], bins: int) -> NDArray[np.float32]:
+def _ranked(values: NDArray[np.float32]) -> NDArray[np.float32]:
     low, high = np.percentile(values, [0.5, 99.5])
     ranked: NDArray[np.float32] = np.clip((values - low) / max(float(high - low), 1e-6), 0, 1)
     return ranked

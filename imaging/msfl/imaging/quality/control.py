@@ -82,7 +82,11 @@ def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
         raise
     case.record(Entry(Step.STANDARDISE, at, inputs=inputs))
     tool = detector(settings.mai_lab)
-    found = measure(raw, made, tool)
+    try:
+        found = measure(raw, made, tool)
+    except Unusable as error:
+        case.record(Entry(Step.QUALITY, at, error.code, error.reason, inputs))
+        raise
     draw(case, raw, made)
     facts = {"detector": tool.name, "figures": dict(found.figures), "fingerprint": list(found.fingerprint)}
     write_json(file, {"inputs": inputs} | facts)

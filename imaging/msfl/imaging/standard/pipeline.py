@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from msfl.imaging.brain import BrainExtractor
+from msfl.imaging.brain import BrainExtractor, no_brain
 from msfl.imaging.checks import LARGEST_HEAD_MM, Volume, fault_of, same_grid
 from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.faults import Fault, unusable
@@ -28,6 +28,7 @@ from msfl.imaging.workspace import BRAIN, CHANNELS, LESION, Case, write_json
 
 TRANSFORM = "T1w_to_FLAIR.txt"
 T1W_BRAIN = "brain_T1w"
+SMALLEST_BRAIN_ML = 200.0
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def read_raw(case: Case) -> Raw:
 
 def standardise(raw: Raw, recipe: Recipe, extractor: BrainExtractor) -> Standard:
     """Raises Unusable."""
-    flair_brain = extractor.extract(raw.flair, "FLAIR")
-    t1w_brain = extractor.extract(raw.t1w, "T1w")
+    flair_brain = _brain(raw.flair, "FLAIR", extractor)
+    t1w_brain = _brain(raw.t1w, "T1w", extractor)
     motion = register(raw.t1w, raw.flair, t1w_brain, flair_brain, recipe.registration)
     flair, t1w = raw.flair, resample(raw.t1w, raw.flair, motion, recipe.interpolation)
     if recipe.bias is not None:
@@ -86,6 +87,14 @@ def standardise(raw: Raw, recipe: Recipe, extractor: BrainExtractor) -> Standard
         flair_brain_raw=flair_brain,
         t1w_brain_raw=t1w_brain,
     )
+
+
+def _brain(image: Volume, what: str, extractor: BrainExtractor) -> Mask:
+    """Raises Unusable, also for what is too small to be one: nothing could be measured in it."""
+    brain = extractor.extract(image, what)
+    if np.count_nonzero(brain) * image.voxel_ml < SMALLEST_BRAIN_ML:
+        raise no_brain(what)
+    return brain
 
 
 def _lesion(lesion: Volume, raw: Raw, motion: Rigid) -> Volume:

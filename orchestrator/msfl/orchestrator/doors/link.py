@@ -44,7 +44,6 @@ from msfl.protos.convert import (
 from msfl.protos.key_sets import KeySets
 from msfl.protos.messages import (
     PROTOCOL,
-    SOFTWARE,
     JsonObject,
     Offer,
     Order,
@@ -57,6 +56,7 @@ from msfl.protos.messages import (
 from msfl.protos.notary import Notary, Shown
 from msfl.protos.parcel import MAX_DOCUMENT_BYTES
 from msfl.protos.sealing import EVERYBODY
+from msfl.protos.software import SOFTWARE
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import LinkServicer
 

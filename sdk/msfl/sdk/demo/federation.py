@@ -17,6 +17,7 @@ import json
 import os
 import socket
 import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -51,6 +52,7 @@ from msfl.policies.federation import TrustFolder, next_revocations
 from msfl.policies.identity import mint_token
 from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.templates import policy_template
+from msfl.registry.base import read_base
 from msfl.registry.build import build_release, find_recipe
 from msfl.registry.location import open_registry
 from msfl.registry.model_card import find_card
@@ -88,6 +90,8 @@ class Federation:
     rounds_max: int
     issuers: tuple[IssuerKeys, ...] = ()  # identity providers beside the embedded issuer
     registry: str = ""  # where a real one is; a folder of this federation's own where none is named
+    base: str = ""  # the base image that the release is built on, where it is to hold all that it needs
+    runtime: tuple[str, ...] = ()  # options that choose what releases run in, at the centre and at every site
     statement: ReleaseStatement | None = None
     port: int = 0
     link_port: int = 0
@@ -148,10 +152,12 @@ class Federation:
         """Build, push, sign the statement, two reviews by different people, publish."""
         registry = open_registry(self.registry_location)
         file = find_recipe(recipe)
-        built = build_release(file, Path(sysconfig.get_paths()["purelib"]))
-        digest = push_release(registry, built)
-        sbom, card = built.sbom(), find_card(file.parent)
-        attach_materials(registry, digest, sbom, card)
+        with tempfile.TemporaryDirectory(prefix="msfl-base-") as scratch:  # The base's layers lie there till pushed.
+            base = read_base(self.base, Path(scratch)) if self.base else None
+            built = build_release(file, Path(sysconfig.get_paths()["purelib"]), base=base)
+            digest = push_release(registry, built)
+            sbom, card = built.sbom(), find_card(file.parent)
+            attach_materials(registry, digest, sbom, card)
         statement = built.statement(
             publisher=PUBLISHER,
             commit="unknown",
@@ -207,7 +213,7 @@ class Federation:
             msfl(
                 "orchestrator", "init", "--home", centre, "--federation", FEDERATION,
                 "--root", self.folder / "documents/federation-root.dsse", "--registry", self.registry_location,
-                "--port", str(self.port), "--link-port", str(self.link_port),
+                "--port", str(self.port), "--link-port", str(self.link_port), *self.runtime,
             ),
         )  # fmt: skip
         self._publish_trust(root, now)
@@ -261,7 +267,7 @@ class Federation:
             f"join-{site.name}",
             msfl(
                 "gateway", "enrol", token, "--yes", "--home", home,
-                "--custodian", custodian, "--custodian-key", pem,
+                "--custodian", custodian, "--custodian-key", pem, *self.runtime,
             ),
             msfl(
                 "data", "publish", "--home", home, "--record", mine / "record.json",
