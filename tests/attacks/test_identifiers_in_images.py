@@ -25,6 +25,8 @@ from pydicom.sequence import Sequence
 from typer.testing import CliRunner
 
 from fakes.scanners import FLAIR, T1W, Patient, Scanner, head
+from msfl.imaging.custodian import import_source
+from msfl.imaging.deidentify import headers, sidecars
 from msfl.imaging.deidentify.headers import (
     BASIC_PROFILE,
     CLEAN_DESCRIPTORS,
@@ -298,6 +300,25 @@ def test_none_is_left_of_an_imported_visit(tmp_path: Path, first: object) -> Non
     page = next((home / "secrets" / "data" / "ms-trial" / "changes").iterdir()).read_text()
     assert "Klinikum Rabenfels" in page
     assert "removed" in page
+
+
+@pytest.mark.slow
+def test_what_a_broken_rule_lets_through_is_caught_before_anything_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule for descriptions is made to keep them as they are, at both places where it is applied."""
+    monkeypatch.setattr(headers, "_REBUILT", {**headers._REBUILT, "SeriesDescription": str})
+    monkeypatch.setattr(sidecars, "FIELDS", {**sidecars.FIELDS, "SeriesDescription": str})
+    scanner = Scanner(Patient("MRN4711889", "Kowalczyk^Zbigniew"))
+    for seed, contrast in enumerate((FLAIR, T1W)):
+        voxels, affine = head(seed=seed)
+        named = {**contrast, "SeriesDescription": f"{contrast['SeriesDescription']} kowalczyk"}
+        scanner.scan(voxels, affine, tmp_path / "source", named)
+    (outcome,) = import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0).outcomes
+    assert (outcome.verdict, outcome.code) == ("unusable", "identity_left")
+    kept = tmp_path / "home" / "datasets" / "ms-trial" / "cases" / outcome.case
+    assert [file.name for file in kept.iterdir()] == ["journal.json"]
+    assert b"kowalczyk" not in (kept / "journal.json").read_bytes().lower()
 
 
 @pytest.mark.slow
