@@ -90,7 +90,7 @@ def test_an_import_that_was_killed_is_taken_up_where_it_stopped(tmp_path: Path) 
     assert {listed.standing.state for listed in listing(home, "ms-trial")} == {State.IMPORTED}
     left = [f.name for case in workspace.cases() for f in case.folder.iterdir() if f.name.startswith(".")]
     assert left == []
-    assert not (workspace.folder / ".unpacked").exists()
+    assert not (home / "secrets" / "data" / "ms-trial" / "unpacked").exists()
 
 
 def test_two_imports_at_once_do_not_meet(tmp_path: Path) -> None:
