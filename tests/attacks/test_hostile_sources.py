@@ -419,7 +419,7 @@ def test_a_zip_per_patient_is_a_source_and_a_bad_one_stops_no_other(tmp_path: Pa
     brought = import_source(tmp_path / "home", "ms-trial", source, hands=0)
     assert [outcome.verdict for outcome in brought.outcomes] == ["imported"] * 2
     assert sorted(left["code"] for left in brought.left_out) == ["archive_unsafe", "truncated"]
-    assert not list((tmp_path / "home" / "datasets" / "ms-trial").glob(".unpacked"))
+    assert not (tmp_path / "home" / "secrets" / "data" / "ms-trial" / "unpacked").exists()
 
 
 # ------------------------------------------------------------------ NIfTI

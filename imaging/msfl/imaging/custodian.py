@@ -15,6 +15,7 @@ What identifies patients stays in ``<home>/secrets/data/<dataset>/``, mode 0700,
     links.json     which case is which patient, and where its files lay
     changes/       before and after of every header that was de-identified
     hands.log      what libraries had to say about damaged files
+    unpacked/      zips while they are imported; what a killed import leaves there, the next one removes
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def import_source(
     pseudonyms = Pseudonyms.of(site_key(home), dataset)
     private = private_folder(home, dataset)
     with workspace.held():
-        scratch = workspace.folder / ".unpacked"
+        scratch = private / "unpacked"
         shutil.rmtree(scratch, ignore_errors=True)
         try:
             found = find(

@@ -183,8 +183,10 @@ def test_a_number_that_is_a_text_or_a_patients_is_dropped() -> None:
 
 def test_own_words_raise_no_alarm(tmp_path: Path) -> None:
     file = tmp_path / "source.json"
-    file.write_text('{"kind": "dicom", "images": {"FLAIR": {"SeriesDescription": "t1 mprage"}}, "field_t": 3.0}')
-    source = Path("/home/images/patient/FLAIR/t1_mprage/source/IM0001.dcm")
+    file.write_text(
+        '{"kind": "dicom", "images": {"FLAIR": {"SeriesDescription": "t1 mprage"}}, "field_t": null, "defaced": true}'
+    )
+    source = Path("/home/images/none/patient/FLAIR/t1_mprage/source/IM0001.dcm")
     assert leaks([file], words_of_path(source)) == ()
     file.write_text('{"kind": "dicom", "note": "patient im0001"}')
     assert leaks([file], words_of_path(source)) == ("source.json",)

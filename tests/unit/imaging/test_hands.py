@@ -37,14 +37,16 @@ def refuse(order: JsonObject) -> JsonObject:
     raise AssertionError("this process does no work while it has hands")
 
 
-def test_a_process_that_dies_loses_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("hands", [1, 3])
+def test_a_process_that_dies_loses_one_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hands: int) -> None:
     (tmp_path / "dies.py").write_text(DIES)
     monkeypatch.setattr(msfl.imaging.hands, "COMMAND", (sys.executable, str(tmp_path / "dies.py")))
     orders = [{"number": n} for n in range(10)]
-    answers = dict(at_work(orders, refuse, hands=2, log=tmp_path / "logs" / "hands.log"))
+    answers = dict(at_work(orders, refuse, hands=hands, log=tmp_path / "logs" / "hands.log"))
     assert {n for n, answer in answers.items() if answer is None} == {1, 5, 9}
     assert all(answer["twice"] == 2 * n for n, answer in answers.items() if answer)
-    assert len({answer["by"] for answer in answers.values() if answer}) >= 3, "fresh processes took the place"
+    if hands == 1:
+        assert len({answer["by"] for answer in answers.values() if answer}) == 3, "fresh processes took the place"
     log = tmp_path / "logs" / "hands.log"
     assert "Kowalczyk" in log.read_text(), "what libraries print does not answer for us"
     assert log.stat().st_mode & 0o077 == 0
@@ -90,7 +92,7 @@ def test_an_import_that_was_killed_is_taken_up_where_it_stopped(tmp_path: Path) 
     assert {listed.standing.state for listed in listing(home, "ms-trial")} == {State.IMPORTED}
     left = [f.name for case in workspace.cases() for f in case.folder.iterdir() if f.name.startswith(".")]
     assert left == []
-    assert not (workspace.folder / ".unpacked").exists()
+    assert not (home / "secrets" / "data" / "ms-trial" / "unpacked").exists()
 
 
 def test_two_imports_at_once_do_not_meet(tmp_path: Path) -> None:

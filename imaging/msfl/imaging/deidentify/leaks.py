@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -92,11 +93,13 @@ def _text_of(file: Path) -> str:
     if file.name.endswith(".nii.gz"):
         with gzip.open(file) as stream:
             content = stream.read(_HEADER_BYTES)
-        # Up to where the voxels begin, by the header's own word (float32 at byte 108 of NIfTI-1); gzip's own header
-        # may carry a file name.
-        offset = int.from_bytes(content[40:42], "little") and int(_float(content[108:112]))
+        # Up to where the voxels begin, by the header's own word (float32 at byte 108 of NIfTI-1).
+        offset = int(struct.unpack_from("<f", content, 108)[0])
         with file.open("rb") as raw:
-            content = raw.read(256) + b"\n" + content[: max(offset, 352)]
+            packed = raw.read(_HEADER_BYTES)
+        # gzip's own header may carry a file name and a comment, up to a zero.
+        named = packed[10:].split(b"\0")[:2] if packed[3] & 0x18 else []
+        content = b"\n".join([*named, content[: max(offset, 352)]])
     elif file.suffix == ".json":
         return "\n".join(_values_of(json.loads(file.read_bytes())))
     else:
@@ -115,12 +118,5 @@ def _values_of(value: Any) -> Iterator[str]:
         yield from (text for inner in value.values() for text in _values_of(inner))
     elif isinstance(value, list):
         yield from (text for inner in value for text in _values_of(inner))
-    else:
+    elif value is not None and not isinstance(value, bool):
         yield str(value)
-
-
-def _float(four: bytes) -> float:
-    import struct
-
-    value: float = struct.unpack("<f", four)[0]
-    return value
