@@ -61,6 +61,7 @@ def test_labels_drawn_on_flair_are_not_resampled(made: Standard) -> None:
     assert np.array_equal(made.lesion.voxels, lesion_mask(grid()).voxels)
 
 
+@pytest.mark.slow
 def test_labels_drawn_on_t1w_move_with_it() -> None:
     on = grid()
     elsewhere = grid((58, 72, 58), 3.1)
@@ -101,6 +102,7 @@ def case_with(folder: Path, raw: Raw) -> Case:
     return case
 
 
+@pytest.mark.slow
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     listed = []
     for place in ("one", "two"):
@@ -117,6 +119,7 @@ def test_other_parameters_other_digest(tmp_path: Path) -> None:
     assert len(digests) == 3
 
 
+@pytest.mark.slow
 def test_the_record_says_what_was_done_with_what(tmp_path: Path) -> None:
     case = case_with(tmp_path, moved_pair())
     standardise_case(case, QUICK, MadeHeadExtractor())
@@ -133,6 +136,7 @@ def test_the_record_says_what_was_done_with_what(tmp_path: Path) -> None:
     assert np.allclose(motion.matrix[:3, :3] @ motion.matrix[:3, :3].T, np.eye(3), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_standardised_leaves_what_was_there(tmp_path: Path) -> None:
     case = case_with(tmp_path, moved_pair())
     standardise_case(case, QUICK, MadeHeadExtractor())
@@ -149,6 +153,7 @@ def test_a_transform_reads_back(tmp_path: Path) -> None:
     assert "AffineTransform" in (tmp_path / "move.txt").read_text()
 
 
+@pytest.mark.slow
 def test_shading_is_divided_out() -> None:
     from msfl.imaging.standard.bias import BiasCorrection, correct_bias
 
