@@ -2,9 +2,10 @@
 
     python benchmarks/quality.py [--data DIR]
 
-Cases are real 1 mm pairs (openms patients 07 and 26) and two heads with skull that are no pair (heads/): the latter
-fail, which costs the same. CPU is user and system time, which other work on the machine distorts little; peak is the
-process's largest resident memory. The first case pays for loading torch and the brain extraction's weights.
+Cases are real 1 mm pairs (openms patients 07 and 26) and the two heads with skull (heads/), which come from different
+places, but fit each other as images of one person do. CPU is user and system time, which other work on the machine
+distorts little; peak is the process's largest resident memory. The first case pays for loading torch and the brain
+extraction's weights.
 """
 
 from __future__ import annotations
