@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 
 from fakes.scanners import FLAIR, T1W, Scanner, head
 from fakes.segmentations import segment
@@ -39,12 +40,12 @@ def visit(folder: Path, turned: bool = False) -> dict[str, list[Path]]:
 def where(case: Case) -> set[tuple[int, int, int]]:
     """The lesion's voxels as points in space (RAS, mm)."""
     image = nib.load(case.raw("lesion"))
-    points = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj)))
+    points = apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj)))
     return {tuple(np.rint(p * 10).astype(int)) for p in points}
 
 
 def expected(affine: np.ndarray) -> set[tuple[int, int, int]]:
-    points = nib.affines.apply_affine(affine, np.argwhere(LESION))
+    points = apply_affine(affine, np.argwhere(LESION))
     return {tuple(np.rint(p * 10).astype(int)) for p in points}
 
 
