@@ -51,7 +51,7 @@ HONEST = (
     + entry(f"./{LONG}", data=b"x")
     + entry("./tmp/", FOLDER, mode=0o1777)
     + entry("./usr/share/doc/.wh.old", data=b"")
-    + entry("./var/lib/.wh..wh.opq", data=b"")
+    + entry("./var/lib/.wh..wh..opq", data=b"")
 )
 
 
