@@ -25,7 +25,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -39,6 +39,7 @@ from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime import keeper
 from msfl.runtime.archive import archive
 from msfl.runtime.engine import Engine, EngineFails, engine_of, inside, protections
+from msfl.runtime.environment import environment, granted_gpus
 from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, StartOrder
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -254,7 +255,7 @@ class DockerRuntime:
             group_add=list(within.groups),
             userns_mode=within.userns,
             runtime=self._engine.oci_runtime or None,
-            device_requests=_gpus(limits, os.environ),
+            device_requests=_gpus(limits),
             **memory,
         )
         return str(
@@ -440,30 +441,16 @@ def _ulimits(limits: Limits) -> list[Ulimit]:
     return [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()]
 
 
-def _gpus(limits: Limits, environment: Mapping[str, str]) -> list[DeviceRequest]:
-    """By id, and never more than are granted: those that are this process's own to give, in their order."""
+def _gpus(limits: Limits) -> list[DeviceRequest]:
     if limits.gpus == 0:
         return []
-    mine = environment.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(limits.gpus)))).split(",")
-    return [DeviceRequest(driver="nvidia", device_ids=mine[: limits.gpus], capabilities=[["gpu"]])]
+    granted = granted_gpus(limits, os.environ)
+    return [DeviceRequest(driver="nvidia", device_ids=granted, capabilities=[["gpu"]])]
 
 
 def _environment(limits: Limits) -> dict[str, str]:
-    scratch, threads = f"{_FOLDER}/scratch", str(limits.threads)
-    return {
-        "LANG": "C.UTF-8",
-        "HOME": scratch,
-        "TMPDIR": "/tmp",  # noqa: S108 - the container's own
-        "USER": "msfl",
-        "LOGNAME": "msfl",
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "GOMP_SPINCOUNT": "0",
-        "MPLBACKEND": "agg",
-        "MPLCONFIGDIR": scratch,
-        **({"CUDA_VISIBLE_DEVICES": ""} if limits.gpus == 0 else {}),
-    }
+    inside = environment(limits, f"{_FOLDER}/scratch", "/tmp")  # noqa: S108 - the container's own
+    return {**inside, "CUDA_VISIBLE_DEVICES": ""} if limits.gpus == 0 else inside
 
 
 # ------------------------------------------------------------------ what the engine says

@@ -42,6 +42,7 @@ from msfl.policies.protections import Protection, isolation_of
 from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime import keeper, seccomp
 from msfl.runtime.cgroups import Cgroups, GroupLimits, remove
+from msfl.runtime.environment import environment, granted_gpus
 from msfl.runtime.interface import Exit, Handle, Limits, Protections, StartOrder
 from msfl.runtime.keeper import Spec, door, excess_of
 from msfl.runtime.processes import Process, end, family, kill, kill_session, read
@@ -318,27 +319,11 @@ def _module(order: StartOrder) -> str:
 
 
 def _environment(limits: Limits, view: _View) -> dict[str, str]:
-    scratch = str(view.folder / "scratch")
-    threads = str(limits.threads)
-    environment = {
+    return {
         "PATH": "/usr/bin:/bin",
-        "LANG": "C.UTF-8",
-        "HOME": scratch,
-        "TMPDIR": str(view.tmp),
-        "USER": "msfl",
-        "LOGNAME": "msfl",
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "GOMP_SPINCOUNT": "0",
-        "MPLBACKEND": "agg",
-        "MPLCONFIGDIR": scratch,
-        "CUDA_VISIBLE_DEVICES": "",
+        **environment(limits, str(view.folder / "scratch"), str(view.tmp)),
+        "CUDA_VISIBLE_DEVICES": ",".join(granted_gpus(limits, os.environ)),
     }
-    if limits.gpus > 0:
-        mine = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(limits.gpus)))).split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine[: limits.gpus])
-    return environment
 
 
 # ------------------------------------------------------------------ bubblewrap
