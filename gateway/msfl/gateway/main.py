@@ -22,6 +22,7 @@ from msfl.gateway import answers, words
 from msfl.gateway.home import Home, enrolled
 from msfl.gateway.memory import Memory
 from msfl.gateway.staff import words as staff_words
+from msfl.gateway.status import status
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
@@ -33,6 +34,7 @@ from msfl.runtime.options import EngineOption, OciRuntimeOption, RuntimeOption
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
 audit_app = typer.Typer(help="Verify the chain of the audit log and show it.", invoke_without_command=True)
 app.add_typer(audit_app, name="audit")
+app.command()(status)
 app.command()(words.revoke)
 app.command()(words.clock)
 app.add_typer(words.root, name="root")

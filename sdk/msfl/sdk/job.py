@@ -14,6 +14,7 @@ from rich.table import Table
 
 from msfl.policies.encoding import Malformed, read_yaml
 from msfl.sdk.client import BadJob, Client, attach, connect
+from msfl.sdk.main import REFUSED
 from msfl.sdk.words import paused_words, said
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -62,13 +63,18 @@ def submit(
         else:
             console.print(run_id)
         return
-    answers = client.explain(client.job(**arguments))
+    spec = client.job(**arguments)
+    answers = client.explain(spec)
     if as_json:
         _print_json(answers)
-        return
-    for site, answer in answers.items():
-        refusal = answer.get("refusal") or {}
-        console.print(f"{site}: {answer['standing']} {refusal.get('code', '')} {refusal.get('message', '')}".rstrip())
+    else:
+        for site, answer in answers.items():
+            refusal = answer.get("refusal") or {}
+            said = f"{site}: {answer['standing']} {refusal.get('code', '')} {refusal.get('message', '')}"
+            console.print(said.rstrip())
+    refused = [site for site, answer in answers.items() if answer.get("refusal")]
+    if len(answers) - len(refused) < spec.min_sites:
+        raise typer.Exit(REFUSED)
 
 
 @app.command()

@@ -180,6 +180,29 @@ def test_a_run_whose_papers_cannot_be_read_is_shown_and_can_be_stopped(home: Hom
     assert "stop asked for by cleo" in cleo.get("/").body
 
 
+def test_the_terminal_says_the_same(home: Home, site: StaffedSite) -> None:
+    def told(*more: str) -> str:
+        result = CliRunner().invoke(app, ["status", "--home", str(home.root), *more])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert told().splitlines() == [
+        "nothing runs here, and no run waits for you",
+        "no policy: every run is refused; `msfl policy new` makes one",
+    ]
+    running(home, "run-1")
+    write(home.root / "policies/one.dsse", sign(POLICY_YAML.encode(), ASSET_POLICY, [key("cleo")]))
+    write(home.root / "policies/two.dsse", sign(POLICY_YAML.encode(), ASSET_POLICY, [key("mallory")]))
+    assert [line.split(":")[0] for line in told().splitlines()] == [
+        "running  run-1",
+        "policy   ms-trial-lesion-segmentation version 3",
+        "policy   not trusted",
+    ]
+    answer = json.loads(told("--json"))
+    assert ([run["run"] for run in answer["running"]], answer["waiting"]) == (["run-1"], [])
+    assert answer["not_trusted"][0]["code"] == Code.WRONG_SIGNER.value
+
+
 def test_a_question_that_cannot_be_read_hides_no_other_and_shows_no_command(home: Home, site: StaffedSite) -> None:
     home.park("run-1", {"asked": {"site": "site-a"}, "last": None, "job": {}})
     cleo = site.browser()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -143,6 +144,24 @@ def test_a_file_that_cannot_be_opened_is_one_line(
     missing = tmp_path / "[red]no.token"  # What people call files is no markup.
     assert msfl(monkeypatch, "gateway", "enrol", str(missing), "--home", str(tmp_path / "home")) == 1
     assert capsys.readouterr().err == f"failed: {missing}: No such file or directory\n"
+
+
+@pytest.mark.parametrize(("refusing", "code"), [((), 0), (("site-c",), 0), (("site-b", "site-c"), 3)])
+def test_an_explanation_that_leaves_too_few_sites_exits_as_refused(
+    people: FakePeople, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, refusing: tuple[str, ...], code: int
+) -> None:
+    def explain(spec: Any) -> JsonObject:
+        no = {"code": "no_policy", "message": "site has no asset policy."}
+        return {
+            site: {"standing": "refused", "refusal": no} if site in refusing else {"standing": "accepted"}
+            for site in ("site-a", "site-b", "site-c")
+        }
+
+    monkeypatch.setattr(people, "explain", explain, raising=False)
+    monkeypatch.setattr(people, "job", lambda **_: SimpleNamespace(min_sites=2), raising=False)
+    file = tmp_path / "job.yaml"
+    file.write_text("release: a:1.0.0\ndatasets: [site-a/x, site-b/x, site-c/x]\n")
+    assert msfl(monkeypatch, "job", "submit", str(file), "--explain") == code
 
 
 def test_pause_resume_and_abort_say_how_the_run_stands(
