@@ -2,6 +2,7 @@
 
     python benchmarks/round.py                                  everything, interleaved, about ten minutes
     python benchmarks/round.py --arms floor,product             without the peers: no network, two minutes
+    python benchmarks/round.py --arms floor,product,containers     the same with workers in containers
     python benchmarks/round.py --arms product --model-mb 1      the fixed cost of a round
     python benchmarks/round.py --arms product --wire bf16           weights as 16-bit differences
     python benchmarks/round.py --arms product --sites 8         memory of the centre per further site
@@ -38,11 +39,18 @@ from environments import environment
 from measured import WARM_UP, CannotMeasure, Measured, Task
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ARMS = ("floor", "floor+M", "product", "nvflare", "flower")
+ARMS = ("floor", "floor+M", "product", "containers", "nvflare", "flower")
 PEERS = ("nvflare", "flower")
 SITES, MODEL_MB = floor_arm.SITES, floor_arm.MODEL_MB
 # Seconds to set up and for one round, before anything has been measured: for the time left alone.
-GUESS = {"floor": (4, 1.5), "floor+M": (4, 1.5), "product": (15, 4), "nvflare": (35, 6), "flower": (30, 30)}
+GUESS = {
+    "floor": (4, 1.5),
+    "floor+M": (4, 1.5),
+    "product": (15, 4),
+    "containers": (60, 4),
+    "nvflare": (35, 6),
+    "flower": (30, 30),
+}
 COUNTING_ROUNDS = WARM_UP + 1
 
 Runner = Callable[[Task], Measured]
@@ -102,7 +110,7 @@ def benchmark(asked: argparse.Namespace) -> int:
     else:
         rounds = {arm: asked.flower_rounds if arm == "flower" else asked.rounds for arm in ARMS}
         repetitions = [[(arm, SITES, rounds[arm]) for arm in order(asked.arms)]] * asked.repeats
-    counting = "product" in runners and asked.sites == SITES and asked.rounds > COUNTING_ROUNDS
+    counting = "product" in asked.arms and asked.sites == SITES and asked.rounds > COUNTING_ROUNDS
     steps = [("product", SITES, COUNTING_ROUNDS)] * counting + [step for r in repetitions for step in r]
 
     progress = Progress(steps)
@@ -121,7 +129,7 @@ def benchmark(asked: argparse.Namespace) -> int:
 
 def order(arms: Sequence[str]) -> list[str]:
     """One repetition. Each peer has a floor and the product as neighbours."""
-    light = [arm for arm in ("floor", "product") if arm in arms]
+    light = [arm for arm in ("floor", "product", "containers") if arm in arms]
     found: list[str] = []
     for peer in [peer for peer in PEERS if peer in arms] or [None]:
         found += [*light, peer] if peer else light
@@ -142,12 +150,13 @@ def make_ready(asked: argparse.Namespace) -> dict[str, Runner]:
             print(f"{name}: environment in {asked.cache} …", file=sys.stderr, flush=True)
             bin_folder = environment(name, arm.REQUIREMENTS, asked.cache.resolve())
             runners[name] = partial(arm.measure, bin_folder=bin_folder)
-    if "product" in asked.arms:
+    if {"product", "containers"} & set(asked.arms):
         try:
             import product_arm
         except ModuleNotFoundError as error:
             raise CannotMeasure(f"{error}; run it in the environment that `make venv` makes") from error
         runners["product"] = product_arm.measure
+        runners["containers"] = partial(product_arm.measure, containers=True)
     return runners
 
 
@@ -226,8 +235,8 @@ def summarise(results: list[list[Measured | None]], short: Measured | None) -> d
     ratios = {
         f"{over} / {under}": ratio
         for over, under in (
-            *(("product", under) for under in ARMS if under != "product"),
-            *((peer, "floor") for peer in PEERS),
+            *(("product", under) for under in ARMS if under not in ("product", "containers")),
+            *((other, "floor") for other in ("containers", *PEERS)),
         )
         if (ratio := _ratio(results, over, under)) is not None
     }
@@ -254,7 +263,7 @@ def _wire(runs: list[Measured], short: Measured | None) -> list[float] | None:
     """MB of one round, down and up: of the product two runs of different length, so that what is no round cancels."""
     per_round: list[tuple[float, float]] = []
     for m in runs:
-        if m.wire is None or m.arm.startswith(("floor", "flower")):
+        if m.wire is None or m.arm.startswith(("floor", "flower", "containers")):
             continue
         rounds = m.rounds
         down, up = m.wire

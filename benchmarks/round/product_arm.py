@@ -1,8 +1,9 @@
 """The product, as users run it: orchestrator, keyring, a gateway per site, workers and aggregator, each a process.
 
 Mutual TLS, enrolment, signed policies, sandbox where the machine has it, sealing, egress checks, durable state: all on.
-The release is `echo_release`. A round ends when its aggregate is recorded (`CentralDone(aggregate/r)`), at the
-orchestrator's own clock. What follows the rounds (validation, tests, export) is not measured.
+As the arm `containers` the same, with workers and aggregator in containers of an engine of the benchmark's own, whose
+processor time counts. The release is `echo_release`. A round ends when its aggregate is recorded
+(`CentralDone(aggregate/r)`), at the orchestrator's own clock. What follows the rounds is not measured.
 """
 
 from __future__ import annotations
@@ -10,20 +11,26 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 # msfl is a namespace package: with the release's folder on the path it holds msfl.echo too.
 sys.path.insert(1, str(Path(__file__).parent / "echo_release"))
 sys.path.insert(1, str(Path(__file__).parents[2] / "tests"))
 
+from fakes.engines import container_engine
+from fakes.os_image import saved_base
 from fakes.tiny_data import tiny_dataset
 from measured import CannotMeasure, Measured, Task, from_marks
 from meter import Meter
 from msfl.echo.shapes import drift, first_model, shapes
 from msfl.learning.weights import load
+from msfl.policies.documents import Isolation
 from msfl.policies.refusals import CannotProceed
 from msfl.runtime.process import ProcessRuntime
 from msfl.sdk.client import Client
@@ -37,28 +44,40 @@ PATIENCE_S = 120.0
 CENTRE = ("orchestrator", "aggregator")
 
 
-def measure(task: Task) -> Measured:
+def measure(task: Task, containers: bool = False) -> Measured:
     """Raises CannotMeasure."""
     processes = Processes(task.scratch / "logs")
     try:
-        return _measure(task, processes)
+        return _measure(task, processes, containers)
+    except pytest.skip.Exception as why:
+        raise CannotMeasure(f"the product in containers: {why}") from why
     except CannotProceed as error:
         raise CannotMeasure(f"the product: {error}") from error
     finally:
         processes.close()
 
 
-def _measure(task: Task, processes: Processes) -> Measured:
+@contextmanager
+def _chosen(task: Task, containers: bool) -> Iterator[tuple[Isolation, str, tuple[str, ...]]]:
+    """What policies ask for, the base of the image, and what chooses the runtime."""
+    if not containers:
+        yield ProcessRuntime().protections().isolation, "", ()
+        return
+    base = saved_base(task.scratch, ("numpy", "cryptography", "blake3"))
+    with container_engine() as engine:
+        yield Isolation.CONTAINER, str(base), ("--runtime", "docker", "--engine", engine)
+
+
+def _measure(task: Task, processes: Processes, containers: bool) -> Measured:
     now = datetime.now(UTC).replace(microsecond=0)
     names = [f"site-{n}" for n in range(1, task.sites + 1)]
     sites = tuple(
         DemoSite(name, DATASET, tiny_dataset(task.scratch / "data" / name, n_train=5, n_test=2, seed=i))
         for i, name in enumerate(names)
     )
-    isolation = ProcessRuntime().protections().isolation
-    federation = Federation(task.scratch, processes, sites, isolation, rounds_max=1000)
-    federation.publish_release(str(RELEASE), now)
-    with Meter(_name) as meter:
+    with Meter(_name) as meter, _chosen(task, containers) as (isolation, base, runtime):
+        federation = Federation(task.scratch, processes, sites, isolation, rounds_max=1000, base=base, runtime=runtime)
+        federation.publish_release(str(RELEASE), now)
         federation.start_centre(now)
         meter.port = federation.link_port
         federation.check_data()
@@ -83,7 +102,7 @@ def _measure(task: Task, processes: Processes) -> Measured:
                 ends.append(float(document["at"]))
                 disk.append(_bytes_below(task.scratch / "centre"))
         state = run.wait()
-        measured = from_marks("product", ends, meter)
+        measured = from_marks("containers" if containers else "product", ends, meter)
         measured.extra |= {"isolation": isolation.value, "sites": task.sites, **_extra(state, ends, disk, meter)}
         values = sum(math.prod(shape) for shape in shapes(task.model_mb).values())
         measured.extra["payload_mb"] = 4 * values * task.sites / 1e6  # one way

@@ -43,7 +43,7 @@ class Agent:
         self._runs: dict[str, RunAtSite] = {}
         self._stopping = threading.Event()
         self._end_workers = False
-        self._shown: tuple[JsonObject, ...] = ()
+        self._shown: dict[str, str] = {}
 
     def serve(self) -> None:
         """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol). Where it
@@ -101,12 +101,14 @@ class Agent:
             wait = min(wait * 2, 5.0)
 
     def _announced(self, arrival: Arrival) -> Arrival:
-        """What the federation is about to be shown of the datasets is in the audit log, once per change."""
-        if self._shown != arrival.datasets:
-            refs = ", ".join(f"{d['ref']} {d['version']}" for d in arrival.datasets)
-            site = self._around.home.settings().site
-            self._around.audit.write(self._around.clock(), "datasets shown", site, {"datasets": refs})
-            self._shown = arrival.datasets
+        """What the federation is about to be shown of the datasets is in the audit log, once per change; beside it what
+        pins the verdicts of quality control that people have overruled, which nobody else is shown."""
+        overruled = ", ".join(f"{r.ref} {r.overrules}" for r in self._around.home.datasets() if r.overrules)
+        refs = ", ".join(f"{d['ref']} {d['version']}" for d in arrival.datasets)
+        fields = {"datasets": refs, **({"overrules": overruled} if overruled else {})}
+        if self._shown != fields:
+            self._around.audit.write(self._around.clock(), "datasets shown", self._around.home.settings().site, fields)
+            self._shown = fields
         return arrival
 
     def _restore(self) -> None:

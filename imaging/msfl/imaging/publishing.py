@@ -25,6 +25,7 @@ import numpy as np
 from msfl.imaging.checks import Volume
 from msfl.imaging.deidentify.deface import defaced, without_face
 from msfl.imaging.deidentify.nifti import read_volume, write_volume
+from msfl.imaging.quality.overrule import Overrules
 from msfl.imaging.record import make_record, show
 from msfl.imaging.split import Dealt, Member, Part, Shares, Split, deal, frozen, hash_of_test_set
 from msfl.imaging.workspace import (
@@ -205,6 +206,7 @@ def register(
         description=description,
         test_set=hash_of_test_set(split),
         quality=dict(quality),
+        overrules=Overrules(workspace).head,
     )
     show(record, workspace.nnunet, workspace.home)
     return record, dealt

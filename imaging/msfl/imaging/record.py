@@ -35,6 +35,7 @@ def make_record(
     description: str = "",
     test_set: str | None = None,
     quality: Mapping[str, int] | None = None,
+    overrules: str | None = None,
 ) -> DatasetRecord:
     """Check the folder and describe it. Raises NotADataset."""
     report = check_dataset(folder)
@@ -55,6 +56,7 @@ def make_record(
         description=description,
         test_set=test_set,
         quality=quality or {},
+        overrules=overrules,
     )
 
 

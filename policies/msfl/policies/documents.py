@@ -575,7 +575,8 @@ class DatasetRecord(Document):
     """What a site knows of one published dataset. `files` maps a path below the data folder to its hash and stays
     at the site; `channel_names` are in channel order; `spacing_mm` is the median over cases, in array axis order.
     `test_set` is the hash of the frozen test set's case names; `quality` counts cases by verdict, those that were left
-    out included. Both are empty for a dataset that was made elsewhere."""
+    out included; `overrules` is the head of the chained log of verdicts that people overruled, where there are any. All
+    are empty for a dataset that was made elsewhere."""
 
     id: Slug
     site: Slug
@@ -590,6 +591,7 @@ class DatasetRecord(Document):
     description: Text = ""
     test_set: Digest | None = None
     quality: Mapping[Slug, Count] = Field(default_factory=dict)
+    overrules: Digest | None = None
 
     @property
     def ref(self) -> str:

@@ -15,6 +15,8 @@ from msfl.gateway.datasets import changed_file
 from msfl.gateway.home import Home
 from msfl.imaging.custodian import Published, publish
 from msfl.imaging.datasets import check_dataset
+from msfl.imaging.quality.overrule import Overrules
+from msfl.imaging.quality.verdict import Verdict
 from msfl.imaging.record import NotADataset
 from msfl.imaging.split import Part
 from msfl.imaging.workspace import Entry, Step, Workspace, write_json
@@ -85,6 +87,7 @@ def test_who_is_left_out_and_why(tmp_path: Path) -> None:
     checked_case(workspace, "pe-s1", verdict="warn")
     overruled = checked_case(workspace, "pf-s1", verdict="fail")
     write_json(overruled.qc, {"verdict": "fail", "final": "pass", "overruled": {"reason": "seen"}})
+    Overrules(workspace).add("pf-s1", Verdict.PASS, by="cleo", reason="seen", inputs="sha256:1", at=NOON)
     checked_case(workspace, "pg-s1").standard("brain").unlink()
     (workspace.case("pg-s1").folder / "standard" / "brain.nii.gz").write_bytes(b"")
     made = published(tmp_path)
@@ -97,6 +100,8 @@ def test_who_is_left_out_and_why(tmp_path: Path) -> None:
     }
     assert {"pe-s1", "pf-s1"} <= set(made.parts)
     assert made.record.quality == {"pass": 12, "warn": 1, "overruled": 1, "left_out": 5}
+    assert made.record.overrules == Overrules(workspace).head
+    assert made.record.overrules is not None
 
 
 def test_the_same_cases_give_the_same_dataset(tmp_path: Path) -> None:

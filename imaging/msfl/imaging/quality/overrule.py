@@ -1,7 +1,7 @@
 """overrule: where a person decides otherwise than the figures, who, when and why; a chained log of the dataset.
 
 `overrules.jsonl` is an audit chain like the site's own (`msfl.policies.audit`): an entry that was changed or taken out
-shows. `head` is what the dataset record, and so the site's audit log, can pin. A decision holds for the images it was
+shows. `head` stands in the dataset's record, which the site's audit log quotes. A decision holds for the images it was
 made on: when they, or how they are measured, change, the verdict is the figures' again until a person looks.
 """
 
@@ -25,9 +25,11 @@ class Overrules:
         self._file: Path = workspace.folder / "overrules.jsonl"
 
     @property
-    def head(self) -> str:
-        """The hash of the last entry; it says all the others. Raises CannotProceed where the chain is broken."""
-        return self._read()[0].head
+    def head(self) -> str | None:
+        """The hash of the last entry; it says all the others. None without one. Raises CannotProceed where the chain is
+        broken."""
+        last = self._read()[0].last
+        return None if last is None else last.sha256
 
     def add(self, case: str, verdict: Verdict, *, by: str, reason: str, inputs: str, at: datetime) -> None:
         """On disk before it has an effect. Raises CannotProceed without a name or a reason."""

@@ -64,7 +64,7 @@ def _plain(cell: str) -> str:
     return f"'{cell}" if cell[:1] in "=+-@\t\r" else cell
 
 
-def _page(workspace: Workspace, cases: Sequence[Checked], limits: QualityLimits, at: datetime, head: str) -> str:
+def _page(workspace: Workspace, cases: Sequence[Checked], limits: QualityLimits, at: datetime, head: str | None) -> str:
     import jinja2
 
     source = files("msfl.imaging.quality.report").joinpath("page.html.j2").read_text()
