@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import secrets
 import socket
 import subprocess
@@ -49,6 +50,7 @@ SECCOMP = Path(__file__).with_name("seccomp.json")
 
 _FOLDER, _DATA = "/run/msfl", "/in"
 _KEEPER, _RUN, _ROLE, _AT, _LOG, _LIMITS = (f"msfl.{n}" for n in ("keeper", "run", "role", "folder", "log", "limits"))
+_MOST_OF_A_USER = 16384  # processes, all containers together; each has its own limit
 _PATIENCE_S = 60
 _LOAD_PATIENCE_S = 600
 log = structlog.get_logger()
@@ -248,7 +250,7 @@ class DockerRuntime:
             shm_size=limits.tmp_bytes,
             tmpfs={"/tmp": f"rw,noexec,nosuid,nodev,size={limits.tmp_bytes},mode=1777"},  # noqa: S108 - its own
             mounts=mounts,
-            ulimits=_ulimits(limits),
+            ulimits=ulimits(limits, self._engine),
             # Bounded by the engine, and read from there: it is still told when nobody listens for a while.
             log_config=LogConfig(type="json-file", config={"max-size": str(limits.log_bytes), "max-file": "1"}),
             restart_policy={"Name": "no"},
@@ -433,11 +435,15 @@ def _bind(source: Path, target: str, *, read_only: bool) -> Mount:
     return mount
 
 
-def _ulimits(limits: Limits) -> list[Ulimit]:
+def ulimits(limits: Limits, engine: Engine) -> list[Ulimit]:
     bounds = {"core": 0, "nofile": limits.open_files, "fsize": limits.file_bytes, "memlock": 64 << 10, "msgqueue": 0}
     if limits.wall_time_s is not None:
         # The kernel's own word, should nobody be there to watch: no process computes for longer than the run may take.
         bounds["cpu"] = int(limits.wall_time_s * (os.cpu_count() or 1)) + 60
+    if engine.name == "podman":
+        # Left out, podman asks for more processes of a user than a container without capabilities may be given.
+        ours = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        bounds["nproc"] = _MOST_OF_A_USER if ours == resource.RLIM_INFINITY else min(ours, _MOST_OF_A_USER)
     return [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()]
 
 

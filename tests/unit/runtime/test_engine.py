@@ -18,8 +18,9 @@ from msfl.policies.refusals import CannotProceed, Refused
 from msfl.registry.interface import LAYER
 from msfl.runtime.archive import archive
 from msfl.runtime.choice import DEFAULT_ENGINE, RuntimeChoice, RuntimeKind
-from msfl.runtime.docker import SECCOMP, DockerRuntime
+from msfl.runtime.docker import SECCOMP, DockerRuntime, ulimits
 from msfl.runtime.engine import Engine, EngineFails, Inside, engine_of, inside, protections
+from msfl.runtime.interface import Limits
 
 DOCKER = {
     "SecurityOptions": ["name=apparmor", "name=seccomp,profile=default"],
@@ -148,3 +149,11 @@ def test_a_runtime_is_chosen_by_settings_and_for_once_by_options() -> None:
 def test_settings_that_name_no_runtime_are_said_in_a_line(given: object, word: str) -> None:
     with pytest.raises(CannotProceed, match=word):
         RuntimeChoice.read(given, "site.json")
+
+
+def test_podman_is_told_how_many_processes_a_user_may_have() -> None:
+    """It would ask for more than a container without capabilities may be given, and not start."""
+    bounds = {bound.name: bound for bound in ulimits(Limits(), Engine("podman", "4.3.1"))}
+    assert bounds["nproc"].soft == bounds["nproc"].hard
+    assert 0 < bounds["nproc"].hard <= 16384
+    assert "nproc" not in {bound.name for bound in ulimits(Limits(), Engine("Docker", "20.10.24"))}
