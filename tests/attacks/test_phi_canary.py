@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -94,6 +95,7 @@ def leaky_release(folder: Path) -> Path:
         text = text.replace(old, new, 1)
     (folder / "release").mkdir()
     (folder / "release/release.yaml").write_text(text)
+    shutil.copy(find_recipe("logistic").with_name("model-card.md"), folder / "release")
     return folder / "release"
 
 
@@ -125,7 +127,7 @@ def hospitals(
     """A run with everything planted, over recorded lines."""
     elsewhere = tmp_path_factory.mktemp("hospital") / FOLDER
     sites = tuple(DemoSite(s, DATASET, hospital_data(elsewhere / s, i)) for i, s in enumerate(SITES))
-    monkeymodule.setattr(federations, "tiny_sites", lambda folder, names: sites)
+    monkeymodule.setattr(federations, "tiny_sites", lambda folder, names, edge: sites)
     release = leaky_release(tmp_path_factory.mktemp("leaky"))
     monkeymodule.syspath_prepend(release.parent / "code")
     with ExitStack() as lines, LiveFederation.up(tmp_path_factory.mktemp("f"), str(release)) as live:

@@ -108,7 +108,7 @@ class Processes:
         for name in sorted(self._children, key=lambda n: not n.startswith("gateway")):
             child = self._children[name]
             if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
+                child.send_signal(signal.SIGINT)  # As by hand: a gateway takes its workers with it.
         give_up = time.monotonic() + 8.0
         for child in self._children.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
