@@ -85,7 +85,11 @@ def example_report(rounds: int = 12) -> dict[str, Any]:
         "isolation": {
             "site-a": {"level": "sandbox", "detail": "bubblewrap: no network, read-only data, own pid space"},
             "site-b": {"level": "sandbox", "detail": ["bubblewrap: no network", "read-only data", "own pid space"]},
-            "site-c": {"level": "none", "in_force": ["environment_verified", "wall_time"], "detail": "bubblewrap is not installed; the policy says isolation: none"},
+            "site-c": {
+                "level": "none",
+                "in_force": ["environment_verified", "wall_time"],
+                "detail": "bubblewrap is not installed; the policy says isolation: none",
+            },
             "real-test": {"level": "sandbox", "detail": "bubblewrap: no network, read-only data, own pid space"},
         },
         "sites": {
