@@ -117,6 +117,7 @@ def reduced_cohort(target: Path) -> Path:
     return target
 
 
+@pytest.mark.full
 def test_real_brains_and_a_site_that_only_evaluates(tmp_path: Path) -> None:
     data = reduced_cohort(tmp_path / "data")
     report = demo(tmp_path / "runs", "--data", str(data), *SMALL)

@@ -159,6 +159,7 @@ def test_a_gateway_that_stays_away_is_missed_and_comes_back(live: LiveFederation
     assert any("is back" in entry["message"] for entry in course)
 
 
+@pytest.mark.full
 def test_a_run_that_waited_in_vain_for_its_quorum_is_taken_up_again(
     live: LiveFederation, undisturbed: dict[str, Any]
 ) -> None:

@@ -204,7 +204,7 @@ def long_undisturbed(live: LiveFederation) -> dict[str, Any]:
 
 def in_the_middle_of(live: LiveFederation, task: str) -> tuple[Run, psutil.Process]:
     """A run, and the worker, stopped while it does the task. Met too late, it is tried again with another run."""
-    for _ in range(5):
+    for _ in range(10):
         run = live.client.submit(long_spec(live))
         when(live, run, task)
         worker = itself(live)
@@ -223,8 +223,16 @@ def begun_last(live: LiveFederation, run: Run) -> str:
     return str([e["fields"]["task"] for e in entries if e["action"] == "task begins"][-1])
 
 
-@pytest.mark.parametrize("ends", ["killed", "stopped"])
-@pytest.mark.parametrize("task", ["train/2", "baseline"])
+@pytest.mark.parametrize(
+    ("task", "ends"),
+    [
+        ("train/2", "killed"),
+        *(
+            pytest.param(*more, marks=pytest.mark.full)
+            for more in [("train/2", "stopped"), ("baseline", "killed"), ("baseline", "stopped")]
+        ),
+    ],
+)
 def test_a_worker_works_on_while_its_gateway_is_restarted(
     live: LiveFederation, long_undisturbed: dict[str, Any], task: str, ends: str
 ) -> None:
