@@ -36,7 +36,8 @@ def working_demo(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psu
             until(working, "a worker to start")
             family = me.children(recursive=True)
             # By their homes: one that starts a worker is there twice for a moment.
-            assert len({command[-1] for p in family if "gateway" in (command := _command(p))}) == 3
+            homes = {command[-1] for command in map(_command, family) if "gateway" in command}
+            assert len(homes) == 3
             yield demo, family
         finally:
             demo.kill()
