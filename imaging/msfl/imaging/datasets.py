@@ -36,7 +36,10 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-__all__ = ["DatasetReport", "Problem", "ProblemCode", "Progress", "check_dataset", "dataset_files", "dataset_version"]
+__all__ = [
+    "DatasetReport", "Problem", "ProblemCode", "Progress", "check_dataset", "dataset_files", "dataset_version",
+    "file_sha256",
+]  # fmt: skip
 
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
@@ -235,7 +238,7 @@ def dataset_files(folder: Path) -> dict[str, str]:
     for split in _SPLITS:
         for case in _collect(folder, split, description, []).values():
             paths += [*case.channels.values(), *([case.label] if case.label else [])]
-    return {path: _sha256(folder / path) for path in sorted(paths)}
+    return {path: file_sha256(folder / path) for path in sorted(paths)}
 
 
 def dataset_version(files: Mapping[str, str]) -> str:
@@ -244,7 +247,8 @@ def dataset_version(files: Mapping[str, str]) -> str:
     return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """64 hex digits. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -361,7 +365,7 @@ def _check_file(
         problems.append(Problem(code, name, f"{path} {detail}"))
 
     try:
-        digest = _sha256(folder / path)
+        digest = file_sha256(folder / path)
         image: Any = nib.load(folder / path)
         if math.prod(image.shape) > _MOST_VOXELS:
             raise ValueError("the header promises more than any scanner makes")

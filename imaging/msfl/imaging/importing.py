@@ -22,6 +22,7 @@ import pydicom
 
 from msfl.imaging.checks import Volume, fault_of
 from msfl.imaging.convert import Converted, convert
+from msfl.imaging.datasets import file_sha256
 from msfl.imaging.deidentify.changes import as_html
 from msfl.imaging.deidentify.headers import Options
 from msfl.imaging.deidentify.keys import Pseudonyms
@@ -99,16 +100,11 @@ def _inputs(visit: Visit, pseudonyms: Pseudonyms, options: ImportOptions) -> str
     """Of the bytes of all files, whatever they are called, and of what is done to them."""
     total = hashlib.sha256(repr((options, visit.split, sorted(visit.images))).encode())
     try:
-        for digest in sorted(_sha256(file) for file in visit.files):
-            total.update(digest)
+        for digest in sorted(map(file_sha256, visit.files)):
+            total.update(bytes.fromhex(digest))
     except OSError as error:
         raise unusable(Fault.UNREADABLE, "A file of the visit cannot be opened.") from error
     return pseudonyms.content(total.hexdigest())
-
-
-def _sha256(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _fill(

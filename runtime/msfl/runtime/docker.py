@@ -41,7 +41,8 @@ from msfl.runtime import keeper
 from msfl.runtime.archive import archive
 from msfl.runtime.engine import Engine, EngineFails, engine_of, inside, protections
 from msfl.runtime.environment import environment, granted_gpus
-from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, StartOrder
+from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, StartOrder, ended_within
+from msfl.runtime.processes import lives, read
 
 JsonObject: TypeAlias = dict[str, Any]
 T = TypeVar("T")
@@ -125,7 +126,7 @@ class DockerRuntime:
             return self._over(handle, Exit(None, None))
         except (docker.errors.DockerException, requests.RequestException) as error:
             # A container may outlive its engine, and an engine comes back: only the kernel knows for now.
-            if _lives(handle):
+            if lives(handle.pid, handle.started):
                 return None
             log.error("the engine does not answer, and the container is gone", why=str(error), run=handle.run_id)
             return Exit(None, None)
@@ -138,10 +139,10 @@ class DockerRuntime:
         """SIGTERM to the container's first process; after `grace_s` the kernel kills all of its processes."""
         if grace_s > 0 and self.poll(handle) is None:
             self._kill(handle, "SIGTERM")
-        ended = self._wait(handle, grace_s)
+        ended = ended_within(self, handle, grace_s)
         while ended is None:
             self._kill(handle, "SIGKILL")
-            ended = self._wait(handle, 1.0)
+            ended = ended_within(self, handle, 1.0)
         return ended
 
     def recover(self, folder: Path) -> Handle | None:
@@ -412,12 +413,6 @@ class DockerRuntime:
         with self._lock:
             return self._ended.setdefault(handle.container, ended)
 
-    def _wait(self, handle: Handle, patience_s: float) -> Exit | None:
-        give_up = time.monotonic() + patience_s
-        while (ended := self.poll(handle)) is None and time.monotonic() < give_up:
-            time.sleep(0.02)
-        return ended
-
 
 # ------------------------------------------------------------------ how it is started
 
@@ -464,7 +459,15 @@ def _environment(limits: Limits) -> dict[str, str]:
 
 def _handle(found: JsonObject) -> Handle:
     labels, pid = found["Config"]["Labels"], int(found["State"]["Pid"])
-    return Handle(labels[_RUN], labels[_ROLE], Path(labels[_AT]), pid, _started(pid) or 0, found["Id"])
+    process = read(pid)
+    return Handle(
+        labels[_RUN],
+        labels[_ROLE],
+        Path(labels[_AT]),
+        pid,
+        0 if process is None or process.zombie else process.started,
+        found["Id"],
+    )
 
 
 def _digest(identity: str) -> str:
@@ -486,19 +489,3 @@ def _as_refusal() -> Iterator[None]:
     except (docker.errors.DockerException, requests.RequestException, EngineFails) as error:
         what = f"The container engine did not start it: {_why(error)}."
         raise Refused(refuse(Code.RUNTIME_FAILED, what)) from error
-
-
-# ------------------------------------------------------------------ processes of this machine
-
-
-def _started(pid: int) -> int | None:
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
-
-
-def _lives(handle: Handle) -> bool:
-    return handle.pid > 0 and _started(handle.pid) == handle.started

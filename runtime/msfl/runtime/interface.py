@@ -15,6 +15,7 @@ honestly how far that is, and the site's policy decides whether it is enough.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,3 +182,11 @@ class Runtime(Protocol):
     def stop(self, handle: Handle, grace_s: float) -> Exit: ...
 
     def recover(self, folder: Path) -> Handle | None: ...
+
+
+def ended_within(runtime: Runtime, handle: Handle, patience_s: float) -> Exit | None:
+    """How it ended, None where it is still running after `patience_s`."""
+    give_up = time.monotonic() + patience_s
+    while (ended := runtime.poll(handle)) is None and time.monotonic() < give_up:
+        time.sleep(0.02)
+    return ended

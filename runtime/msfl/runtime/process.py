@@ -32,7 +32,6 @@ import subprocess
 import sys
 import sysconfig
 import threading
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -43,9 +42,9 @@ from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime import keeper, seccomp
 from msfl.runtime.cgroups import Cgroups, GroupLimits, remove
 from msfl.runtime.environment import environment, granted_gpus
-from msfl.runtime.interface import Exit, Handle, Limits, Protections, StartOrder
+from msfl.runtime.interface import Exit, Handle, Limits, Protections, StartOrder, ended_within
 from msfl.runtime.keeper import Spec, door, excess_of
-from msfl.runtime.processes import Process, end, family, kill, kill_session, read
+from msfl.runtime.processes import Process, end, family, kill, kill_session, lives, read
 
 Sandbox: TypeAlias = Literal["auto", "none"]
 
@@ -160,8 +159,7 @@ class ProcessRuntime:
                 return self._ended[handle]
             child = self._children.get(handle.pid)
             if child is None:
-                found = read(handle.pid)
-                if found is not None and found.started == handle.started and not found.zombie:
+                if lives(handle.pid, handle.started):
                     return None
                 _tidy(handle.folder, since=handle.started)
                 ended = Exit(None, None, excess_of(handle.folder))
@@ -180,10 +178,10 @@ class ProcessRuntime:
         """SIGTERM to the process and its children; after `grace_s` SIGKILL. On return nothing of it is left."""
         if grace_s > 0 and self.poll(handle) is None:
             self._signal(handle, signal.SIGTERM)
-        ended = self._wait(handle, grace_s)
+        ended = ended_within(self, handle, grace_s)
         while ended is None:
             hit = self._signal(handle, signal.SIGKILL)
-            ended = self._wait(handle, 1.0)
+            ended = ended_within(self, handle, 1.0)
             end(hit)
         return ended
 
@@ -192,10 +190,8 @@ class ProcessRuntime:
         note = _noted(folder)
         if note is None:
             return None
-        if note.boot == _boot():
-            found = read(note.pid)
-            if found is not None and found.started == note.started and not found.zombie:
-                return Handle(note.run_id, note.role, folder, note.pid, note.started)
+        if note.boot == _boot() and lives(note.pid, note.started):
+            return Handle(note.run_id, note.role, folder, note.pid, note.started)
         _tidy(folder, since=note.started)
         return None
 
@@ -280,12 +276,6 @@ class ProcessRuntime:
         return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", str(view.folder), "--"]
 
     # ------------------------------------------------------------- how it is ended
-
-    def _wait(self, handle: Handle, patience_s: float) -> Exit | None:
-        give_up = time.monotonic() + patience_s
-        while (ended := self.poll(handle)) is None and time.monotonic() < give_up:
-            time.sleep(0.02)
-        return ended
 
     def _signal(self, handle: Handle, number: signal.Signals) -> list[Process]:
         """SIGKILL goes to all; SIGTERM to the release's processes, not to the keeper, nor to bubblewrap and the first

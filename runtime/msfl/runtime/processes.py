@@ -35,6 +35,12 @@ def read(pid: int) -> Process | None:
     return Process(pid, int(fields[1]), int(fields[3]), int(fields[19]), fields[0] in "ZX")
 
 
+def lives(pid: int, started: int) -> bool:
+    """Whether it is still there, and still the same one."""
+    found = read(pid)
+    return found is not None and found.started == started and not found.zombie
+
+
 def everyone() -> Iterator[Process]:
     for name in os.listdir("/proc"):
         if name.isdigit() and (found := read(int(name))) is not None:
@@ -72,7 +78,7 @@ def end(processes: Iterable[Process]) -> None:
     A sandbox whose bubblewrap died while it was being built does not know yet that it should die with it.
     """
     for process in processes:
-        while (found := read(process.pid)) is not None and found.started == process.started and not found.zombie:
+        while lives(process.pid, process.started):
             kill(process.pid, signal.SIGKILL)
             time.sleep(0.005)
 

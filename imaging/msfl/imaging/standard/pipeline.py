@@ -16,6 +16,7 @@ import numpy as np
 
 from msfl.imaging.brain import BrainExtractor, no_brain
 from msfl.imaging.checks import LARGEST_HEAD_MM, Volume, fault_of, same_grid
+from msfl.imaging.datasets import file_sha256
 from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.faults import Fault, unusable
 from msfl.imaging.standard.bias import correct_bias
@@ -158,5 +159,4 @@ def _steps(case: Case, raw: Raw, made: Standard, recipe: Recipe, extractor: str,
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+    return f"sha256:{file_sha256(file)}"
