@@ -23,11 +23,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import nibabel as nib
-import numpy as np
 
-from fakes.scanners import FLAIR, T1W, Patient, Scanner
-from fakes.segmentations import segment
+from fakes.segmentations import openms_as_dicom
 from msfl.imaging.custodian import import_source, publish
 from msfl.imaging.quality.control import check_quality
 
@@ -56,13 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, home = Path(folder, "source"), Path(folder, "home")
         for name in names:
-            scanner, files = Scanner(Patient(name, f"Doe^{name}")), []
-            for image, contrast in (("FLAIR", FLAIR), ("T1w", T1W)):
-                read = nib.load(data / "openms" / name / f"{image}.nii.gz")
-                voxels = np.clip(np.asarray(read.dataobj), 0, 32767).astype(np.int16)
-                files.append(scanner.scan(voxels, read.affine, source / name, contrast))
-            mask = np.asarray(nib.load(data / "openms" / name / "lesion_mask.nii.gz").dataobj) > 0
-            segment(files[0], mask.astype(np.uint8), source / name / "mask", "MS lesion")
+            openms_as_dicom(data, name, source)
         brought = measured("import", 2, lambda: import_source(home, "benchmark", source, hands=0))
         assert brought.ok, brought
         measured("quality", 2, lambda: check_quality(home, "benchmark", hands=0))

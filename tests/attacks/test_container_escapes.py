@@ -5,24 +5,21 @@ The probes are `fakes/probes.py`; what they try is listed there, and none may su
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from fakes import probes
 from fakes.programs import image_of
-from fakes.walls import ask, until
+from fakes.walls import escapes_tried
 from msfl.runtime.docker import DockerRuntime
 from msfl.runtime.engine import UNPRIVILEGED
-from msfl.runtime.interface import Exit, Limits, StartOrder
+from msfl.runtime.interface import Limits, StartOrder
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -37,42 +34,7 @@ def runtime(engine: str) -> Iterator[DockerRuntime]:
 
 @pytest.fixture(scope="module")
 def tried(runtime: DockerRuntime, base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all the probes came to, with everything at the host that they look for."""
-    here = tmp_path_factory.mktemp("escapes")
-    what = StartOrder(
-        run_id="run-1",
-        image=image_of(Path(probes.__file__).read_text(), here / "image", base),
-        release="model:1.0.0",
-        role="worker",
-        folder=here / "F",
-        data=here / "data",
-        site="site-a",
-        log=here / "worker.log",
-        limits=Limits(memory_bytes=1 << 30, processes=128, tmp_bytes=16 << 20),
-    )
-    (here / "data").mkdir()
-    (here / "data" / "case").write_text("patient")
-    (here / "secret").write_text("the site's key")
-    abstract = f"msfl-{os.getpid()}"
-    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
-        tcp.bind(("0.0.0.0", 0))
-        tcp.listen(4)
-        unix.bind("\0" + abstract)
-        unix.listen(4)
-        addresses = [a.address for n in psutil.net_if_addrs().values() for a in n if a.family == socket.AF_INET]
-        ask(
-            what.folder,
-            probe="escapes",
-            port=tcp.getsockname()[1],
-            abstract=abstract,
-            addresses=addresses,
-            secret=str(here / "secret"),
-            pid=os.getpid(),
-            queue=4711,
-        )
-        handle = runtime.start(what)
-        assert until(lambda: runtime.poll(handle)) == Exit(0, None), what.log.read_text()
-    return {**json.loads((what.folder / "outbox" / "facts").read_text()), "folder": what.folder, "data": what.data}
+    return escapes_tried(runtime, tmp_path_factory.mktemp("escapes"), base)
 
 
 def test_no_way_out_is_open(tried: dict[str, Any]) -> None:

@@ -6,35 +6,19 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from fakes import probes
 from fakes.programs import image_of, program
-from fakes.walls import ask, told, until
+from fakes.walls import Attack, attacked, told, until
 from msfl.runtime.docker import DockerRuntime
-from msfl.runtime.interface import Exit, Handle, Limits, StartOrder
+from msfl.runtime.interface import Exit, Limits, StartOrder
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 MIB = 1 << 20
-
-
-@dataclass
-class Attack:
-    runtime: DockerRuntime
-    order: StartOrder
-    handle: Handle
-
-    def end(self) -> Exit:
-        """The one it comes to by itself."""
-        return until(lambda: self.runtime.poll(self.handle))  # type: ignore[no-any-return]
-
-    def told(self) -> dict[str, Any]:
-        return told(self.order.folder)
 
 
 @pytest.fixture
@@ -48,13 +32,8 @@ def runtime(engine: str) -> Iterator[DockerRuntime]:
 
 @pytest.fixture
 def attack(runtime: DockerRuntime, base: Path, tmp_path: Path) -> Iterator[Any]:
-    def begin(probe: str, limits: Limits, **asked: Any) -> Attack:
-        order = StartOrder(
-            "run-1", image_of(Path(probes.__file__).read_text(), tmp_path / "image", base), "m:1", "worker",
-            tmp_path / "F", None, None, tmp_path / "worker.log", limits,
-        )  # fmt: skip
-        ask(order.folder, probe=probe, **asked)
-        return Attack(runtime, order, runtime.start(order))
+    def begin(probe: str, limits: Limits, **asked: Any) -> Attack[DockerRuntime]:
+        return attacked(runtime, tmp_path, probe, limits, base, **asked)
 
     yield begin
     # The host is well: another process starts, works and ends beside whatever is left.

@@ -7,23 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
-import json
-import os
-import socket
 import stat
-from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from fakes import probes
-from fakes.programs import image_of
-from fakes.walls import ask, until
+from fakes.walls import escapes_tried
 from msfl.policies.documents import Isolation
 from msfl.policies.protections import Protection
 from msfl.runtime import seccomp
-from msfl.runtime.interface import Exit, Limits, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
 REAL = [pytest.mark.system, pytest.mark.slow]
@@ -41,42 +34,7 @@ def runtime() -> ProcessRuntime:
 
 @pytest.fixture(scope="module")
 def tried(runtime: ProcessRuntime, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What all the probes came to, with everything at the host that they look for."""
-    here = tmp_path_factory.mktemp("escapes")
-    what = StartOrder(
-        run_id="run-1",
-        image=image_of(Path(probes.__file__).read_text(), here / "image"),
-        release="model:1.0.0",
-        role="worker",
-        folder=here / "F",
-        data=here / "data",
-        site="site-a",
-        log=here / "worker.log",
-        limits=Limits(memory_bytes=1 << 30, processes=128, tmp_bytes=16 << 20),
-    )
-    (here / "data").mkdir()
-    (here / "data" / "case").write_text("patient")
-    (here / "secret").write_text("the site's key")
-    abstract = f"msfl-{os.getpid()}"
-    with socket.socket() as tcp, socket.socket(socket.AF_UNIX) as unix:
-        tcp.bind(("0.0.0.0", 0))
-        tcp.listen(4)
-        unix.bind("\0" + abstract)
-        unix.listen(4)
-        addresses = [a.address for n in psutil.net_if_addrs().values() for a in n if a.family == socket.AF_INET]
-        ask(
-            what.folder,
-            probe="escapes",
-            port=tcp.getsockname()[1],
-            abstract=abstract,
-            addresses=addresses,
-            secret=str(here / "secret"),
-            pid=os.getpid(),
-            queue=4711,
-        )
-        handle = runtime.start(what)
-        assert until(lambda: runtime.poll(handle)) == Exit(0, None), what.log.read_text()
-    return {**json.loads((what.folder / "outbox" / "facts").read_text()), "folder": what.folder, "data": what.data}
+    return escapes_tried(runtime, tmp_path_factory.mktemp("escapes"))
 
 
 @pytest.mark.system

@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,31 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from fakes import probes
 from fakes.programs import image_of, program
-from fakes.walls import ask, told, until
+from fakes.walls import Attack, ask, attacked, told, until
 from msfl.policies.documents import Isolation
 from msfl.policies.protections import Protection
 from msfl.runtime.cgroups import Cgroups
-from msfl.runtime.interface import Exit, Handle, Limits, StartOrder
+from msfl.runtime.interface import Exit, Limits, StartOrder
 from msfl.runtime.process import ProcessRuntime
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 MIB = 1 << 20
-
-
-@dataclass
-class Attack:
-    runtime: ProcessRuntime
-    order: StartOrder
-    handle: Handle
-
-    def end(self) -> Exit:
-        """The one it comes to by itself."""
-        return until(lambda: self.runtime.poll(self.handle))  # type: ignore[no-any-return]
-
-    def told(self) -> dict[str, Any]:
-        return told(self.order.folder)
 
 
 @pytest.fixture(scope="module")
@@ -54,17 +38,11 @@ def runtime() -> ProcessRuntime:
 
 
 @pytest.fixture
-def attack(runtime: ProcessRuntime, tmp_path: Path) -> Iterator[Callable[..., Attack]]:
-    begun: list[Attack] = []
+def attack(runtime: ProcessRuntime, tmp_path: Path) -> Iterator[Callable[..., Attack[ProcessRuntime]]]:
+    begun: list[Attack[ProcessRuntime]] = []
 
-    def begin(probe: str, limits: Limits, **asked: Any) -> Attack:
-        here = tmp_path / str(len(begun))
-        order = StartOrder(
-            "run-1", image_of(Path(probes.__file__).read_text(), here / "image"), "m:1", "worker",
-            here / "F", None, None, here / "worker.log", limits,
-        )  # fmt: skip
-        ask(order.folder, probe=probe, **asked)
-        begun.append(Attack(runtime, order, runtime.start(order)))
+    def begin(probe: str, limits: Limits, **asked: Any) -> Attack[ProcessRuntime]:
+        begun.append(attacked(runtime, tmp_path / str(len(begun)), probe, limits, **asked))
         return begun[-1]
 
     groups = leftover_groups(runtime)
@@ -88,7 +66,7 @@ def leftover_groups(runtime: ProcessRuntime) -> set[Path]:
     return {found for root in runtime._groups._roots.values() for found in root.glob("msfl-*")}
 
 
-def stopped(attack: Attack) -> bool:
+def stopped(attack: Attack[ProcessRuntime]) -> bool:
     return bool(attack.told().get("stopped_by"))
 
 

@@ -110,7 +110,7 @@ def escapes(folder: Path, data: Path | None, asked: dict[str, Any]) -> dict[str,
     for where, family, address in _addresses(asked):
         found[f"tcp {where}"] = _attempt(partial(_connect, family, address))
     found["udp 8.8.8.8:53"] = _attempt(lambda: socket.socket(2, socket.SOCK_DGRAM).sendto(b"\0" * 12, ("8.8.8.8", 53)))
-    found["name of a host"] = _attempt(lambda: socket.getaddrinfo("deb.debian.org", 443))
+    found["name of a host"] = _attempt(lambda: socket.getaddrinfo("example.org", 443))
     found["raw socket"] = _attempt(lambda: socket.socket(2, socket.SOCK_RAW, 1))
     found["packet socket"] = _attempt(lambda: socket.socket(17, socket.SOCK_RAW, 3))
     found["vsock"] = _attempt(lambda: socket.socket(40, socket.SOCK_STREAM).connect((2, 22)))

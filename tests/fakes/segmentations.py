@@ -1,4 +1,4 @@
-"""A radiologist's tool that writes DICOM segmentation objects on a series."""
+"""A radiologist's tool that writes DICOM segmentation objects on a series, and real patients written with it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import highdicom
+import nibabel as nib
 import numpy as np
 import pydicom
 from highdicom.seg.content import SegmentDescription
 from highdicom.seg.enum import SegmentAlgorithmTypeValues, SegmentationTypeValues
 from highdicom.sr.coding import CodedConcept
 from numpy.typing import NDArray
+
+from fakes.scanners import FLAIR, T1W, Patient, Scanner
 
 
 def segment(files: Sequence[Path], mask: NDArray[Any], out: Path, *labels: str) -> Path:
@@ -45,3 +48,14 @@ def segment(files: Sequence[Path], mask: NDArray[Any], out: Path, *labels: str) 
     )
     made.save_as(out)
     return out
+
+
+def openms_as_dicom(data: Path, name: str, source: Path) -> None:
+    """A real patient's FLAIR, T1w and lesions of `data` (MSFL_TEST_DATA), as a scanner and a radiologist write them."""
+    scanner, files = Scanner(Patient(name, f"Doe^{name}")), []
+    for image, contrast in (("FLAIR", FLAIR), ("T1w", T1W)):
+        read = nib.load(data / "openms" / name / f"{image}.nii.gz")
+        voxels = np.clip(np.asarray(read.dataobj), 0, 32767).astype(np.int16)
+        files.append(scanner.scan(voxels, read.affine, source / name, contrast))
+    mask = np.asarray(nib.load(data / "openms" / name / "lesion_mask.nii.gz").dataobj) > 0
+    segment(files[0], mask.astype(np.uint8), source / name / "mask", "MS lesion")

@@ -19,15 +19,16 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fakes.fuzzing import SLOWEST_S, fuzz
 from fakes.governance import NOW, POLICY_YAML, World, key
 from fakes.oidc import Provider, ec_jwk, rsa_jwk
 from fakes.registries import MemoryRegistry, tar_of
@@ -78,7 +79,6 @@ from msfl.registry.model_card import MARKDOWN_CARD, SECTIONS, YAML_CARD, ModelCa
 from msfl.registry.publish import material_of, papers_of
 from msfl.registry.sbom import SBOM_TYPE, sbom_flaws, write_sbom
 
-SLOWEST_S = 2.0  # of processor time; the largest inputs here take a tenth of it
 KEY, SALT = b"k" * 32, b"s" * 32
 HEADER = StreamHeader("run-7", "train/3", 3, "site-a", 1, "up", "result")
 
@@ -534,18 +534,6 @@ def outcome(target: Target, data: bytes) -> tuple[str, Any]:
         return "refused", str(refused)
 
 
-def fuzz(target: Target, examples: int) -> None:
-    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(inputs(target))
-    def one(data: bytes) -> None:
-        before = time.process_time()
-        first = outcome(target, data)
-        assert time.process_time() - before < SLOWEST_S
-        assert outcome(target, data) == first
-
-    one()
-
-
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_seeds_are_read(name: str) -> None:
     target = TARGETS[name]
@@ -572,13 +560,13 @@ def test_depth_and_one_odd_value_are_read_or_refused(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_whatever_comes_is_read_or_refused(name: str) -> None:
-    fuzz(TARGETS[name], 200)
+    fuzz(inputs(TARGETS[name]), partial(outcome, TARGETS[name]), 200)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", TARGETS)
 def test_whatever_comes_is_read_or_refused_for_long(name: str) -> None:
-    fuzz(TARGETS[name], int(os.environ.get("MSFL_FUZZ", "20000")))
+    fuzz(inputs(TARGETS[name]), partial(outcome, TARGETS[name]), int(os.environ.get("MSFL_FUZZ", "20000")))
 
 
 def test_the_tensors_seed_is_what_the_product_writes(tmp_path: Path) -> None:

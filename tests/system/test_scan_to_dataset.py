@@ -8,13 +8,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from fakes.scanners import FLAIR, T1W, Patient, Scanner
-from fakes.segmentations import segment
+from fakes.segmentations import openms_as_dicom
 from msfl.gateway.datasets import changed_file
 from msfl.gateway.home import Home
 from msfl.imaging.custodian import import_source, publish
@@ -40,13 +38,7 @@ def data() -> Path:
 def test_two_patients_from_the_scanner_to_the_federation(tmp_path: Path, data: Path) -> None:
     source, home = tmp_path / "source", tmp_path / "home"
     for name in LOADS_ML:
-        scanner, files = Scanner(Patient(name, f"Doe^{name}")), []
-        for image, contrast in (("FLAIR", FLAIR), ("T1w", T1W)):
-            read = nib.load(data / "openms" / name / f"{image}.nii.gz")
-            voxels = np.clip(np.asarray(read.dataobj), 0, 32767).astype(np.int16)
-            files.append(scanner.scan(voxels, read.affine, source / name, contrast))
-        mask = np.asarray(nib.load(data / "openms" / name / "lesion_mask.nii.gz").dataobj) > 0
-        segment(files[0], mask.astype(np.uint8), source / name / "mask", "MS lesion")
+        openms_as_dicom(data, name, source)
     brought = import_source(home, "ms-trial", source)
     assert [o.verdict for o in brought.outcomes] == ["imported"] * 2
     verdicts = check_quality(home, "ms-trial")
