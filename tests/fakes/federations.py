@@ -201,6 +201,16 @@ class LiveFederation:
         """`kill -9` a long-running part; what it had started dies with it."""
         self.processes.kill(name)
 
+    def abandon_runs(self) -> None:
+        """Every part is up, and no run goes on: what a story that failed owes the next."""
+        parts = ("keyring", "orchestrator", *(f"gateway:{site}" for site in self.names))
+        for name in parts:
+            if self.processes._children[name].poll() is not None:
+                self.start_again(name)
+        for row in self.client.runs():
+            if row["phase"] in ("offered", "running"):
+                self.client.abort(row["run_id"])
+
     def start_again(self, name: str) -> None:
         """What `kill` ended, as its service manager would."""
         part, _, site = name.partition(":")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import grpc
 import pytest
 
 from fakes.governance import AUDIENCE, ISSUER, World, key
+from fakes.lines import Line
 from fakes.stores import MemoryArtifacts, MemoryRunStore
 from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.orchestrator.doors.link import Datasets
@@ -33,7 +36,7 @@ from msfl.protos.v1.federation_pb2_grpc import add_PeopleServicer_to_server
 from msfl.registry.oci_layout import LayoutRegistry
 from msfl.sdk import client as sdk
 from msfl.sdk.client import BadJob, Client, NotNow, RefusedByGovernance
-from msfl.sdk.credentials import Credentials
+from msfl.sdk.credentials import Credentials, NotConnected
 
 RUN = "run-1"
 WORLD = World()
@@ -81,9 +84,10 @@ class Centre:
     def _no_aggregator(self, state: RunState) -> tuple[CentralProcess, dict[str, Any]]:
         raise AssertionError("no site accepts, so nothing starts")
 
-    def client(self, user: str = "ada@uni.example", key_name: str = "ada") -> Client:
+    def client(self, user: str = "ada@uni.example", key_name: str = "ada", port: int = 0) -> Client:
+        """`port`: of a line to the centre; the centre's own when not given."""
         pem = key(key_name).to_pem().decode()
-        client = Client(Credentials(f"127.0.0.1:{self.port}", self.ca, token(user, key_name), pem, user))
+        client = Client(Credentials(f"127.0.0.1:{port or self.port}", self.ca, token(user, key_name), pem, user))
         self._clients.append(client)
         return client
 
@@ -140,6 +144,34 @@ def test_an_aborted_run_is_resumed_and_looked_at_from_the_beginning(
     assert kinds == ["Submitted", "AbortRequested", "Resumed", *pause, "AbortRequested"]
     with pytest.raises(BadJob, match="you have no run run-2"):
         sdk.attach("run-2")
+
+
+@pytest.mark.parametrize(("method", "times"), [("List", 2), ("Show", 2), ("Abort", 1)])
+def test_a_question_is_asked_again_when_the_line_broke_over_it_and_an_order_is_not(
+    centre: Centre, monkeypatch: pytest.MonkeyPatch, method: str, times: int
+) -> None:
+    line, came = Line(centre.port), list[str]()
+    let_in = PeopleDoor._user
+
+    def cut_once(door: PeopleDoor, context: grpc.ServicerContext, method: str) -> Any:
+        came.append(method)
+        if len(came) == 1:
+            line.cut()
+        return let_in(door, context, method)
+
+    monkeypatch.setattr(PeopleDoor, "_user", cut_once)
+    client = centre.client(port=line.port)
+    asks: dict[str, Callable[[], Any]] = {
+        "List": client.runs,
+        "Show": partial(client.show, RUN),
+        "Abort": partial(client.abort, RUN),
+    }
+    try:
+        with nullcontext() if times == 2 else pytest.raises(NotConnected, match="does not answer"):
+            asks[method]()
+    finally:
+        line.close()
+    assert came == [method] * times
 
 
 def test_what_another_key_has_signed_is_not_signed_again(centre: Centre) -> None:
