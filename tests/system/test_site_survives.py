@@ -51,7 +51,7 @@ def a_whole_federation(live: LiveFederation) -> Iterator[None]:
 
 
 def begun(live: LiveFederation, run: Run, task: str) -> int:
-    entries = live.audit(SITE, run.run_id)
+    entries = live.said(SITE, run.run_id)
     return sum(e["action"] == "task begins" and e["fields"]["task"] == task for e in entries)
 
 
@@ -174,7 +174,7 @@ def itself(live: LiveFederation) -> psutil.Process:
 
 
 def back(live: LiveFederation, run: Run) -> list[str]:
-    return [e["fields"]["worker"] for e in live.audit(SITE, run.run_id) if e["action"] == "gateway is back"]
+    return [e["fields"]["worker"] for e in live.said(SITE, run.run_id) if e["action"] == "gateway is back"]
 
 
 def finished_by(live: LiveFederation, run: Run, worker: psutil.Process, undisturbed: dict[str, Any]) -> None:
@@ -192,7 +192,7 @@ def finished_by(live: LiveFederation, run: Run, worker: psutil.Process, undistur
 
 def long_spec(live: LiveFederation) -> JobSpec:
     """Rounds of a second or more, so that a worker can be met at work."""
-    return live.job(rounds=2, seed=11, baseline="local", config={"batches_per_epoch": 1000})
+    return live.job(rounds=2, local_epochs=5, seed=11, baseline="local", config={"batches_per_epoch": 1000})
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def in_the_middle_of(live: LiveFederation, task: str) -> tuple[Run, psutil.Proce
 
 
 def begun_last(live: LiveFederation, run: Run) -> str:
-    entries = live.audit(SITE, run.run_id)
+    entries = live.said(SITE, run.run_id)
     return str([e["fields"]["task"] for e in entries if e["action"] == "task begins"][-1])
 
 

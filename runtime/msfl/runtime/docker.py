@@ -39,6 +39,7 @@ from docker.types import DeviceRequest, LogConfig, Mount, Ulimit
 from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime import keeper
 from msfl.runtime.archive import archive
+from msfl.runtime.bounded_log import log_file
 from msfl.runtime.engine import Engine, EngineFails, engine_of, inside, protections
 from msfl.runtime.environment import environment, granted_gpus
 from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, StartOrder, ended_within
@@ -341,8 +342,8 @@ class DockerRuntime:
             hear=hearing,
         )
         try:
-            with keeper.log_file(order.log, limits.log_bytes) as log_file:
-                kept_by = keeper.start(spec, (), log_file)
+            with log_file(order.log, limits.log_bytes) as log:
+                kept_by = keeper.start(spec, (), log)
             os.close(telling)
             with open(told, "rb") as words:
                 words.readline()

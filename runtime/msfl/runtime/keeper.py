@@ -35,28 +35,26 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from msfl.protos import unix_sockets
 from msfl.protos.tasklink import MAX_FRAME_BYTES, BrokenFrame, Failed, Frame, Hello, Result, Task, decode, encode
 from msfl.runtime import cgroups
+from msfl.runtime.bounded_log import BoundedLog
+from msfl.runtime.frame_line import LENGTH, FrameLine
 from msfl.runtime.processes import children, family, kill
 from msfl.runtime.quota import Quota, measure
 
 EXCEEDED = "resources_exceeded"
 _PR_SET_CHILD_SUBREAPER = 36
-_LENGTH = struct.Struct(">I")
-_BLOCK = 1 << 16
 _MOST_WAITING = 2 * MAX_FRAME_BYTES  # of bytes for a host that does not read; then the process waits, too
 _DIAL_EVERY_S = 0.1
 _LOOK_EVERY_S = 1.0
-_LOG_TAIL = 64 << 10
 _LAST_WORDS_S = 2.0
 _HUNG_UP_S = 10.0  # for an interpreter to end
 
@@ -102,21 +100,6 @@ def excess_of(folder: Path) -> str:
     return words
 
 
-@contextlib.contextmanager
-def log_file(path: Path, most: int) -> Iterator[int]:
-    """The log file, opened for appending with mode 0600. One of an earlier start moves aside when it is half full."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > most // 2:
-        path.replace(path.with_name(path.name + ".1"))
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def start(spec: Spec, command: Sequence[str], log: int) -> subprocess.Popen[bytes]:
     """A keeper in a session of its own. Raises OSError."""
     return subprocess.Popen(
@@ -141,59 +124,13 @@ def main() -> None:
     sys.exit(status)
 
 
-class _Line:
-    """One connected socket, whole frames in both directions, never waited for."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        self.connection = connection
-        self.waiting = bytearray()  # to be sent
-        self.open = True
-        self._heard = bytearray()
-
-    def hear(self) -> Iterator[bytes]:
-        """The frames that have come whole, with their lengths; afterwards `open` says whether there may be more."""
-        try:
-            data = self.connection.recv(_BLOCK)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        self.open = bool(data)
-        self._heard += data
-        while len(self._heard) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._heard)
-            if length > MAX_FRAME_BYTES:  # The host shall see it, and that there is nothing behind it.
-                yield bytes(self._heard[: _LENGTH.size])
-                self.open = False
-                return
-            if len(self._heard) < _LENGTH.size + length:
-                return
-            yield bytes(self._heard[: _LENGTH.size + length])
-            del self._heard[: _LENGTH.size + length]
-
-    def say(self, frame: bytes) -> None:
-        self.waiting += frame
-        self.flush()
-
-    def flush(self) -> None:
-        try:
-            while self.waiting:
-                del self.waiting[: self.connection.send(self.waiting)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self.open = False
-            self.waiting.clear()
-
-
 class Keeper:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._folder = Path(spec.folder)
-        self._log = _Log(sys.stderr.fileno(), spec.log_bytes)
-        self._host: _Line | None = None
-        self._process: _Line | None = None
+        self._log = BoundedLog(sys.stderr.fileno(), spec.log_bytes)
+        self._host: FrameLine | None = None
+        self._process: FrameLine | None = None
         self._greeting = b""
         self._task = ""
         self._answer = b""
@@ -354,7 +291,7 @@ class Keeper:
             os.close(self._host_pid)
             self._host_pid = None
         if self._process is None and self._listener.fileno() in happened:
-            self._process = _Line(self._listener.accept()[0])
+            self._process = FrameLine(self._listener.accept()[0])
         for line in (self._process, self._host):
             if line is not None and line.connection.fileno() in happened:
                 line.flush()
@@ -427,7 +364,7 @@ class Keeper:
         except OSError:  # Nobody listens, yet.
             connection.close()
             return
-        self._host = _Line(connection)
+        self._host = FrameLine(connection)
         said = _read(self._greeting)
         self._host.say(encode(replace(said, task=self._task)) if isinstance(said, Hello) else self._greeting)
         self._host.say(self._answer)
@@ -512,58 +449,6 @@ class Keeper:
             self._host.flush()
 
 
-class _Log:
-    """What the process prints, appended to `file` up to `most` bytes in all; of what comes after, the end is kept in
-    memory and written last, for that is where it says of what it died."""
-
-    def __init__(self, file: int, most: int) -> None:
-        self._file = file
-        self._left = max(most - os.fstat(file).st_size, 0)
-        self._tail = bytearray()
-        self._dropped = 0
-        self.open = True
-        self.reader, self.source = os.pipe()
-        os.set_blocking(self.reader, False)
-
-    def close_source(self) -> None:
-        """Our own end of it: only the process holds one from now on."""
-        os.close(self.source)
-
-    def take(self) -> bool:
-        """Some of what there is; False when there is nothing."""
-        try:
-            said = os.read(self.reader, _BLOCK)
-        except BlockingIOError:
-            return False
-        self.open = bool(said)
-        kept, rest = said[: self._left], said[self._left :]
-        self._left -= len(kept)
-        self._write(kept)
-        if rest:
-            self._tail += rest
-            self._dropped += max(len(self._tail) - _LOG_TAIL, 0)
-            del self._tail[:-_LOG_TAIL]
-        return self.open
-
-    def take_rest(self) -> None:
-        while self.take():
-            continue
-        if self._tail:
-            self.note(f"msfl: the log is full; {self._dropped} bytes are left out here")
-            self._write(bytes(self._tail))
-            self._tail.clear()
-
-    def note(self, words: str) -> None:
-        self._write(f"{words}\n".encode())
-
-    def _write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # A full disk must not end what still computes.
-            os.write(self._file, data)
-
-    def close(self) -> None:
-        os.close(self.reader)
-
-
 def _identity(path: Path) -> tuple[int, int] | None:
     """What has this name; not given to anything else while a socket that was bound to it is open."""
     try:
@@ -582,7 +467,7 @@ def _watch(pid: int) -> int | None:
 
 def _read(frame: bytes) -> Frame | None:
     try:
-        return decode(frame[_LENGTH.size :])
+        return decode(frame[LENGTH.size :])
     except BrokenFrame:
         return None
 

@@ -40,6 +40,7 @@ from msfl.policies.documents import Isolation
 from msfl.policies.protections import Protection, isolation_of
 from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime import keeper, seccomp
+from msfl.runtime.bounded_log import log_file
 from msfl.runtime.cgroups import Cgroups, GroupLimits, remove
 from msfl.runtime.environment import environment, granted_gpus
 from msfl.runtime.interface import Exit, Handle, Limits, Protections, StartOrder, ended_within
@@ -132,7 +133,7 @@ class ProcessRuntime:
         told, telling = os.pipe()
         try:
             spec = self._spec(order, view, [str(group) for group in groups], telling)
-            with keeper.log_file(order.log, limits.log_bytes) as log:
+            with log_file(order.log, limits.log_bytes) as log:
                 # Not `with`: this Popen is kept, and reaped by poll or stop.
                 child = keeper.start(spec, command, log)
         except OSError:
