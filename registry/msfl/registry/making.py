@@ -102,7 +102,9 @@ def built_release(release: str, base: str | None) -> Iterator[BuiltRelease]:
                     )
             with Console(stderr=True).status("Locking the environment and building …"):
                 built = build_release(recipe, Path(sysconfig.get_paths()["purelib"]), base=below)
-        except (BadRelease, BadBase, BadEnvironment, Malformed) as error:
+        except BadEnvironment as error:
+            fail(str(error) if base is None else f"in the base {base}: {error}")
+        except (BadRelease, BadBase, Malformed) as error:
             fail(str(error))
         yield built
 

@@ -189,6 +189,13 @@ def test_without_a_card_nothing_is_submitted(desk: Path) -> None:
     assert msfl("list", "--registry", desk / "registry")[1]["releases"] == []
 
 
+def test_a_package_that_the_base_lacks_is_looked_for_in_the_base(desk: Path) -> None:
+    as_layout(desk / "base", [layer(dict(PYTHON))])
+    code, said = msfl("build", desk / "release", "--base", desk / "base")
+    assert code == 1
+    assert f"in the base {desk / 'base'}: the release requires pyjwt, which is not installed" in said["error"]
+
+
 HERE = ["--registry", "{desk}/registry"]
 WHO = ["--key", "{desk}/ada.pem", "--publisher", "ada"]
 
