@@ -4,9 +4,11 @@ centre; the same release as sandboxed processes; and what happens when a gateway
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -17,6 +19,7 @@ from fakes.os_image import saved_base
 from fakes.registry_server import INSTALLED, MISSING, Server, registry_server
 from msfl.gateway.home import Home
 from msfl.runtime.choice import RuntimeChoice, RuntimeKind
+from msfl.sdk.demo.processes import msfl
 from msfl.sdk.reporting import report_document
 from msfl.sdk.run import Run
 
@@ -32,11 +35,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def live(engine: str, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with the packages of small releases, as `docker save` would write it."""
+    return saved_base(tmp_path_factory.mktemp("saved"), NEEDS)
+
+
+@pytest.fixture(scope="module")
+def live(
+    engine: str, server: Server, saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveFederation]:
     folder = tmp_path_factory.mktemp("containers")
-    base = saved_base(folder, NEEDS)
     where = f"{server.base}/ms/releases"
-    with LiveFederation.up(folder / "f", registry=where, base=str(base), engine=engine) as live:
+    with LiveFederation.up(folder / "f", registry=where, base=str(saved), engine=engine) as live:
         yield live
 
 
@@ -184,3 +194,14 @@ def at_site(live: LiveFederation, client: docker.APIClient, run: Run, site: str)
     (found,) = [c for c in containers(client, run) if c["Labels"]["msfl.folder"].startswith(str(live.home(site)))]
     assert found["State"] == "running"
     return found
+
+
+def test_a_release_of_ones_own_is_tried_in_containers(engine: str, saved: Path, tmp_path: Path) -> None:
+    new = subprocess.run(msfl("registry", "new", tmp_path / "mine"), capture_output=True, text=True, check=False)
+    assert new.returncode == 0, new.stderr
+    words = msfl("registry", "try", tmp_path / "mine", "--base", saved, "--engine", engine)
+    tried = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert tried.returncode == 0, tried.stderr
+    assert "Container: Docker" in tried.stdout
+    assert "weights: 2 tensors, 7 float32 numbers" in tried.stdout
+    assert "Nothing was blocked." in tried.stdout

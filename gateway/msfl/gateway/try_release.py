@@ -2,6 +2,8 @@
 
     build ▸ pull as a site does ▸ `rehearsal` on made-up data, or on `--data` ▸ plain words
 
+Without `--base` it runs as sandboxed processes, with the packages of this machine; with it in containers on that base.
+
 Exit code: 0 nothing was blocked, 3 the gate blocked something, 1 the release failed; its own words are then shown,
 which at a site they never are.
 """
@@ -10,15 +12,18 @@ from __future__ import annotations
 
 import json
 import math
-import sysconfig
+import os
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+
+from msfl.registry.terminal import Base, Release, fail
+from msfl.runtime.options import EngineOption, OciRuntimeOption
 
 if TYPE_CHECKING:
     from msfl.gateway.rehearsal import Rehearsed, Sent
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def try_(
-    release: Annotated[str, typer.Argument(help="A folder with a release.yaml, or the name of a built-in release.")],
+    release: Release,
     profile: Annotated[str, typer.Option(help="The profile to run; `demo` where there is one.")] = "",
     data: Annotated[
         Path | None,
@@ -34,35 +39,44 @@ def try_(
             help="Your own data in nnU-Net raw layout, instead of made-up ones.", exists=True, file_okay=False
         ),
     ] = None,
+    base: Base = None,
+    engine: EngineOption = None,
+    oci_runtime: OciRuntimeOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
 ) -> None:
-    """Run a release through every task, alone on this machine, and say what would leave a site."""
+    """Run a release through every task, alone on this machine, and say what would leave a site. With `--base` in
+    containers."""
     from msfl.gateway.rehearsal import SITES, made_up_data, rehearse
-    from msfl.policies.encoding import Malformed
-    from msfl.policies.refusals import Refused
+    from msfl.policies.refusals import CannotProceed, Refused
     from msfl.policies.resolve import profile_flaws
-    from msfl.registry.build import BadRelease, build_release, find_recipe
     from msfl.registry.cache import ImageCache
-    from msfl.registry.environment import BadEnvironment
+    from msfl.registry.making import built_release
     from msfl.registry.oci_layout import LayoutRegistry
     from msfl.registry.publish import push_release
     from msfl.registry.pull import pull
+    from msfl.runtime.choice import RuntimeChoice, RuntimeKind
     from msfl.runtime.hosted import ProcessGone, TaskFailed
-    from msfl.runtime.process import ProcessRuntime
 
-    errors = Console(stderr=True)
-    with tempfile.TemporaryDirectory(prefix="msfl-try-") as name, errors.status("building …") as status:
+    if base is None and (engine, oci_runtime) != (None, None):
+        fail("Containers need an image with everything in it: name one with --base.", 2)
+    kind = RuntimeKind.PROCESS if base is None else RuntimeKind.DOCKER
+    try:
+        runtime = RuntimeChoice().but(kind, engine or os.environ.get("DOCKER_HOST"), oci_runtime).open("try")
+    except CannotProceed as error:
+        fail(str(error))
+    with (
+        tempfile.TemporaryDirectory(prefix="msfl-try-") as name,
+        built_release(release, base) as built,
+        Console(stderr=True).status("pulling …") as status,
+    ):
         folder = Path(name)
-        try:
-            built = build_release(find_recipe(release), Path(sysconfig.get_paths()["purelib"]))
-        except (BadRelease, BadEnvironment, Malformed) as error:
-            _fail(str(error))
         now = datetime.now(UTC).replace(microsecond=0)
         statement = built.statement(publisher="nobody", commit="unknown", issued=now, expires=now + timedelta(days=1))
         if flaws := profile_flaws(statement):
-            _fail("\n".join(flaw.message for flaw in flaws))
+            fail("\n".join(flaw.message for flaw in flaws))
         registry = LayoutRegistry.create(folder / "registry")
-        image = pull(registry, push_release(registry, built), ImageCache(folder / "cache"), by="try")
+        digest = push_release(registry, built)
+        image = pull(registry, digest, ImageCache(folder / "cache"), by="try", whole=runtime.whole_images)
         status.update("making up data …")
         sites = made_up_data(folder / "data") if data is None else dict.fromkeys(SITES, data.resolve())
         try:
@@ -71,25 +85,26 @@ def try_(
                 statement,
                 _config(statement, profile),
                 sites,
-                ProcessRuntime(),
+                runtime,
                 folder / "run",
                 lambda step: status.update(f"{step} …"),
             )
         except TaskFailed as failed:
-            _fail(f"The release failed with the code {failed.code}:\n{failed.detail}")
+            fail(f"The release failed with the code {failed.code}:\n{failed.detail}")
         except ProcessGone as gone:
             words = gone.log.read_text(errors="replace")[-4000:] if gone.log.exists() else ""
-            _fail(f"A process of the release ended by itself ({gone.code}). Its last words:\n{words or 'none'}")
+            fail(f"A process of the release ended by itself ({gone.code}). Its last words:\n{words or 'none'}")
         except Refused as refused:
-            _fail(refused.refusal.message)
-    text = json.dumps(_as_json(found)) if as_json else "\n".join(in_words(found))
+            fail(refused.refusal.message)
+    text = json.dumps(_as_json(found)) if as_json else "\n".join(in_words(found, made_up=data is None))
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
     raise typer.Exit(3 if found.blocked else 0)
 
 
-def in_words(found: Rehearsed) -> Iterable[str]:
+def in_words(found: Rehearsed, *, made_up: bool) -> Iterable[str]:
     yield f"{found.release}, {found.digest}"
-    yield "Tried on made-up data at two sites, with these walls around it:"
+    data = "made-up data at two sites" if made_up else "your data, which stand for two sites"
+    yield f"Tried on {data}, with these walls around it:"
     yield from (f"  {line}" for line in found.protections)
     yield ""
     yield "What would leave a site, at most; its policy may allow less:"
@@ -169,7 +184,7 @@ def _config(statement: ReleaseStatement, profile: str) -> dict[str, Any]:
 
     name = profile or ("demo" if "demo" in statement.profiles else min(statement.profiles))
     if name not in statement.profiles:
-        _fail(f"The release has no profile {name}; it has {', '.join(sorted(statement.profiles))}.")
+        fail(f"The release has no profile {name}; it has {', '.join(sorted(statement.profiles))}.")
     config = {k: list(v) if isinstance(v, tuple) else v for k, v in statement.profiles[name].items()}
     return {**config, "profile": name, "rounds": ROUNDS, "wire": "float32"}
 
@@ -194,8 +209,3 @@ def _as_json(found: Rehearsed) -> dict[str, Any]:
         "figures": sorted(found.figures),
         "exported_bytes": found.exported,
     }
-
-
-def _fail(why: str) -> NoReturn:
-    Console(stderr=True, soft_wrap=True).print(why, style="red", markup=False, highlight=False)
-    raise typer.Exit(1)

@@ -45,7 +45,7 @@ def test_plain_words() -> None:
     found = Rehearsed("own:1.0.0", "sha256:0", ("bubblewrap: no network",))
     found.sent.append(Sent("train/1", "site-a", {"n_train": 4}, Tensors({"w": (2, 3)}, 200)))
     found.blocked.append(Blocked("evaluate/test", "site-b", "A result of evaluate was not declared.", "'name' …"))
-    text = "\n".join(in_words(found))
+    text = "\n".join(in_words(found, made_up=True))
     assert "weights: 1 tensors, 6 float32 numbers, 200 bytes" in text
     assert "w 2 × 3" in text
     assert "BLOCKED in evaluate/test at site-b" in text
