@@ -53,6 +53,10 @@ def submit(
     publisher: Publisher,
     base: Base = None,
     root: MaybeRoot = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="A new statement for a release that has one: every review is asked anew."),
+    ] = False,
     valid_days: Days = 365,
     access: AccessFile = None,
     as_json: AsJson = False,
@@ -87,6 +91,7 @@ def submit(
         if "TODO" in statement.description:
             fail(f"{recipe}: the description still says TODO. Hospitals and reviewers read it; nothing was pushed.")
         digest = put(opened, built)
+    _must_be_new(opened, digest, statement, pair, again)
     attach_materials(opened, digest, sbom, card)
     submit_statement(opened, digest, sign(encode(statement), RELEASE_STATEMENT, [pair]))
     say(
@@ -241,6 +246,46 @@ def status(ref: Ref, registry: RegistryAt, root: Root, access: AccessFile = None
     say(as_json, "\n".join(standing_in_words(ref, standing)), digest=digest, **standing_as_json(standing))
     if standing.why is not None:
         raise typer.Exit(3)
+
+
+def _must_be_new(opened: Registry, digest: str, statement: ReleaseStatement, pair: KeyPair, again: bool) -> None:
+    """Every new statement undoes the reviews of the one before, and sites then run the release no more. So it is never
+    made by the way. What somebody else attached does not count here, as it counts nowhere."""
+    from msfl.policies.documents import Member
+    from msfl.policies.encoding import Malformed
+    from msfl.policies.envelope import RELEASE_STATEMENT, Signed
+    from msfl.policies.keys import encode_public
+    from msfl.registry.publish import papers_of
+    from msfl.registry.resubmit import Differs, difference
+
+    papers = papers_of(opened, digest)
+    if papers.statement is None:
+        return
+    try:
+        signed = Signed.parse(papers.statement, RELEASE_STATEMENT, "release statement")
+        before = RELEASE_STATEMENT.load(signed.payload_of_kind(), signed.file)
+    except Malformed:
+        return
+    if not signed.signed_by([Member(person="publisher", key_id=pair.id, public_key=encode_public(pair.public))]):
+        return
+    found = difference(before, statement)
+    named, undone = ", ".join(found.fields), f"the {len(papers.reviews)} reviews of it" if papers.reviews else "it"
+    if found.kind is Differs.RELEASE:
+        fail(
+            f"{statement.ref} was submitted with other {named}: what a version may do does not change. Nothing was "
+            "signed; give the release a new version."
+        )
+    if again:
+        return
+    if found.kind is Differs.SAME:
+        fail(
+            f"{statement.ref} is submitted, exactly as it is here, until {before.expires:%Y-%m-%d}. Nothing was "
+            f"signed: a new statement replaces {undone}, and sites would wait for new reviews. Is that meant? --again"
+        )
+    fail(
+        f"{statement.ref} was submitted with other {named}. A new statement replaces {undone}, and sites wait for new "
+        "reviews: --again, if that is meant; nothing was signed."
+    )
 
 
 def _must_hold(

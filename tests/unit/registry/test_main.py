@@ -142,10 +142,37 @@ def test_a_new_statement_asks_for_new_reviews(desk: Path) -> None:
     review(desk, "cleo")
     assert publish(desk)[0] == 0
     (desk / "release/model-card.md").write_text(CARD.replace("Words", "Other words"))
-    submit(desk)
+    code, said = submit(desk)
+    assert (code, "was submitted with other materials" in said["error"], state(desk)) == (1, True, "published")
+    assert submit(desk, "release", "--again")[0] == 0
     assert state(desk) == "submitted"
     _, said = msfl("status", "1.0.0", "--registry", desk / "registry", "--root", desk / "trust")
     assert {r["worth"] for r in said["reviews"]} == {"other_statement"}
+
+
+def test_submitting_once_more_by_the_way_undoes_nothing(desk: Path) -> None:
+    submit(desk)
+    review(desk, "bob")
+    review(desk, "cleo")
+    assert publish(desk)[0] == 0
+    code, said = submit(desk)
+    assert (code, "the 2 reviews of it" in said["error"], state(desk)) == (1, True, "published")
+
+
+def test_what_a_version_may_do_does_not_change(desk: Path) -> None:
+    """The settings are not in the image, so that the digest alone would not tell."""
+    submit(desk)
+    write_release(desk / "wider", "1.0.0", most=9)
+    code, said = submit(desk, "wider", "--again")
+    assert code == 1
+    assert "submitted with other config" in said["error"]
+
+
+def test_what_a_stranger_attached_does_not_stand_in_the_publishers_way(desk: Path) -> None:
+    where = ("--registry", desk / "registry", "--key", desk / "bob.pem", "--publisher", "ada")
+    assert msfl("submit", desk / "release", *where)[0] == 0
+    assert submit(desk)[0] == 0
+    assert state(desk) == "submitted"
 
 
 def test_what_changed_is_told(desk: Path) -> None:
