@@ -52,6 +52,7 @@ class ProgramImage:
     digest: str = "sha256:" + "0" * 64
     entrypoint: tuple[str, ...] = ("python", "-m", "release")
     refusal: Refusal | None = None
+    packages: frozenset[str] = frozenset()
 
     @property
     def self_contained(self) -> bool:

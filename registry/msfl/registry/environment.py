@@ -16,7 +16,8 @@ the installed distributions, each with its version and the sha256 of each of its
 Not locked: files outside site-packages (scripts carry the path of their interpreter), and what the installer writes
 for itself (RECORD, INSTALLER, …), because two honest installations differ there. Byte-code caches are not locked
 either: compiling 26 000 files anew would cost every start more than a minute; who can write them can also write the
-interpreter. Distributions outside the closure are not checked; reviewed code does not import them.
+interpreter. Distributions outside the closure are not checked; a process of the release does not find them
+(`runtime.launcher`).
 """
 
 from __future__ import annotations
@@ -81,6 +82,12 @@ class EnvironmentLock:
             },
         }
         return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def packages(self) -> frozenset[str]:
+        """The names that `import` finds of it in site-packages: `numpy`, `typing_extensions`, `_cffi_backend`."""
+        tops = {path.partition("/")[0] for d in self.distributions.values() for path in d.files}
+        return frozenset(top.partition(".")[0] for top in tops if not top.endswith((".dist-info", ".data", ".pth")))
 
     @property
     def sha256(self) -> str:

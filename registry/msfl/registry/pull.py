@@ -110,6 +110,10 @@ class VerifiedImage:
         if seal is not _SEAL:
             raise TypeError("a VerifiedImage is made by msfl.registry.pull from verified bytes, never by hand")
 
+    @property
+    def packages(self) -> frozenset[str]:
+        return self.environment.packages
+
     def check_environment(self, site_packages: Path) -> Refusal | None:
         """Hash the installed environment, in full, against the image's lock; None when it is the same."""
         mismatches = verify_environment(self.environment, site_packages)

@@ -16,7 +16,7 @@ honestly how far that is, and the site's policy decides whether it is enough.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -80,6 +80,11 @@ class Image(Protocol):
     @property
     def self_contained(self) -> bool:
         """Whether the image has base layers, so that it holds all that it needs."""
+        ...
+
+    @property
+    def packages(self) -> Set[str]:
+        """The names that can be imported of what the image's lock holds; of site-packages nothing else is found."""
         ...
 
     def check_environment(self, site_packages: Path) -> Refusal | None:

@@ -221,6 +221,7 @@ class ProcessRuntime:
         spec = {
             "root": str(view.root),
             "site_packages": str(view.site_packages),
+            "packages": sorted(order.image.packages),
             "module": module,
             "limits": limits,
         }

@@ -42,6 +42,7 @@ class ReadyImage:
     config_digest: str = "sha256:" + "0" * 64
     layers: tuple[ImageLayer, ...] = ()
     self_contained: bool = False
+    packages: frozenset[str] = frozenset({"numpy"})
 
     def check_environment(self, site_packages: Path) -> Refusal | None:
         del site_packages
@@ -274,6 +275,7 @@ from msfl.runtime.interface import StartOrder
 from msfl.runtime.process import ProcessRuntime
 class Image:
     root, digest, entrypoint = Path({str(tmp_path / "image")!r}), "", ("python", "-m", "release")
+    packages = ()
     def check_environment(self, site_packages): return None
 here = Path({str(tmp_path)!r})
 ProcessRuntime(sandbox={sandbox!r}).start(
@@ -462,3 +464,18 @@ def test_the_inbox_can_neither_be_written_nor_swapped_for_a_link(sandboxed: Proc
     (tmp_path / "F" / "link.sock").touch()
     _, facts = run(sandboxed, what)
     assert facts == {"plant": "OSError", "swap": "OSError", "door": "OSError", "outbox": "OSError", "still": "'sealed'"}
+
+
+def test_what_the_lock_does_not_hold_is_not_found_though_it_is_installed(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    """Nobody reviewed it, nothing verifies it, and in a container of the same release it is not there."""
+    code = """
+        import importlib.util
+        import numpy.linalg
+        def needs_scipy(): import scipy
+        tell(numpy=numpy.__name__, scipy=attempt(needs_scipy), asked=importlib.util.find_spec("scipy") is None)
+    """
+    ended, facts = run(runtime, order(tmp_path, code))
+    assert ended.status == 0
+    assert facts == {"numpy": "numpy", "scipy": "ModuleNotFoundError", "asked": True}
