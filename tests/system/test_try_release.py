@@ -34,12 +34,13 @@ def test_a_new_release_works_and_says_what_would_leave(release: Path) -> None:
     assert code == 0, errors
     found = json.loads(said)
     assert {one["task"] for one in found["sent"]} == {
-        "fingerprint", "prepare", "train/1", "train/2", "baseline", "evaluate/test"
+        "fingerprint", "prepare", "train/1", "train/2", "validate", "baseline", "evaluate/test"
     }  # fmt: skip
     trained = next(one for one in found["sent"] if one["task"] == "train/2")
     assert trained["tensors"] == {"coefficients": [1, 6], "intercepts": [1]}
     assert trained["document"]["incoming"]["val_dice"] is not None
-    assert found["unused"] == ["evaluate.summaries.*.loss"]
+    assert found["unused"] == []
+    assert "train_loss" in found["progress"]
     assert found["figures"] == ["overlay.png"]
     assert found["exported_bytes"] > 0
 
@@ -65,3 +66,11 @@ def test_a_bug_is_shown_with_its_words(release: Path) -> None:
     status, _, errors = run(try_, release)
     assert status == 1
     assert "ZeroDivisionError" in errors
+
+
+def test_a_package_that_was_not_required_is_named(release: Path) -> None:
+    recipe = release / "release.yaml"
+    recipe.write_text(recipe.read_text().replace("requires: [numpy, scipy, nibabel, ", "requires: [numpy, nibabel, "))
+    status, _, errors = run(try_, release)
+    assert status == 1
+    assert "scipy is installed here, but a release finds only what it requires" in errors

@@ -5,7 +5,7 @@
     aggregator  one, started the same way; gets what passed the gate, sealed, as from a site
     gate        `egress`: what does not pass here would not leave a site
 
-    fingerprint ─▶ plan ─▶ prepare ─▶ train, `ROUNDS` times, each summed ─▶ train alone ─▶ evaluate ─▶ export
+    fingerprint ─▶ plan ─▶ prepare ─▶ train, `ROUNDS` times ─▶ validate ─▶ train alone ─▶ evaluate ─▶ export
 
 A policy allows less than a release declares; here it allows all of it, so that what is shown is the most that could
 leave. What the gate stops is a finding, and so is what was declared and never sent: reviewers will ask.
@@ -25,7 +25,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import jsonschema
 
-from msfl.gateway.egress import CheckedTensors, check_document, head_of
+from msfl.gateway.egress import CheckedTensors, check_document, head_of, progress_of
 from msfl.policies.decide import OutputRules
 from msfl.policies.documents import ReleaseStatement
 from msfl.policies.refusals import Refusal, Refused
@@ -75,12 +75,16 @@ class Blocked:
 
 @dataclass
 class Rehearsed:
+    """`progress`: phases and numbers that a site says while it works; `kept`: numbers in it that never leave."""
+
     release: str
     digest: str
     protections: tuple[str, ...]
     sent: list[Sent] = field(default_factory=list)
     blocked: list[Blocked] = field(default_factory=list)
     figures: set[str] = field(default_factory=set)
+    progress: set[str] = field(default_factory=set)
+    kept: set[str] = field(default_factory=set)
     exported: int = 0
     unused: tuple[str, ...] = ()
 
@@ -149,11 +153,15 @@ def _walk(desk: _Desk, sites: tuple[str, ...], data: Mapping[str, Path], say: Sa
         updates = {s: desk.at_site(s, f"train/{round}", "train", federated, model[s], round) for s in sites}
         summed = desk.at_centre("aggregate", {"recipients": list(sites)}, updates, round)
         model = {site: desk.tensors(summed, site, f"aggregate/{round}", round, "weights") for site in sites}
+    for site in sites if "evaluate" in tasks else ():
+        say(f"validate at {site}")
+        asked = {"split": "validation", "candidates": ["federated"]}
+        desk.at_site(site, "validate", "evaluate", asked, {"federated": model[site]}, ROUNDS)
     say("train alone, for comparison")
     local = {"stream": "local", "rounds": 1, "send_weights": True}
     own = {site: desk.at_site(site, "baseline", "train", local, initial[site]) for site in sites}
-    asked = {"recipients": list(sites), "federated_round": ROUNDS}
-    candidates = desk.at_centre("candidates", asked, own, ROUNDS)
+    chosen = {"recipients": list(sites), "federated_round": ROUNDS}
+    candidates = desk.at_centre("candidates", chosen, own, ROUNDS)
     if "evaluate" in tasks:
         for site in sites:
             say(f"evaluate at {site}")
@@ -307,10 +315,16 @@ class _Desk:
             bare[wanted] = f"{number:03d}.in"
             shutil.copyfile(path, inbox / bare[wanted])
         task = Task(f"{verb}/{round}", verb, round, self._config, document, bare)
-        result = self._processes[name].call(task, _nobody_watches)
+        result = self._processes[name].call(task, self._hear if name != "centre" else _nobody_watches)
         for leftover in inbox.iterdir():
             leftover.unlink()
         return result
+
+    def _hear(self, said: Progress) -> None:
+        """A site says how far a task is: a phase of ours, a count, and the training loss at most (`progress_of`)."""
+        left = progress_of(_RUN, said.task_id, said, self._rules)
+        self.found.progress |= {left.phase, *left.metrics}
+        self.found.kept |= said.metrics.keys() - left.metrics.keys()
 
     def _sealed(self, passed: _Passed) -> Path:
         sealed = self._fresh(".sealed")
@@ -368,7 +382,7 @@ def unused(statement: ReleaseStatement, sent: list[Sent]) -> tuple[str, ...]:
 
 
 def _verb(task: str) -> str:
-    return {"baseline": "train"}.get(task, task.split("/")[0])
+    return {"baseline": "train", "validate": "evaluate"}.get(task, task.split("/")[0])
 
 
 def _fields(
@@ -426,4 +440,4 @@ def made_up_data(folder: Path) -> dict[str, Path]:
 
 
 def _nobody_watches(said: Progress) -> None:
-    """The command shows its own steps."""
+    """What the centre says of its own work leaves no site."""

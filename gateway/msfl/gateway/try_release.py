@@ -10,9 +10,11 @@ which at a site they never are.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -79,6 +81,13 @@ def try_(
         image = pull(registry, digest, ImageCache(folder / "cache"), by="try", whole=runtime.whole_images)
         status.update("making up data …")
         sites = made_up_data(folder / "data") if data is None else dict.fromkeys(SITES, data.resolve())
+        at = "start"
+
+        def say(step: str) -> None:
+            nonlocal at
+            at = step
+            status.update(f"{step} …")
+
         try:
             found = rehearse(
                 image,
@@ -87,18 +96,32 @@ def try_(
                 sites,
                 runtime,
                 folder / "run",
-                lambda step: status.update(f"{step} …"),
+                say,
             )
         except TaskFailed as failed:
-            fail(f"The release failed with the code {failed.code}:\n{failed.detail}")
+            fail(f"The release failed ({at}) with the code {failed.code}:\n{failed.detail}{_hint(failed.detail)}")
         except ProcessGone as gone:
             words = gone.log.read_text(errors="replace")[-4000:] if gone.log.exists() else ""
-            fail(f"A process of the release ended by itself ({gone.code}). Its last words:\n{words or 'none'}")
+            fail(
+                f"A process of the release ended by itself ({at}; {gone.code}). Its last words:\n{words or 'none'}"
+                f"{_hint(words)}"
+            )
         except Refused as refused:
             fail(refused.refusal.message)
     text = json.dumps(_as_json(found)) if as_json else "\n".join(in_words(found, made_up=data is None))
     Console(soft_wrap=True).print(text, markup=False, highlight=False)
     raise typer.Exit(3 if found.blocked else 0)
+
+
+def _hint(said: str) -> str:
+    """A package that is installed here and not found in there: the commonest mistake of a first release."""
+    missing = re.search(r"No module named '([\w]+)", said)
+    if missing is None or importlib.util.find_spec(missing[1]) is None:
+        return ""
+    return (
+        f"\n{missing[1]} is installed here, but a release finds only what it requires: name its package under "
+        "`requires` in release.yaml, or its module under `code`."
+    )
 
 
 def in_words(found: Rehearsed, *, made_up: bool) -> Iterable[str]:
@@ -108,6 +131,8 @@ def in_words(found: Rehearsed, *, made_up: bool) -> Iterable[str]:
     yield from (f"  {line}" for line in found.protections)
     yield ""
     yield "What would leave a site, at most; its policy may allow less:"
+    if found.progress:
+        yield f"  while it works, now and then: steps done of steps to do, and {', '.join(sorted(found.progress))}"
     fullest: dict[str, Sent] = {}
     for sent in found.sent:
         before = fullest.get(task := sent.task.split("/")[0])
@@ -119,6 +144,8 @@ def in_words(found: Rehearsed, *, made_up: bool) -> Iterable[str]:
         yield f"  The centre exports the model: a zip of {_size(found.exported)}."
     if found.figures:
         yield f"Pictures that stay at the site: {', '.join(sorted(found.figures))}."
+    if found.kept:
+        yield f"Said while it works, and kept at the site: {', '.join(sorted(found.kept))}."
     yield ""
     for blocked in found.blocked:
         yield f"BLOCKED in {blocked.task} at {blocked.site}: {blocked.why}"
@@ -131,7 +158,11 @@ def in_words(found: Rehearsed, *, made_up: bool) -> Iterable[str]:
         yield from (f"  {name}" for name in found.unused)
 
 
-_TITLES = {"train": "train, each round", "baseline": "the site's own model, if asked for and its policy allows it"}
+_TITLES = {
+    "train": "train, each round",
+    "validate": "validate, before the best round is chosen",
+    "baseline": "the site's own model, if asked for and its policy allows it",
+}
 
 
 def _sent_in_words(sent: Sent) -> Iterable[str]:
@@ -206,6 +237,8 @@ def _as_json(found: Rehearsed) -> dict[str, Any]:
         ],
         "blocked": [{"task": b.task, "site": b.site, "why": b.why, "more": b.more} for b in found.blocked],
         "unused": list(found.unused),
+        "progress": sorted(found.progress),
+        "progress_kept": sorted(found.kept),
         "figures": sorted(found.figures),
         "exported_bytes": found.exported,
     }
