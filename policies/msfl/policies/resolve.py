@@ -57,6 +57,17 @@ def profile_flaws(statement: ReleaseStatement) -> tuple[Refusal, ...]:
     return tuple(result for result in checked if isinstance(result, Refusal))
 
 
+def unbounded(statement: ReleaseStatement) -> tuple[str, ...]:
+    """Settings that may be anything of their type: what nobody bounded, no reviewer can judge."""
+    return tuple(
+        key
+        for key, bound in sorted(statement.config.items())
+        if bound.type != "boolean"
+        and (bound.enum, bound.const) == (None, None)
+        and (bound.type.startswith("string") or bound.min is None or bound.max is None)
+    )
+
+
 def _checked(asked: Mapping[str, ConfigValue], statement: ReleaseStatement, profile: str) -> JsonObject | Refusal:
     resolved: JsonObject = {}
     for key in sorted(asked):

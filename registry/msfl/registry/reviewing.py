@@ -64,7 +64,7 @@ def submit(
     """Build a release, push it with its SBOM and model card, and sign the statement that reviewers will read."""
     from msfl.policies.encoding import encode
     from msfl.policies.envelope import RELEASE_STATEMENT, sign
-    from msfl.policies.resolve import profile_flaws
+    from msfl.policies.resolve import profile_flaws, unbounded
     from msfl.registry.build import find_recipe
     from msfl.registry.model_card import BadCard, find_card
     from msfl.registry.publish import attach_materials, submit_statement
@@ -88,6 +88,8 @@ def submit(
         )
         if flaws := profile_flaws(statement):
             fail("\n".join(flaw.message for flaw in flaws))
+        if free := unbounded(statement):
+            fail(f"{recipe}: {', '.join(free)} under config: neither min and max nor enum. Nothing was pushed.")
         if "TODO" in statement.description:
             fail(f"{recipe}: the description still says TODO. Hospitals and reviewers read it; nothing was pushed.")
         digest = put(opened, built)

@@ -168,6 +168,14 @@ def test_what_a_version_may_do_does_not_change(desk: Path) -> None:
     assert "submitted with other config" in said["error"]
 
 
+def test_a_setting_without_bounds_is_not_submitted(desk: Path) -> None:
+    recipe = desk / "release/release.yaml"
+    recipe.write_text(recipe.read_text().replace("{type: integer, min: 1, max: 5}", "{type: integer, min: 1}"))
+    code, said = submit(desk)
+    assert (code, "rounds under config: neither min and max nor enum" in said["error"]) == (1, True)
+    assert msfl("list", "--registry", desk / "registry")[1]["releases"] == []
+
+
 def test_what_a_stranger_attached_does_not_stand_in_the_publishers_way(desk: Path) -> None:
     where = ("--registry", desk / "registry", "--key", desk / "bob.pem", "--publisher", "ada")
     assert msfl("submit", desk / "release", *where)[0] == 0
