@@ -100,8 +100,17 @@ class Judgement:
 
 class Judge:
     def __init__(
-        self, home: Home, registry: Registry, ledger: Ledger, isolation: Isolation, standing: Standing
+        self,
+        home: Home,
+        registry: Registry,
+        ledger: Ledger,
+        isolation: Isolation,
+        standing: Standing,
+        *,
+        whole_images: bool = False,
     ) -> None:
+        """`whole_images`: this site runs containers, which take releases on a base image only."""
+        self._whole_images = whole_images
         self._home = home
         self._standing = standing
         self._registry = registry
@@ -186,6 +195,8 @@ class Judge:
         policy = next(p for p in policies if p.sha256 == decision.policy_sha256)
         if (twice := self._twice(policy, release, root, now)) is not None:
             return refused(twice, job, user)
+        if self._whole_images and (lacking := _without_base(release)) is not None:
+            return refused(lacking, job, user)
         papers = Papers(
             offer.spec,
             offer.proof,
@@ -321,6 +332,15 @@ def _policy(
         return policy
     revoked = {Code.KEY_REVOKED, Code.POLICY_REVOKED}
     return next((r for r in untrusted if r.code in revoked), _withdrawn(papers.policy_id))
+
+
+def _without_base(release: TrustedRelease) -> Refusal | None:
+    """A statement without materials does not say; then the container's start finds out."""
+    materials = release.statement.materials
+    if materials is None or materials.base is not None:
+        return None
+    what = f"{release.statement.ref} has no base image, and this site runs releases in containers only."
+    return refuse(Code.IMAGE_NOT_SELF_CONTAINED, what, digest=release.statement.digest)
 
 
 def _release(

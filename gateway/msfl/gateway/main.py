@@ -142,7 +142,14 @@ def serve(
     standing = Standing(site, memory, audit)
     around = Surroundings(
         home=site,
-        judge=Judge(site, registry, ledger, contained.protections().isolation, standing),
+        judge=Judge(
+            site,
+            registry,
+            ledger,
+            contained.protections().isolation,
+            standing,
+            whole_images=contained.whole_images,
+        ),
         ledger=ledger,
         audit=audit,
         registry=registry,

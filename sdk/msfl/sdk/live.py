@@ -152,7 +152,8 @@ class Picture:
             case "CentralDone":
                 return self._central(event, at)
             case "CentreFailed":
-                return [f"the centre failed: {_code(event['code'])}"]
+                more = advice(event["code"])
+                return [f"the centre failed: {_code(event['code'])}{more and '. ' + more}"]
             case "AbortRequested":
                 return [f"aborted by {event['by']}"]
             case _:

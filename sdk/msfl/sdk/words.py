@@ -29,6 +29,7 @@ _WORDS = {
     "process_": "the worker at the site ended or fell silent, again and again",
     # Why the centre gave up.
     "aggregator_error": "the aggregator failed, again and again",
+    "image_not_self_contained": "the release has no base image, so it cannot run in containers",
     "quorum_not_reached": "too few sites are left",
     "no_updates": "no site sent an update",
     # What a run waits for at the centre.
