@@ -10,7 +10,7 @@ which at a site they never are.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import math
 import os
@@ -116,7 +116,7 @@ def try_(
 def _hint(said: str) -> str:
     """A package that is installed here and not found in there: the commonest mistake of a first release."""
     missing = re.search(r"No module named '([\w]+)", said)
-    if missing is None or importlib.util.find_spec(missing[1]) is None:
+    if missing is None or missing[1] not in importlib.metadata.packages_distributions():
         return ""
     return (
         f"\n{missing[1]} is installed here, but a release finds only what it requires: name its package under "

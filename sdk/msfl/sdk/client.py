@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -33,8 +34,10 @@ from msfl.sdk.run import Run
 JsonObject: TypeAlias = dict[str, Any]
 D = TypeVar("D", bound=BaseModel)
 CALL_TIMEOUT_S = 30.0
-# Questions: they change nothing, so one that was on its way when the line broke is asked once more.
+# Questions: they change nothing, so one that was on its way when the line broke is asked again. After a pause, since the
+# channel may not have noticed yet that the connection is gone.
 _QUESTIONS = ("Show", "List")
+_ASK_AGAIN_AFTER_S = (0.1, 0.5, 2.0)
 
 
 _SAME_AGAIN = (
@@ -282,11 +285,13 @@ class Client:
         return list(rows)
 
     def _call(self, method: str, request: Any) -> Any:
-        try:
-            return self._ask(method, request)
-        except grpc.RpcError as error:
-            if method not in _QUESTIONS or error.code() is not grpc.StatusCode.UNAVAILABLE:
-                raise self._translated(error) from error
+        for pause in _ASK_AGAIN_AFTER_S if method in _QUESTIONS else ():
+            try:
+                return self._ask(method, request)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise self._translated(error) from error
+            time.sleep(pause)
         try:
             return self._ask(method, request)
         except grpc.RpcError as error:
