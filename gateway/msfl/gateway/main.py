@@ -67,7 +67,7 @@ def enrol(
     """
     from msfl.gateway.enrol import EnrolmentFailed, enrol_again
     from msfl.gateway.enrol import enrol as join
-    from msfl.policies.keys import BadKey, KeyPair
+    from msfl.policies.keys import BadKey, KeyPair, passphrase_of
     from msfl.protos.registration import BadToken, RegistrationToken
 
     try:
@@ -80,7 +80,7 @@ def enrol(
         else:
             if not yes and not sys.stdin.isatty():
                 raise typer.BadParameter("nobody can be asked here whether the federation root is accepted: say --yes")
-            key = KeyPair.from_pem(custodian_key.read_bytes())
+            key = KeyPair.from_pem(custodian_key.read_bytes(), passphrase_of("", os.environ))
             chosen = RuntimeChoice().but(runtime, engine, oci_runtime)
             join(token, home, {custodian: key}, datetime.now(UTC), lambda root: _accepted(root, yes=yes), chosen)
     except BadKey as error:
@@ -207,7 +207,7 @@ def confirm(
 ) -> None:
     """Show what would run and what may leave, and sign it: the run begins at this site."""
     from msfl.gateway.confirmations import confirmation, in_words, signed
-    from msfl.policies.keys import BadKey, KeyPair
+    from msfl.policies.keys import BadKey, KeyPair, passphrase_of
 
     site = enrolled(home)
     shown = answers.waiting(site, run)
@@ -216,7 +216,7 @@ def confirm(
         typer.echo(line)
     if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
         raise typer.Exit(1)
-    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
     try:
         pair = KeyPair.from_pem(key.read_bytes(), secret)
     except (OSError, BadKey) as error:

@@ -51,7 +51,7 @@ from msfl.policies.envelope import (
     sign,
 )
 from msfl.policies.identity import User
-from msfl.policies.keys import BadKey, KeyPair, encode_public
+from msfl.policies.keys import BadKey, KeyPair, encode_public, passphrase_of
 from msfl.policies.refusals import Code, JsonObject, Refusal
 from msfl.policies.resolve import resolve_config
 from msfl.policies.templates import policy_template
@@ -70,12 +70,15 @@ PolicyFile = Annotated[Path, typer.Argument(help="A policy: YAML, or its signed 
 
 @app.command()
 def keys(
-    person: Annotated[str, typer.Argument(help="Whose key: a name or address, as the site root will list it.")],
+    person: Annotated[str, typer.Argument(help="Whose key: a name or address, as a root will list it.")],
     folder: Annotated[Path, typer.Option(help="Where both files go.")] = Path(),
     passphrase: Annotated[bool, typer.Option(help="Ask for a passphrase that protects the key.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a custodian's key. The private file never leaves this site."""
+    """Make a person's key: a custodian's, and just so a keeper's, a publisher's, a reviewer's. Nobody else makes it.
+
+    The private file stays with its person; the public one goes to whoever writes the root that names them.
+    """
     secret = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True).encode() if passphrase else None
     pair = KeyPair.generate()
     try:
@@ -87,7 +90,11 @@ def keys(
         _fail(f"{public} exists already; nothing was written.", 1)
     _write(private, pair.to_pem(secret), mode=0o600)
     _write(public, encode(member) + b"\n")
-    said = [f"Private key: {private} (mode 0600, keep it here)", f"Public key:  {public}", f"Key id:      {pair.id}"]
+    said = [
+        f"Private key: {private} (mode 0600; it stays with {person})",
+        f"Public key:  {public}",
+        f"Key id:      {pair.id}",
+    ]
     _say(as_json, {"private": str(private), "public": str(public), "key_id": pair.id}, said)
 
 
@@ -304,7 +311,7 @@ def sign_(
     as_json: AsJson = False,
 ) -> None:
     """Sign exactly these bytes. Given an envelope, add one more custodian's signature to it."""
-    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
     try:
         pair = KeyPair.from_pem(_read(key, MAX_BYTES), secret)
         policy, payload = _policy(file)

@@ -46,12 +46,16 @@ def test_a_new_key_is_private(folder: Path) -> None:
     run("keys", "Cleo Mayer", "--folder", folder, code=2)
 
 
-def test_a_key_with_a_passphrase_signs_with_it(folder: Path) -> None:
+def test_a_key_with_a_passphrase_signs_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("keys", "carl", "--folder", folder, "--passphrase", typed="secret\nsecret\n")
     private = folder / "carl.key.pem"
     assert b"ENCRYPTED" in private.read_bytes()
     run("sign", folder / "policy.yaml", "--key", private, code=1)
     run("sign", folder / "policy.yaml", "--key", private, "--passphrase", typed="secret\n")
+    monkeypatch.setenv("MSFL_KEY_PASSPHRASE", "secret")
+    run("sign", folder / "policy.yaml", "--key", private, "--out", folder / "other.dsse")
+    said = run("sign", folder / "policy.yaml", "--key", folder / "cleo.pem", "--out", folder / "third.dsse", code=1)
+    assert "has no passphrase: leave out --passphrase, and unset MSFL_KEY_PASSPHRASE" in said
 
 
 def test_sign_gives_an_envelope_that_the_gateway_trusts(folder: Path) -> None:
