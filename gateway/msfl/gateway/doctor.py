@@ -366,6 +366,9 @@ def _judge_surroundings(facts: SiteFacts) -> Iterable[Finding]:
     registry = "" if isinstance(facts.settings, Unmeasured) else facts.settings.registry
     if isinstance(facts.tags, Unmeasured):
         do = "mount the registry's folder at this place, readable for the gateway's user, or ask the operator"
+        if "://" in registry:
+            file = facts.home / "secrets/registry.json"
+            do = f'write the registry\'s {{"user": …, "password": …}} into {file}, mode 0600, or ask the operator'
         yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)

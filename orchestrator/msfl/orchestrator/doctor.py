@@ -410,6 +410,8 @@ def _judge_surroundings(facts: CentreFacts) -> Iterable[Finding]:
     registry = "" if isinstance(facts.settings, Unmeasured) else facts.settings.registry
     if isinstance(facts.tags, Unmeasured):
         do = "mount or restore the registry; a new one: msfl registry init"
+        if "://" in registry:
+            do = f'write its {{"user": …, "password": …}} into {facts.home / "registry.json"}, mode 0600, or start it'
         yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)

@@ -26,6 +26,7 @@ from msfl.runtime.interface import Protections
 DAY = timedelta(days=1)
 IDP = "https://login.example"
 FAILED = Unmeasured("PermissionError: no")
+OVER_HTTP = SiteSettings("site-a", "msfl-01", "centre:8444", "https://registry.example/models")
 SITE = CertificateFacts(("msfl://site/site-a",), NOW - 5 * DAY, NOW + 25 * DAY, True, True)
 LINE = tuple(StepFacts(step, 0.001) for step in Step)
 PEER = Peer(PROTOCOL, SOFTWARE, timedelta(0), timedelta(milliseconds=1))
@@ -90,6 +91,7 @@ def test_a_site_that_is_well() -> None:
         ({"issuers": FAILED}, "bad", "trust", "key sets cannot be read", "operator"),
         ({"timestamp": NOW}, "bad", "trust", "has expired", "federation timestamp"),
         ({"federation_root": NOW + 10 * DAY}, "warn", "trust", "expires in 10 days", "operator"),
+        ({"settings": OVER_HTTP, "tags": FAILED}, "bad", "registry", "cannot be read", "/secrets/registry.json"),
         ({"policies": ((), ())}, "warn", "policies", "none is in force", "msfl policy new"),
         ({"policies": ((replace(POLICY, expires=NOW - DAY),), ())}, "warn", "policies", "expired", "msfl policy sign"),
         ({"policies": ((replace(POLICY, not_before=NOW + DAY),), ())}, "warn", "policies", "only from", ""),
