@@ -184,16 +184,24 @@ def _end_of_a_thread(audit: AuditLog, ended: threading.ExceptHookArgs) -> None:
 
 
 @app.command()
-def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def pending(
+    home: HomeOption,
+    job: Annotated[str, typer.Option(metavar="RUN", help="Print this run's job, for `msfl policy explain`.")] = "",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """Runs that wait for the custodian."""
-    waiting = enrolled(home).pending()
+    site = enrolled(home)
+    if job:
+        typer.echo(json.dumps(answers.waiting(site, job)["job"], indent=1))
+        return
+    waiting = site.pending()
     if as_json:
         console.print_json(json.dumps(waiting))
         return
     table = Table(Column("run", no_wrap=True), "release", "dataset", "rounds", "job")
     for run_id, shown in waiting.items():
-        job = shown["job"]
-        table.add_row(run_id, job["release"], ", ".join(job["datasets"]), str(job["rounds"]), job["name"])
+        asks = shown["job"]
+        table.add_row(run_id, asks["release"], ", ".join(asks["datasets"]), str(asks["rounds"]), asks["name"])
     console.print(table if waiting else "no run waits for you")
 
 

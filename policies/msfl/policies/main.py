@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
@@ -62,6 +63,11 @@ app = typer.Typer(name="policy", help="Write, check, explain and sign asset poli
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+_POLICY = "a policy (YAML with `kind: AssetPolicy`, or its signed envelope)"
+_JOB = (
+    "a job (the JSON document JobSpec, as `msfl gateway pending --job RUN` prints it); of a file for `msfl job submit` "
+    "the sites say it themselves: `msfl job submit FILE --explain`"
+)
 _MAX_RECORD_BYTES = 64 << 20  # it names every file of the dataset
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -231,7 +237,7 @@ def diff(
 
 @app.command()
 def explain(
-    file: Annotated[Path, typer.Argument(help="A policy (YAML or envelope), or a job (JSON).", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A policy (YAML or envelope), or a job (JobSpec).", show_default=False)],
     policy: Annotated[list[Path] | None, typer.Option(help="For a job: the policies; repeat for several.")] = None,
     release: Annotated[Path | None, typer.Option(help="For a job: the release statement.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="For a job: the record of this site's dataset.")] = None,
@@ -246,10 +252,14 @@ def explain(
 ) -> None:
     """Say in plain words what a policy allows; or, for a job, every rule of the given policies with pass or fail.
 
-    Nothing is verified here and nothing starts: signatures and tokens are the gateway's to check.
+    A job is the JSON document JobSpec that its user signs: of a run that waits here, what `msfl gateway pending
+    --job RUN` prints; of another, the field `spec` of its user's `msfl job show RUN --json`. Nothing is verified here
+    and nothing starts: signatures and tokens are the gateway's to check.
     """
     if b'"JobSpec"' not in _read(file, MAX_ENVELOPE_BYTES):
         try:
+            if not (_is_envelope(file) or _calls_itself_a_policy(file)):
+                _fail(f"{file} is neither {_POLICY} nor {_JOB}.", 1)
             document, payload = _policy(file)
         except Malformed as error:
             _fail(str(error), 1)
@@ -352,6 +362,12 @@ def _record(file: Path) -> DatasetRecord:
         return load_json(_read(file, _MAX_RECORD_BYTES), DatasetRecord, str(file), max_bytes=_MAX_RECORD_BYTES)
     except Malformed as error:
         _fail(str(error), 1)
+
+
+def _calls_itself_a_policy(file: Path) -> bool:
+    """Raises Malformed for what is no YAML at all."""
+    said, _ = read_yaml(_read(file, MAX_ENVELOPE_BYTES), str(file))
+    return isinstance(said, Mapping) and said.get("kind") == "AssetPolicy"
 
 
 def _is_envelope(file: Path) -> bool:

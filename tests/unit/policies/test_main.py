@@ -195,6 +195,18 @@ def test_explain_a_job_that_does_not_fit_the_release(folder: Path) -> None:
     assert "config_key_unknown" in run(*words, code=3)
 
 
+def test_what_is_neither_policy_nor_job_is_answered_in_a_line(folder: Path) -> None:
+    file = folder / "submit.yaml"
+    file.write_text("release: ms-lesion-nnunet:1.0.0\ndatasets: [site-a/ms-trial]\nrounds: 3\n")
+    said = run("explain", file, code=1)
+    assert len(said.splitlines()) == 1
+    assert "neither a policy (YAML with `kind: AssetPolicy`" in said
+    assert "msfl gateway pending --job RUN" in said
+    # What calls itself a policy is told line by line what is wrong with it.
+    file.write_text("kind: AssetPolicy\nrounds: 3\n")
+    assert "submit.yaml:2" in run("explain", file, code=1)
+
+
 def test_every_rule_has_words() -> None:
     assert {name for name, _ in RULES} < set(RULE_WORDS)
 
