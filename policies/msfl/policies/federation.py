@@ -46,7 +46,7 @@ from msfl.policies.trust import (
     trust_revocations,
     trust_timestamp,
 )
-from msfl.policies.words import root_in_a_line
+from msfl.policies.words import federation_in_words, root_in_a_line
 
 T = TypeVar("T")
 app = typer.Typer(name="federation", help="Revoke, time-stamp, and change the federation's root.", no_args_is_help=True)
@@ -245,14 +245,17 @@ def _first_root(file: Path, pair: KeyPair, out: Path) -> str:
     waits = out.with_name(f"{out.stem}.next{out.suffix}")
     if isinstance(found, Refusal) and found.code is Code.TOO_FEW_SIGNERS:
         written = write_durably(waits, envelope)
-        return (
-            f"{written} waits for further signatures: {found.message}\n"
-            f"The next keeper: msfl federation root --first --file {written} --key … --out {out}"
-        )
-    trusted = _trusted(found)
-    write_durably(out, envelope)
-    waits.unlink(missing_ok=True)
-    return f"signed {out}\n{root_in_a_line(trusted.document, trusted.sha256)}"
+        done = [
+            f"{written} waits for further signatures: {found.message}",
+            f"The next keeper: msfl federation root --first --file {written} --key … --out {out}",
+        ]
+    else:
+        _trusted(found)
+        done = [f"signed {write_durably(out, envelope)}"]
+        waits.unlink(missing_ok=True)
+    # An envelope cannot be read by eye: who signs it sees here what it says.
+    sha256 = Signed.parse(envelope, FEDERATION_ROOT).sha256
+    return "\n".join([*done, *federation_in_words(document, sha256)])
 
 
 def _as_root(payload: bytes, file: Path) -> FederationRoot:
