@@ -391,7 +391,7 @@ def _judge_surroundings(facts: SiteFacts) -> Iterable[Finding]:
         do = "mount the registry's folder at this place, readable for the gateway's user, or ask the operator"
         if "://" in registry:
             file = facts.home / "secrets/registry.json"
-            do = f'write the registry\'s {{"user": …, "password": …}} into {file}, mode 0600, or ask the operator'
+            do = f'if it wants a password: {{"user": …, "password": …}} in {file}, mode 0600; else ask the operator'
         yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)

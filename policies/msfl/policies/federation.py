@@ -227,6 +227,9 @@ def _first_root(file: Path, pair: KeyPair, out: Path) -> str:
     complete and was verified as every site will verify it. Until then it waits beside `out`."""
     if out.exists():
         _fail(f"{out} is there already, and a federation has one first root: give another name with --out", 1)
+    waits = out.with_name(f"{out.stem}.next{out.suffix}")
+    if waits.exists() and waits.resolve() != file.resolve():
+        _fail(f"{waits} waits for signatures already: sign that file, or move it away to begin anew", 1)
     given = _read(file, MAX_ENVELOPE_BYTES)
     waiting = b'"payloadType"' in given
     try:
@@ -242,7 +245,6 @@ def _first_root(file: Path, pair: KeyPair, out: Path) -> str:
         names = ", ".join(dict.fromkeys(keeper.person for keeper in document.keepers))
         _fail(f"{file}: this key is of none of the keepers that it names ({names}); nothing was written", 3)
     found = trust_federation_root(envelope, sha256_of(envelope), _now())
-    waits = out.with_name(f"{out.stem}.next{out.suffix}")
     if isinstance(found, Refusal) and found.code is Code.TOO_FEW_SIGNERS:
         written = write_durably(waits, envelope)
         done = [
@@ -335,7 +337,8 @@ def _root(trust: Path) -> TrustedFederationRoot:
     try:
         return _trusted(TrustFolder(trust).federation_root())
     except OSError as error:
-        _fail(f"{trust} holds no federation root: {error.strerror}", 2)
+        first = "the first one of a federation is made with: msfl federation root --first"
+        _fail(f"{trust} holds no federation root ({error.strerror}); {first}", 2)
 
 
 def _trusted(found: T | Refusal) -> T:

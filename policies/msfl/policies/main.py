@@ -258,7 +258,7 @@ def explain(
     """
     if b'"JobSpec"' not in _read(file, MAX_ENVELOPE_BYTES):
         try:
-            if not (_is_envelope(file) or _calls_itself_a_policy(file)):
+            if not _calls_itself_a_policy(file):
                 _fail(f"{file} is neither {_POLICY} nor {_JOB}.", 1)
             document, payload = _policy(file)
         except Malformed as error:
@@ -366,7 +366,10 @@ def _record(file: Path) -> DatasetRecord:
 
 def _calls_itself_a_policy(file: Path) -> bool:
     """Raises Malformed for what is no YAML at all."""
-    said, _ = read_yaml(_read(file, MAX_ENVELOPE_BYTES), str(file))
+    data = _read(file, MAX_ENVELOPE_BYTES)
+    if _is_envelope(file):
+        return Signed.parse(data, ASSET_POLICY, str(file)).payload_type == ASSET_POLICY.payload_type
+    said, _ = read_yaml(data, str(file))
     return isinstance(said, Mapping) and said.get("kind") == "AssetPolicy"
 
 

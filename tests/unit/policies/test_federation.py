@@ -163,6 +163,9 @@ def test_a_federation_starts_with_a_root_that_its_own_keepers_sign(tmp_path: Pat
     assert "federation-root.next.dsse waits for further signatures" in said
     assert not desk.out.exists(), "what its keepers have not signed is no root"
     waiting = desk.out.with_name("federation-root.next.dsse")
+    first = waiting.read_bytes()
+    code, said = desk.sign("olga")
+    assert (code, "sign that file" in said, waiting.read_bytes() == first) == (1, True, True), "nobody's word is lost"
     code, said = desk.sign("olga", waiting)
     assert code == 0
     root = trusted(TrustFolder(tmp_path).federation_root())
@@ -192,6 +195,9 @@ def test_whoever_signs_a_root_says_whether_it_is_the_first(desk: Desk) -> None:
     words = ["root", "--file", str(file), "--key", str(desk.folder / "otto.pem")]
     result = CliRunner().invoke(app, words)
     assert (result.exit_code, "--first --out FILE" in result.stderr) == (2, True)
+    (desk.trust.root / "federation-root.dsse").unlink()
+    code, said = desk.msfl("root", "otto", "--file", str(file))
+    assert (code, "msfl federation root --first" in said) == (2, True)
 
 
 def test_a_timestamp_does_not_outlive_a_week() -> None:

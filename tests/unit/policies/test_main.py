@@ -202,6 +202,7 @@ def test_what_is_neither_policy_nor_job_is_answered_in_a_line(folder: Path) -> N
     assert len(said.splitlines()) == 1
     assert "neither a policy (YAML with `kind: AssetPolicy`" in said
     assert "msfl gateway pending --job RUN" in said
+    assert "neither a policy" in run("explain", folder / "release.json", code=1)
     # What calls itself a policy is told line by line what is wrong with it.
     file.write_text("kind: AssetPolicy\nrounds: 3\n")
     assert "submit.yaml:2" in run("explain", file, code=1)
