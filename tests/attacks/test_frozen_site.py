@@ -46,7 +46,9 @@ def used(keyring: Keyring) -> RegistrationToken:
 def test_a_second_use_freezes_the_site(keyring: Keyring, tmp_path: Path) -> None:
     token = used(keyring)
     assert keyring.standings()["site-a"].frozen is None
-    assert code(Applicant(token, ip="192.0.2.9").enrol(keyring)) == "token_used"
+    answer = Applicant(token, ip="192.0.2.9").enrol(keyring)
+    assert code(answer) == "token_used"
+    assert "msfl orchestrator site unfreeze site-a" in getattr(answer, "message", ""), "whoever did it learns of it"
     frozen = keyring.standings()["site-a"].frozen
     assert frozen is not None
     assert frozen.why == f"token {token.token_id} was used a second time, from 192.0.2.9"

@@ -78,6 +78,7 @@ class IdleRuntime:
     """Its workers greet, and then do nothing until they are ended."""
 
     whole_images = False
+    reads_as: int | None = None
 
     def __init__(self) -> None:
         self.started: list[StartOrder] = []

@@ -41,6 +41,7 @@ class FakeRuntime:
     """All of them share what runs, as real ones share the machine; so one can `recover` what another has started."""
 
     whole_images = False
+    reads_as: int | None = None
     running: ClassVar[dict[Path, _Running]] = {}
     _numbers = itertools.count(1)
 

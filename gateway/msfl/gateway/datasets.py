@@ -7,12 +7,14 @@ policy's custodian has not looked at: it is refused until it is published again.
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from msfl.policies.documents import DatasetRecord
 
 # Where a worker looks for cases; what lies elsewhere in the folder it never reads.
 _SPLITS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+_ACCESS_LIST = "system.posix_acl_access"
 
 
 def changed_file(record: DatasetRecord, folder: Path) -> str | None:
@@ -29,4 +31,24 @@ def changed_file(record: DatasetRecord, folder: Path) -> str | None:
             return name
         if found != expected:
             return name
+    return None
+
+
+def closed_to(user: int, record: DatasetRecord, folder: Path) -> Path | None:
+    """The first folder or file of the dataset that `user` may not read, by its mode bits; None when all may be read.
+
+    What has an access list of its own is taken for readable, and what is not there for `changed_file` to find.
+    """
+    folders = {folder} | {folder / above for name in record.files for above in Path(name).parents}
+    wanted = [(path, 0o5) for path in sorted(folders)] + [(folder / name, 0o4) for name in sorted(record.files)]
+    for path, needed in wanted:
+        try:
+            found = path.stat()
+            if _ACCESS_LIST in os.listxattr(path):
+                continue
+        except OSError:
+            continue
+        shift = 6 if found.st_uid == user else 3 if found.st_gid == user else 0
+        if found.st_mode >> shift & needed != needed:
+            return path
     return None

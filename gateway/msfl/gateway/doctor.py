@@ -8,6 +8,7 @@ The steps of the line are named one by one, so that staff see whether to call th
 
 from __future__ import annotations
 
+import os
 import platform
 import stat
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from msfl.gateway.datasets import closed_to
 from msfl.gateway.home import Home, NoIdentity, SiteSettings
 from msfl.gateway.membership import expired_remedy
 from msfl.gateway.memory import ISSUER_KEYS, Memory
@@ -46,6 +48,7 @@ from msfl.protos.software import SOFTWARE
 from msfl.registry.cache import CacheFacts, ImageCache
 from msfl.registry.interface import RegistryFails
 from msfl.registry.location import open_registry
+from msfl.runtime.engine import UNPRIVILEGED
 from msfl.runtime.interface import Protections
 
 ROOT_SOON, CA_SOON, POLICY_SOON = timedelta(days=30), timedelta(days=180), timedelta(days=14)
@@ -80,6 +83,7 @@ class SiteFacts:
     """Everything `examine` looks at. `exposed`: files that others on this machine may open. Roots: in force until when,
     or why not trusted. `datasets`: id, folder, what is wrong with it. `tags`: how many releases the registry has;
     `images`: what is kept of them here.
+    `closed`: a dataset, and the first file or folder of it that the user of the containers may not read.
     `issuers`: identity providers with stewards, and until when their keys are good."""
 
     home: Path
@@ -101,6 +105,7 @@ class SiteFacts:
     images: CacheFacts | Unmeasured
     pending: tuple[str, ...] | Unmeasured
     issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
+    closed: tuple[tuple[str, str], ...] | Unmeasured = ()
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -109,6 +114,7 @@ class SiteFacts:
 def measure(root: Path, now: datetime) -> SiteFacts:
     home = Home(root)
     settings = attempt(home.settings)
+    runtime = attempt(lambda: home.settings().runtime.open("doctor"), (CannotProceed,))
     return SiteFacts(
         home=root,
         now=now,
@@ -124,16 +130,13 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         audit=attempt(lambda: _audit(root / "audit" / "log.jsonl")),
         disk=attempt(lambda: disk(root, largest_file(home.runs))),
         line=attempt(lambda: line(home.settings().link_endpoint, home.ca_pem, home.identity_file)),
-        protections=attempt(lambda: _protections(home), (CannotProceed,)),
+        protections=runtime if isinstance(runtime, Unmeasured) else runtime.protections(),
         tags=attempt(lambda: _tags(home), (RegistryFails,)),
         images=attempt(lambda: ImageCache(home.images, home.settings().images_bytes).facts()),
         pending=attempt(lambda: tuple(home.pending())),
         issuers=attempt(lambda: _issuers(home, now)),
+        closed=attempt(lambda: tuple(_closed(home, None if isinstance(runtime, Unmeasured) else runtime.reads_as))),
     )
-
-
-def _protections(home: Home) -> Protections:
-    return home.settings().runtime.open("doctor").protections()
 
 
 def _tags(home: Home) -> int:
@@ -200,6 +203,17 @@ def _datasets(home: Home) -> Iterable[tuple[str, str, str]]:
             yield file.stem, str(file), f"it is not known where the data lie ({folder.why})"
         else:
             yield file.stem, str(folder), "" if folder.is_dir() else "the folder is not there"
+
+
+def _closed(home: Home, user: int | None) -> Iterable[tuple[str, str]]:
+    """By the mode bits: root itself could open everything. A home that is another's has a gateway that is not us."""
+    if user is None or home.root.stat().st_uid != os.getuid():
+        return
+    for record in home.datasets():
+        folder = attempt(lambda name=record.id: home.dataset_folder(name))  # type: ignore[misc]  # bound at once
+        path = None if isinstance(folder, Unmeasured) else closed_to(user, record, folder)
+        if path is not None:
+            yield record.id, str(path)
 
 
 def _audit(file: Path) -> AuditFacts:
@@ -327,10 +341,19 @@ def _judge_datasets(facts: SiteFacts) -> Iterable[Finding]:
     if not facts.datasets:
         do = "msfl data import, then msfl data publish"
         yield Finding("datasets", Status.WARN, "none is published", str(facts.home / "datasets"), "", do)
+    if isinstance(facts.closed, Unmeasured):
+        where = str(facts.home / "datasets")
+        yield unmeasured("datasets", "who may read them cannot be found out", where, facts.closed)
+    closed = {} if isinstance(facts.closed, Unmeasured) else dict(facts.closed)
     for name, where, wrong in facts.datasets:
         if wrong:
             do = "mount or restore the data, or publish it again: msfl data publish"
             yield Finding("datasets", Status.BAD, f"{name}: {wrong}", where, "runs on it fail", do)
+        elif name in closed:
+            what = f"{name}: {closed[name]} is closed to the user {UNPRIVILEGED}"
+            why = "as the gateway is run by root, containers run as that user, and runs on it fail"
+            do = "run the gateway as a user of its own that may read the data, or let that user read it: "
+            yield Finding("datasets", Status.BAD, what, where, why, f"{do}setfacl -R -m u:{UNPRIVILEGED}:rX {where}")
         else:
             yield Finding("datasets", Status.OK, name, where)
 
@@ -366,6 +389,9 @@ def _judge_surroundings(facts: SiteFacts) -> Iterable[Finding]:
     registry = "" if isinstance(facts.settings, Unmeasured) else facts.settings.registry
     if isinstance(facts.tags, Unmeasured):
         do = "mount the registry's folder at this place, readable for the gateway's user, or ask the operator"
+        if "://" in registry:
+            file = facts.home / "secrets/registry.json"
+            do = f'if it wants a password: {{"user": …, "password": …}} in {file}, mode 0600; else ask the operator'
         yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)

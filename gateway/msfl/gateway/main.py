@@ -67,7 +67,7 @@ def enrol(
     """
     from msfl.gateway.enrol import EnrolmentFailed, enrol_again
     from msfl.gateway.enrol import enrol as join
-    from msfl.policies.keys import BadKey, KeyPair
+    from msfl.policies.keys import BadKey, KeyPair, passphrase_of
     from msfl.protos.registration import BadToken, RegistrationToken
 
     try:
@@ -80,7 +80,7 @@ def enrol(
         else:
             if not yes and not sys.stdin.isatty():
                 raise typer.BadParameter("nobody can be asked here whether the federation root is accepted: say --yes")
-            key = KeyPair.from_pem(custodian_key.read_bytes())
+            key = KeyPair.from_pem(custodian_key.read_bytes(), passphrase_of("", os.environ))
             chosen = RuntimeChoice().but(runtime, engine, oci_runtime)
             join(token, home, {custodian: key}, datetime.now(UTC), lambda root: _accepted(root, yes=yes), chosen)
     except BadKey as error:
@@ -191,16 +191,24 @@ def _end_of_a_thread(audit: AuditLog, ended: threading.ExceptHookArgs) -> None:
 
 
 @app.command()
-def pending(home: HomeOption, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def pending(
+    home: HomeOption,
+    job: Annotated[str, typer.Option(metavar="RUN", help="Print this run's job, for `msfl policy explain`.")] = "",
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
     """Runs that wait for the custodian."""
-    waiting = enrolled(home).pending()
+    site = enrolled(home)
+    if job:
+        typer.echo(json.dumps(answers.waiting(site, job)["job"], indent=1))
+        return
+    waiting = site.pending()
     if as_json:
         console.print_json(json.dumps(waiting))
         return
     table = Table(Column("run", no_wrap=True), "release", "dataset", "rounds", "job")
     for run_id, shown in waiting.items():
-        job = shown["job"]
-        table.add_row(run_id, job["release"], ", ".join(job["datasets"]), str(job["rounds"]), job["name"])
+        asks = shown["job"]
+        table.add_row(run_id, asks["release"], ", ".join(asks["datasets"]), str(asks["rounds"]), asks["name"])
     console.print(table if waiting else "no run waits for you")
 
 
@@ -214,7 +222,7 @@ def confirm(
 ) -> None:
     """Show what would run and what may leave, and sign it: the run begins at this site."""
     from msfl.gateway.confirmations import confirmation, in_words, signed
-    from msfl.policies.keys import BadKey, KeyPair
+    from msfl.policies.keys import BadKey, KeyPair, passphrase_of
 
     site = enrolled(home)
     shown = answers.waiting(site, run)
@@ -223,7 +231,7 @@ def confirm(
         typer.echo(line)
     if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
         raise typer.Exit(1)
-    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
     try:
         pair = KeyPair.from_pem(key.read_bytes(), secret)
     except (OSError, BadKey) as error:

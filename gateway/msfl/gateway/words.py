@@ -10,6 +10,7 @@ The gateway writes each of them into its audit log. Nothing here has to do with 
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ from msfl.gateway.standing import next_of
 from msfl.policies.documents import DatasetRef, Digest, KeyId, Member, SiteRoot, format_utc
 from msfl.policies.encoding import MAX_BYTES, Malformed, encode, load_json
 from msfl.policies.envelope import MAX_ENVELOPE_BYTES, SITE_ROOT, Signed, add_signature, sign
-from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.keys import BadKey, KeyPair, passphrase_of
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import next_site_root
 
@@ -104,7 +105,7 @@ def sign_(
     passphrase: Annotated[bool, typer.Option(help="Ask for the key's passphrase.")] = False,
 ) -> None:
     """Sign it; given an envelope, add one more custodian's signature."""
-    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
     out = file.with_suffix(".dsse")
     try:
         pair, data = KeyPair.from_pem(_read(key), secret), _read(file)

@@ -410,6 +410,9 @@ def _judge_surroundings(facts: CentreFacts) -> Iterable[Finding]:
     registry = "" if isinstance(facts.settings, Unmeasured) else facts.settings.registry
     if isinstance(facts.tags, Unmeasured):
         do = "mount or restore the registry; a new one: msfl registry init"
+        if "://" in registry:
+            file = facts.home / "registry.json"
+            do = f'if it wants a password: {{"user": …, "password": …}} in {file}, mode 0600; else see that it runs'
         yield unmeasured("registry", "it cannot be read, so no run can start", registry, facts.tags, do)
     else:
         yield Finding("registry", Status.OK, f"{facts.tags} releases", registry)

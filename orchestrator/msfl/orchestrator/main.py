@@ -17,6 +17,7 @@ from msfl.orchestrator.home import CentreHome, FederationSettings
 from msfl.policies.encoding import sha256_of
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import trust_federation_root
+from msfl.policies.words import root_in_a_line
 from msfl.runtime.choice import RuntimeChoice
 from msfl.runtime.options import EngineOption, OciRuntimeOption, RuntimeOption
 
@@ -63,6 +64,8 @@ def init(
     trusted = trust_federation_root(envelope, sha256_of(envelope), now)
     if isinstance(trusted, Refusal):
         raise Refused(trusted)
+    if trusted.document.federation != federation:
+        raise typer.BadParameter(f"{root} is the root of {trusted.document.federation}: say so with --federation")
     allowed, proxies = tuple(people_from or LOOPBACK), tuple(proxy or ())
     try:
         Callers.of(allowed, proxies)
@@ -80,7 +83,7 @@ def init(
     first = centre.federation_root.parent / "roots" / f"{trusted.document.version}.dsse"
     first.parent.mkdir(exist_ok=True)
     first.write_bytes(envelope)
-    console.print(f"federation {federation} is ready in {home}; root {sha256_of(envelope)}")
+    console.print(f"{home} is ready. {root_in_a_line(trusted.document, trusted.sha256)}")
 
 
 def _location(registry: str) -> str:
@@ -220,7 +223,11 @@ def create_token(
     """Issue a registration token: one file, one site, one use. Hand it over by another way than the network."""
     from msfl.orchestrator.keyring.client import KeyringClient
 
-    centre, file = CentreHome(home), out or Path(f"{site}.token")
+    centre, file, now = CentreHome(home), out or Path(f"{site}.token"), datetime.now(UTC)
+    envelope = centre.federation_root.read_bytes()
+    root = trust_federation_root(envelope, sha256_of(envelope), now)
+    if isinstance(root, Refusal):
+        raise Refused(root)
     settings, ranges = centre.settings(), tuple(cidr or ("127.0.0.0/8",))
     if file.exists():
         raise CannotProceed(f"{file} is there already: give another name with --out")
@@ -230,7 +237,7 @@ def create_token(
         endpoint=f"{settings.host}:{settings.port}",
         link_endpoint=f"{settings.host}:{settings.link_port}",
         registry=settings.registry,
-        federation_root_sha256=sha256_of(centre.federation_root.read_bytes()),
+        federation_root_sha256=sha256_of(envelope),
         hours=hours,
         cidrs=ranges,
     )
@@ -240,6 +247,8 @@ def create_token(
         f"{file}: {site} may join once with it, within {hours:g} h, from {', '.join(ranges)}; then it may call from "
         f"there only. There: msfl gateway enrol {file.name} --home HOME …"
     )
+    shown = root_in_a_line(root.document, root.sha256)
+    console.print(f"What they are shown there, and should hear from you by another way: {shown}")
 
 
 @site_app.command("freeze")

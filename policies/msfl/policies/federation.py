@@ -5,6 +5,7 @@
 
     revoke ─▶ the next list: the old one and what is new      timestamp ─▶ the newest root and list, for some hours
     root   ─▶ the next root, from a JSON file                 cosign    ─▶ one more keeper's signature
+    root --first ─▶ the first root of a federation, before there is a folder: one file, for `msfl orchestrator init`
 
 A document that does not have enough signatures yet waits as `….next.dsse`, where no site sees it; `cosign` adds the
 next keeper's, and puts it in its place when it has enough. Order matters after a change of keepers: root, then revoke
@@ -24,8 +25,17 @@ import typer
 
 from msfl.policies.documents import FederationRoot, Named, RevocationList, Timestamp, format_utc
 from msfl.policies.encoding import MAX_BYTES, Malformed, encode, load_json, sha256_of
-from msfl.policies.envelope import FEDERATION_ROOT, REVOCATIONS, TIMESTAMP, Kind, add_signature, sign
-from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.envelope import (
+    FEDERATION_ROOT,
+    MAX_ENVELOPE_BYTES,
+    REVOCATIONS,
+    TIMESTAMP,
+    Kind,
+    Signed,
+    add_signature,
+    sign,
+)
+from msfl.policies.keys import BadKey, KeyPair, passphrase_of
 from msfl.policies.refusals import Code, Refusal
 from msfl.policies.trust import (
     TrustedFederationRoot,
@@ -36,6 +46,7 @@ from msfl.policies.trust import (
     trust_revocations,
     trust_timestamp,
 )
+from msfl.policies.words import federation_in_words, root_in_a_line
 
 T = TypeVar("T")
 app = typer.Typer(name="federation", help="Revoke, time-stamp, and change the federation's root.", no_args_is_help=True)
@@ -60,16 +71,19 @@ class TrustFolder:
         return file.read_bytes() if file.exists() else None
 
     def write(self, name: str, envelope: bytes) -> Path:
-        """Whole or not at all, and durable."""
-        file = self.root / f"{name}.dsse"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        half = file.with_name(f".{file.name}.new")
-        with half.open("wb") as stream:
-            stream.write(envelope)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(half, file)
-        return file
+        return write_durably(self.root / f"{name}.dsse", envelope)
+
+
+def write_durably(file: Path, envelope: bytes) -> Path:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half = file.with_name(f".{file.name}.new")
+    with half.open("wb") as stream:
+        stream.write(envelope)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(half, file)
+    return file
 
 
 def next_revocations(
@@ -182,20 +196,75 @@ def timestamp(
 
 @app.command()
 def root(
-    trust: TrustOption,
-    file: Annotated[Path, typer.Option(help="The next root (JSON): version one higher, changed as you like.")],
+    file: Annotated[Path, typer.Option(help="The root (JSON); with --first also one that waits for a signature.")],
     key: KeyOption,
+    trust: Annotated[
+        Path | None, typer.Option("--trust", help="Of the next root: the centre's trust/, or a copy of it.")
+    ] = None,
+    first: Annotated[bool, typer.Option("--first", help="The first root of a federation, which has none yet.")] = False,
+    out: Annotated[Path | None, typer.Option(help="With --first: the signed root to write.")] = None,
     passphrase: Passphrase = False,
 ) -> None:
-    """Sign the next federation root. Enough keepers of the root before and of the new one must sign the same bytes."""
+    """Sign a federation root: the next one (--trust), or the first of a federation (--first --out).
+
+    The next: version one higher, the rest changed as you like. Enough keepers of the root before and of the new one
+    must sign the same bytes. The first: version 1, signed by as many of its own keepers as it says.
+    """
+    if first and out is not None and trust is None:
+        typer.echo(_first_root(file, _pair(key, passphrase), out))
+        return
+    if first or out is not None or trust is None:
+        _fail("say --trust FOLDER for the next root of a federation, or --first --out FILE for its first one", 2)
     folder, current, pair = TrustFolder(trust), _root(trust), _pair(key, passphrase)
-    try:
-        payload = _read(file)
-        load_json(payload, FederationRoot, str(file))
-    except Malformed as error:
-        _fail(str(error), 1)
+    payload = _read(file)
+    _as_root(payload, file)
     envelope = sign(payload, FEDERATION_ROOT, [pair])
     typer.echo(_put(folder, "federation-root", envelope, _checks(folder, current)["federation-root"]))
+
+
+def _first_root(file: Path, pair: KeyPair, out: Path) -> str:
+    """Nobody vouches for the first root but its own keepers and those who accept it: what is written under `out` is
+    complete and was verified as every site will verify it. Until then it waits beside `out`."""
+    if out.exists():
+        _fail(f"{out} is there already, and a federation has one first root: give another name with --out", 1)
+    waits = out.with_name(f"{out.stem}.next{out.suffix}")
+    if waits.exists() and waits.resolve() != file.resolve():
+        _fail(f"{waits} waits for signatures already: sign that file, or move it away to begin anew", 1)
+    given = _read(file, MAX_ENVELOPE_BYTES)
+    waiting = b'"payloadType"' in given
+    try:
+        document = _as_root(
+            Signed.parse(given, FEDERATION_ROOT, str(file)).payload_of_kind() if waiting else given, file
+        )
+        envelope = add_signature(given, FEDERATION_ROOT, pair) if waiting else sign(given, FEDERATION_ROOT, [pair])
+    except Malformed as error:
+        _fail(str(error), 1)
+    if document.version != 1:
+        _fail(f"{file}: the first root of a federation has version 1, not {document.version}", 1)
+    if pair.id not in {keeper.key_id for keeper in document.keepers}:
+        names = ", ".join(dict.fromkeys(keeper.person for keeper in document.keepers))
+        _fail(f"{file}: this key is of none of the keepers that it names ({names}); nothing was written", 3)
+    found = trust_federation_root(envelope, sha256_of(envelope), _now())
+    if isinstance(found, Refusal) and found.code is Code.TOO_FEW_SIGNERS:
+        written = write_durably(waits, envelope)
+        done = [
+            f"{written} waits for further signatures: {found.message}",
+            f"The next keeper: msfl federation root --first --file {written} --key … --out {out}",
+        ]
+    else:
+        _trusted(found)
+        done = [f"signed {write_durably(out, envelope)}"]
+        waits.unlink(missing_ok=True)
+    # An envelope cannot be read by eye: who signs it sees here what it says.
+    sha256 = Signed.parse(envelope, FEDERATION_ROOT).sha256
+    return "\n".join([*done, *federation_in_words(document, sha256)])
+
+
+def _as_root(payload: bytes, file: Path) -> FederationRoot:
+    try:
+        return load_json(payload, FederationRoot, str(file))
+    except Malformed as error:
+        _fail(str(error), 1)
 
 
 @app.command()
@@ -246,6 +315,8 @@ def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> str:
         folder.write(f"roots/{version}", envelope)
     file = folder.write(name, envelope)
     waits.unlink(missing_ok=True)
+    if isinstance(found, TrustedFederationRoot):
+        return f"signed {file}\n{root_in_a_line(found.document, found.sha256)}"
     return f"signed {file}"
 
 
@@ -266,7 +337,8 @@ def _root(trust: Path) -> TrustedFederationRoot:
     try:
         return _trusted(TrustFolder(trust).federation_root())
     except OSError as error:
-        _fail(f"{trust} holds no federation root: {error.strerror}", 2)
+        first = "the first one of a federation is made with: msfl federation root --first"
+        _fail(f"{trust} holds no federation root ({error.strerror}); {first}", 2)
 
 
 def _trusted(found: T | Refusal) -> T:
@@ -276,17 +348,17 @@ def _trusted(found: T | Refusal) -> T:
 
 
 def _pair(key: Path, passphrase: bool) -> KeyPair:
-    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
     try:
         return KeyPair.from_pem(_read(key), secret)
     except BadKey as error:
         _fail(f"{key}: {error}", 1)
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, most: int = MAX_BYTES) -> bytes:
     try:
         with file.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
+            return stream.read(most + 1)
     except OSError as error:
         _fail(f"{file}: {error.strerror}", 2)
 

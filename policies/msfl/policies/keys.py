@@ -15,7 +15,9 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
@@ -34,6 +36,17 @@ _P = 2**255 - 19
 # The y of the points whose order divides 8, whatever their sign.
 _ORDER_8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = frozenset({0, 1, _P - 1, _ORDER_8, _P - _ORDER_8})
+
+
+# Every command that takes a person's key opens it so; those that ask for a passphrase have the option, too.
+KEYS_OPEN_WITH: Final = "MSFL_KEY_PASSPHRASE"
+_UNASKED = f"the key has no passphrase: leave out --passphrase, and unset {KEYS_OPEN_WITH}"
+_UNOPENED = f"the key has a passphrase: put it into {KEYS_OPEN_WITH}, or say --passphrase where the command has it"
+
+
+def passphrase_of(typed: str, environ: Mapping[str, str]) -> bytes | None:
+    """What was typed; if nothing was, what stands in the environment; None when neither."""
+    return (typed or environ.get(KEYS_OPEN_WITH, "")).encode() or None
 
 
 class BadKey(CannotProceed, ValueError):
@@ -103,8 +116,7 @@ class KeyPair:
                 raise BadKey("this is no private key: give the file that ends with .key.pem") from error
             raise BadKey("the key cannot be opened: the passphrase is wrong, or the file is damaged") from error
         except TypeError as error:
-            what = "has no passphrase; leave it out" if passphrase else "has a passphrase: say --passphrase"
-            raise BadKey(f"the key {what}") from error
+            raise BadKey(_UNASKED if passphrase else _UNOPENED) from error
         if not isinstance(private, Ed25519PrivateKey):
             raise BadKey("the key is not an Ed25519 key")
         return cls(private)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn, TypeVar
@@ -51,7 +52,7 @@ from msfl.policies.envelope import (
     sign,
 )
 from msfl.policies.identity import User
-from msfl.policies.keys import BadKey, KeyPair, encode_public
+from msfl.policies.keys import BadKey, KeyPair, encode_public, passphrase_of
 from msfl.policies.refusals import Code, JsonObject, Refusal
 from msfl.policies.resolve import resolve_config
 from msfl.policies.templates import policy_template
@@ -62,6 +63,11 @@ app = typer.Typer(name="policy", help="Write, check, explain and sign asset poli
 _out = Console(soft_wrap=True, highlight=False)
 _err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+_POLICY = "a policy (YAML with `kind: AssetPolicy`, or its signed envelope)"
+_JOB = (
+    "a job (the JSON document JobSpec, as `msfl gateway pending --job RUN` prints it); of a file for `msfl job submit` "
+    "the sites say it themselves: `msfl job submit FILE --explain`"
+)
 _MAX_RECORD_BYTES = 64 << 20  # it names every file of the dataset
 
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
@@ -70,12 +76,15 @@ PolicyFile = Annotated[Path, typer.Argument(help="A policy: YAML, or its signed 
 
 @app.command()
 def keys(
-    person: Annotated[str, typer.Argument(help="Whose key: a name or address, as the site root will list it.")],
+    person: Annotated[str, typer.Argument(help="Whose key: a name or address, as a root will list it.")],
     folder: Annotated[Path, typer.Option(help="Where both files go.")] = Path(),
     passphrase: Annotated[bool, typer.Option(help="Ask for a passphrase that protects the key.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a custodian's key. The private file never leaves this site."""
+    """Make a person's key: a custodian's, and just so a keeper's, a publisher's, a reviewer's. Nobody else makes it.
+
+    The private file stays with its person; the public one goes to whoever writes the root that names them.
+    """
     secret = typer.prompt("Passphrase", hide_input=True, confirmation_prompt=True).encode() if passphrase else None
     pair = KeyPair.generate()
     try:
@@ -87,7 +96,11 @@ def keys(
         _fail(f"{public} exists already; nothing was written.", 1)
     _write(private, pair.to_pem(secret), mode=0o600)
     _write(public, encode(member) + b"\n")
-    said = [f"Private key: {private} (mode 0600, keep it here)", f"Public key:  {public}", f"Key id:      {pair.id}"]
+    said = [
+        f"Private key: {private} (mode 0600; it stays with {person})",
+        f"Public key:  {public}",
+        f"Key id:      {pair.id}",
+    ]
     _say(as_json, {"private": str(private), "public": str(public), "key_id": pair.id}, said)
 
 
@@ -224,7 +237,7 @@ def diff(
 
 @app.command()
 def explain(
-    file: Annotated[Path, typer.Argument(help="A policy (YAML or envelope), or a job (JSON).", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A policy (YAML or envelope), or a job (JobSpec).", show_default=False)],
     policy: Annotated[list[Path] | None, typer.Option(help="For a job: the policies; repeat for several.")] = None,
     release: Annotated[Path | None, typer.Option(help="For a job: the release statement.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="For a job: the record of this site's dataset.")] = None,
@@ -239,10 +252,14 @@ def explain(
 ) -> None:
     """Say in plain words what a policy allows; or, for a job, every rule of the given policies with pass or fail.
 
-    Nothing is verified here and nothing starts: signatures and tokens are the gateway's to check.
+    A job is the JSON document JobSpec that its user signs: of a run that waits here, what `msfl gateway pending
+    --job RUN` prints; of another, the field `spec` of its user's `msfl job show RUN --json`. Nothing is verified here
+    and nothing starts: signatures and tokens are the gateway's to check.
     """
     if b'"JobSpec"' not in _read(file, MAX_ENVELOPE_BYTES):
         try:
+            if not _calls_itself_a_policy(file):
+                _fail(f"{file} is neither {_POLICY} nor {_JOB}.", 1)
             document, payload = _policy(file)
         except Malformed as error:
             _fail(str(error), 1)
@@ -304,7 +321,7 @@ def sign_(
     as_json: AsJson = False,
 ) -> None:
     """Sign exactly these bytes. Given an envelope, add one more custodian's signature to it."""
-    secret = typer.prompt("Passphrase", hide_input=True).encode() if passphrase else None
+    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
     try:
         pair = KeyPair.from_pem(_read(key, MAX_BYTES), secret)
         policy, payload = _policy(file)
@@ -345,6 +362,15 @@ def _record(file: Path) -> DatasetRecord:
         return load_json(_read(file, _MAX_RECORD_BYTES), DatasetRecord, str(file), max_bytes=_MAX_RECORD_BYTES)
     except Malformed as error:
         _fail(str(error), 1)
+
+
+def _calls_itself_a_policy(file: Path) -> bool:
+    """Raises Malformed for what is no YAML at all."""
+    data = _read(file, MAX_ENVELOPE_BYTES)
+    if _is_envelope(file):
+        return Signed.parse(data, ASSET_POLICY, str(file)).payload_type == ASSET_POLICY.payload_type
+    said, _ = read_yaml(data, str(file))
+    return isinstance(said, Mapping) and said.get("kind") == "AssetPolicy"
 
 
 def _is_envelope(file: Path) -> bool:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from msfl.policies.documents import ReleaseStatement
+from msfl.policies.documents import ReleaseStatement, Review
 from msfl.policies.encoding import Malformed
 from msfl.policies.envelope import PUBLICATION, RELEASE_STATEMENT, Signed
 from msfl.policies.refusals import Code, Refusal
-from msfl.policies.reviews import Weighed, weigh
+from msfl.policies.reviews import Weighed, strangers, weigh
 from msfl.policies.trust import (
     NOTHING_REVOKED,
     Revoked,
@@ -54,7 +54,8 @@ _STATE_OF = {
 @dataclass(frozen=True)
 class Standing:
     """`why` is the refusal behind a state in which no site would take the release. `reviews` are all that somebody of
-    the root signed, each with what it is worth; `approvals` of `needed` count now."""
+    the root signed, each with what it is worth; `approvals` of `needed` count now. `strangers`: what nobody of the root
+    signed, which is worth nothing."""
 
     state: State
     statement: ReleaseStatement | None
@@ -62,6 +63,7 @@ class Standing:
     reviews: tuple[Weighed, ...]
     approvals: tuple[str, ...]
     needed: int
+    strangers: tuple[Review, ...] = ()
 
 
 def release_state(
@@ -81,11 +83,14 @@ def release_state(
     if isinstance(found, Refusal):
         said, weighed = _read(statement, papers, root, now, revoked)
         approvals = tuple(sorted({one.review.reviewer for one in weighed if one.worth == "approves"}))
-        return Standing(_STATE_OF.get(found.code, State.INVALID), said, found, weighed, approvals, needed)
+        state = _STATE_OF.get(found.code, State.INVALID)
+        unknown = () if said is None else strangers(papers, said.digest, root.document)
+        return Standing(state, said, found, weighed, approvals, needed, unknown)
     _, weighed = _read(statement, papers, root, now, revoked)
     published = any(_publishes(data, found, root, now, revoked) for data in publications)
     state = State.PUBLISHED if published else State.REVIEWED
-    return Standing(state, found.statement, None, weighed, found.reviewers, needed)
+    unknown = strangers(papers, found.statement.digest, root.document)
+    return Standing(state, found.statement, None, weighed, found.reviewers, needed, unknown)
 
 
 def _read(

@@ -75,6 +75,21 @@ def weigh(
     return tuple(_after_what_came_later(one, weighed) for one in weighed)
 
 
+def strangers(reviews: Iterable[bytes], digest: str, root: FederationRoot) -> tuple[Review, ...]:
+    """Reviews of this image that nobody of the root signed, under whatever name: for people only, who may look for
+    theirs in vain."""
+    found = []
+    for data in reviews:
+        try:
+            signed = Signed.parse(data, REVIEW, "review")
+            review = REVIEW.load(signed.payload_of_kind(), signed.file)
+        except Malformed:
+            continue
+        if review.digest == digest and not signed.signed_by((*root.reviewers, *root.publishers)):
+            found.append(review)
+    return tuple(found)
+
+
 def _worth(
     review: Review,
     statement: ReleaseStatement,

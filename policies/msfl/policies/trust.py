@@ -172,7 +172,7 @@ def trust_site_root(envelope: bytes, site: str, now: datetime) -> TrustedSiteRoo
 def trust_federation_root(envelope: bytes, expected_sha256: str, now: datetime) -> TrustedFederationRoot | Refusal:
     """`expected_sha256` is the hash of the envelope's bytes that came with the registration token."""
     if (found := sha256_of(envelope)) != expected_sha256:
-        what = f"The federation root has the hash {found}, not {expected_sha256}."
+        what = f"The federation root's file has the hash {found}, not {expected_sha256}."
         return refuse(Code.ROOT_DIFFERS, what, found=found, expected=expected_sha256)
     signed = _open(envelope, FEDERATION_ROOT, "federation root")
     if isinstance(signed, Refusal):

@@ -57,6 +57,12 @@ def in_words(policy: AssetPolicy) -> tuple[str, ...]:
     )
 
 
+def root_in_a_line(root: FederationRoot, sha256: str) -> str:
+    """What people read to each other over the telephone: the same wherever a root is shown. `sha256` is of the payload,
+    so that one more keeper's signature changes nothing; and whole, because half a hash can be met by another root."""
+    return f"federation {root.federation}, root version {root.version}, {sha256}, until {format_utc(root.expires)}"
+
+
 def federation_in_words(root: FederationRoot, sha256: str) -> tuple[str, ...]:
     """Whom a site relies on that accepts this federation root."""
 
@@ -64,9 +70,8 @@ def federation_in_words(root: FederationRoot, sha256: str) -> tuple[str, ...]:
         return _and(dict.fromkeys(m.person for m in members))
 
     timekeepers = people(root.timekeepers) or "the keepers"
-    until = format_utc(root.expires)
     return (
-        f"The federation {root.federation}, root version {root.version} ({sha256[:19]}…), until {until}",
+        root_in_a_line(root, sha256),
         f"  publishes releases:   {people(root.publishers)}",
         f"  reviews them:         {people(root.reviewers)}; {root.reviews_needed} needed",
         f"  says who users are:   {_and(issuer.issuer for issuer in root.issuers)}",

@@ -410,6 +410,8 @@ class DistributionRegistry:
         if answer.status_code == status:
             return
         asked = f"{answer.request.method} {answer.request.url.path}"
+        if answer.status_code == 401 and answer.request.headers.get("Authorization", "").startswith("Basic "):
+            raise RegistryFails(f"{self._address.host} does not accept the user or the password")
         if answer.status_code in (401, 403):
             raise RegistryFails(f"{self._address.host} does not let us do {asked} ({answer.status_code})")
         codes = self._error_codes(answer)

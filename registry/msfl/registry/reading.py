@@ -5,6 +5,7 @@ With `--root` every signature is checked; without it what is shown is the regist
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from msfl.registry.release_image import ReleaseImage
 
 _UNCHECKED = "No signature was checked: give the federation root with --root."
+_NONE_IN_A_DIFF = "No signature was checked of either: msfl registry show REF --root ROOT does."
 
 
 def list_(registry: RegistryAt, root: MaybeRoot = None, access: AccessFile = None, as_json: AsJson = False) -> None:
@@ -57,6 +59,10 @@ def show(
     root: MaybeRoot = None,
     card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
     sbom: Annotated[bool, typer.Option("--sbom", help="Print the SBOM instead, as CycloneDX.")] = False,
+    statement_file: Annotated[
+        Path | None,
+        typer.Option("--statement", help="Write the signed statement there: what custodians' policies need."),
+    ] = None,
     access: AccessFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +73,9 @@ def show(
 
     opened = open_at(registry, access)
     digest = digest_of(opened, ref)
-    _, statement = statement_at(opened, digest)
+    envelope, statement = statement_at(opened, digest)
+    if statement_file is not None and (card or sbom):
+        fail("Give --statement FILE without --card and --sbom.", 2)
     if card or sbom:
         named = statement.materials
         if named is None:
@@ -84,6 +92,9 @@ def show(
     lines = [*_release_in_words(statement, image)]
     lines += [f"FLAW: {flaw.message}"] if flaw else []
     lines += ["", *standing_in_words(ref, standing)] if standing else []
+    if statement_file is not None:
+        _write_new(statement_file, envelope)
+        lines += ["", f"Its signed statement is in {statement_file}."]
     say(
         as_json,
         "\n".join(lines),
@@ -124,6 +135,15 @@ def diff(
         changes=[{"way": c.way.value, "field": c.field, "what": c.what} for c in found.changes],
         lines=delta,
     )
+    note(_NONE_IN_A_DIFF)
+
+
+def _write_new(file: Path, data: bytes) -> None:
+    try:
+        with file.open("xb") as target:
+            target.write(data)
+    except FileExistsError:
+        fail(f"{file} is there already; nothing was written. Give another name.")
 
 
 def _release_in_words(statement: ReleaseStatement, image: ReleaseImage) -> list[str]:

@@ -31,6 +31,7 @@ from msfl.registry.terminal import (
     digest_of,
     fail,
     key_in,
+    note,
     now,
     open_at,
     refused,
@@ -132,9 +133,12 @@ def review(
     if reject and not comment:
         fail("A rejection says why: --comment. The publisher reads it.", 2)
     pair, opened = key_in(key), open_at(registry, access)
+    digest = digest_of(opened, ref)
     if root is not None:
         _must_hold(as_json, root, "reviewers", reviewer, pair)
-    digest = digest_of(opened, ref)
+        if digest in root_at(as_json, root)[1].releases:
+            what = f"{ref} is revoked, for good: no review changes that."
+            refused(as_json, refuse(Code.RELEASE_REVOKED, what, release=ref, digest=digest))
     envelope, statement = statement_at(opened, digest)
     if reviewer == statement.publisher:
         what = f"{statement.ref} was submitted by {statement.publisher}."
@@ -160,6 +164,11 @@ def review(
         verdict=word.verdict,
         statement_sha256=word.statement_sha256,
     )
+    if root is None:
+        note(
+            f"Nobody has checked whether the federation root names {reviewer}, with this key, among its reviewers: if "
+            "not, this review counts for nothing. --root ROOT checks it."
+        )
 
 
 def publish(
@@ -191,6 +200,7 @@ def publish(
         refused(as_json, flaw)
     if publisher != statement.publisher:
         fail(f"{statement.ref} was submitted by {statement.publisher}, who alone publishes it")
+    _must_hold(as_json, root, "publishers", publisher, pair)
     word = Publication(
         digest=digest,
         statement_sha256=Signed.parse(envelope, RELEASE_STATEMENT).sha256,
@@ -200,7 +210,7 @@ def publish(
     if standing.state is not State.PUBLISHED:
         add_publication(opened, digest, sign(encode(word), PUBLICATION, [pair]))
         if (after := standing_of(opened, digest, trusted, revoked)).state is not State.PUBLISHED:
-            fail(f"{key} is not the key of {publisher} in the federation root: {statement.ref} is {after.state.value}")
+            fail(f"The registry does not show what was attached: {statement.ref} is {after.state.value}. Try again")
     reference = f"{registry.partition('://')[2] or statement.name}:{statement.name}_{statement.version}"
     tags = [
         add_signature(opened, digest, reference, pair, {"msfl.statement": word.statement_sha256}),
@@ -229,12 +239,13 @@ def revoke(
     """Name a release in the federation's revocation list, for good: what runs on it ends. As msfl federation revoke."""
     from msfl.policies.federation import revoke_more
 
-    opened = open_at(registry, access)
-    digest = digest_of(opened, ref)
+    # A digest is revoked wherever its image is now; a name is what the registry says it is.
+    digest = ref if ref.startswith("sha256:") else digest_of(open_at(registry, access), ref)
     done = revoke_more(trust, key_in(key), releases=(digest,))
     say(
         as_json,
-        f"{ref}, {digest}: {done}\nWith a new timestamp (msfl federation timestamp) every site knows it.",
+        f"{ref}, {digest}: {done}\nSites that are on the line take the list up within seconds. If this was a copy "
+        "of the centre's trust/, carry it there.",
         digest=digest,
         done=done,
     )
@@ -364,6 +375,9 @@ def standing_in_words(ref: str, standing: Standing) -> list[str]:
         said = f": {one.review.comment}" if one.review.comment else ""
         when = f"{one.review.issued:%Y-%m-%d %H:%M}"
         lines.append(f"  {one.review.reviewer} {when} {one.review.verdict} ({_WORTH[one.worth.value]}){said}")
+    for review in standing.strangers:
+        when = f"{review.issued:%Y-%m-%d %H:%M}"
+        lines.append(f"  {review.reviewer} {when} {review.verdict} (does not count: signed by nobody of the root)")
     return lines
 
 
@@ -377,4 +391,5 @@ def standing_as_json(standing: Standing) -> dict[str, Any]:
             {**one.review.model_dump(mode="json"), "signers": list(one.signers), "worth": one.worth.value}
             for one in standing.reviews
         ],
+        "strangers": [review.model_dump(mode="json") for review in standing.strangers],
     }

@@ -26,7 +26,12 @@ Ref = Annotated[str, typer.Argument(help="name:version, sha256:…, or the versi
 RegistryAt = Annotated[str, typer.Option("--registry", help="A folder, or https://host/repository.")]
 AccessFile = Annotated[
     Path | None,
-    typer.Option("--access", help="A JSON file with user, password, ca and hosts of the registry.", dir_okay=False),
+    typer.Option(
+        "--access",
+        help="A JSON file with user, password, ca and hosts of the registry.",
+        exists=True,  # A gateway may have none; a file that somebody names and that is not there is a mistake.
+        dir_okay=False,
+    ),
 ]
 Base = Annotated[
     str | None,
@@ -54,13 +59,16 @@ def open_at(location: str, access: Path | None) -> Registry:
 
 
 def digest_of(opened: Registry, ref: str) -> str:
-    """Of `name:version`, of a version where the registry has it under one name only, or the digest itself."""
+    """Of `name:version`, of a version where the registry has it under one name only, or the digest itself; of an image
+    that is there."""
     from msfl.registry.interface import NotInRegistry, checked_digest
     from msfl.registry.publish import list_releases, resolve_release
 
     try:
         if ref.startswith("sha256:"):
-            return checked_digest(ref)
+            digest = checked_digest(ref)
+            opened.get_manifest(digest)
+            return digest
         if ":" in ref:
             return resolve_release(opened, ref)
         found = [digest for name, digest in list_releases(opened) if name.endswith(f":{ref}")]
@@ -73,13 +81,12 @@ def digest_of(opened: Registry, ref: str) -> str:
 
 
 def key_in(path: Path) -> KeyPair:
-    from msfl.policies.keys import BadKey, KeyPair
+    from msfl.policies.keys import BadKey, KeyPair, passphrase_of
 
-    passphrase = os.environ.get("MSFL_KEY_PASSPHRASE")
     try:
-        return KeyPair.from_pem(path.read_bytes(), passphrase.encode() if passphrase else None)
+        return KeyPair.from_pem(path.read_bytes(), passphrase_of("", os.environ))
     except BadKey as error:
-        fail(f"{path}: {error}. An encrypted key needs its passphrase in MSFL_KEY_PASSPHRASE.")
+        fail(f"{path}: {error}")
 
 
 def root_at(as_json: bool, path: Path) -> tuple[TrustedFederationRoot, Revoked]:

@@ -40,7 +40,7 @@ from msfl.policies.refusals import Code, Refused, refuse
 from msfl.runtime import keeper
 from msfl.runtime.archive import archive
 from msfl.runtime.bounded_log import log_file
-from msfl.runtime.engine import Engine, EngineFails, engine_of, inside, protections
+from msfl.runtime.engine import UNPRIVILEGED, Engine, EngineFails, engine_of, inside, protections
 from msfl.runtime.environment import environment, granted_gpus
 from msfl.runtime.interface import Exit, Handle, Image, Limits, Protections, StartOrder, ended_within
 from msfl.runtime.processes import lives, read
@@ -78,6 +78,7 @@ class DockerRuntime:
         self._client = self._dial()
         self._engine = self._ask(oci_runtime)
         self._inside = inside(self._engine, os.getuid(), os.getgid(), os.getgroups())
+        self.reads_as = UNPRIVILEGED if self._inside.shared else None
         # Docker is sent the list, podman reads it from where it lies.
         self._seccomp = str(SECCOMP) if self._engine.name == "podman" else json.dumps(json.loads(SECCOMP.read_text()))
         self._loading = threading.Lock()

@@ -175,6 +175,8 @@ class Protections:
 class Runtime(Protocol):
     whole_images: bool
     """Whether it runs everything from the image, so that its base layers are needed, too."""
+    reads_as: int | None
+    """The user, on this machine, who reads what a process is given; None where that is our own."""
 
     def protections(self) -> Protections: ...
 

@@ -116,6 +116,7 @@ class ProcessRuntime:
         self._lock = threading.Lock()
 
     whole_images = False
+    reads_as: int | None = None
 
     def protections(self) -> Protections:
         return self._protections

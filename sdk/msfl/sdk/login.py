@@ -28,7 +28,7 @@ from msfl.policies.envelope import Signed, add_signature, sign
 from msfl.policies.identity import EMBEDDED_ISSUER, mint_token
 from msfl.policies.issuers import ISSUER_KEY_SET
 from msfl.policies.jwk import signature_keys
-from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.keys import BadKey, KeyPair, passphrase_of
 from msfl.sdk import oidc
 from msfl.sdk.credentials import Credentials, Login
 from msfl.sdk.oidc import Application, LoginFailed
@@ -65,7 +65,7 @@ def login(
         made = _log_in(_read_welcome(welcome), key, browser=browser, machine=machine)
     elif issuer_key is not None and welcome is None and audience and endpoint and ca is not None and user:
         console.print("[yellow]The embedded issuer is for one machine only: its key's holder can be any user.[/yellow]")
-        pem, now = KeyPair.from_pem(issuer_key.read_bytes()), datetime.now(UTC)
+        pem, now = KeyPair.from_pem(issuer_key.read_bytes(), passphrase_of("", os.environ)), datetime.now(UTC)
         token = mint_token(pem, issuer, audience, user, user, organisation, key.thumbprint, now)
         made = Credentials(endpoint, ca.read_text(), token, key.to_pem().decode(), user)
     else:
@@ -164,7 +164,8 @@ def sign_(
 
     A second steward's signature is given only when the provider's keys are, for that steward too, the same.
     """
-    pair, keys, now = KeyPair.from_pem(key.read_bytes()), _keys_at(url), datetime.now(UTC).replace(microsecond=0)
+    pair = KeyPair.from_pem(key.read_bytes(), passphrase_of("", os.environ))
+    keys, now = _keys_at(url), datetime.now(UTC).replace(microsecond=0)
     if out.exists():
         envelope = out.read_bytes()
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from msfl.gateway.datasets import changed_file
+from msfl.gateway.datasets import changed_file, closed_to
 from msfl.policies.documents import DatasetRecord
 
 FILES = ("dataset.json", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz", "labelsTs/b.nii.gz")
@@ -55,3 +55,18 @@ def test_a_changed_or_missing_file_is_named(folder: Path, name: str) -> None:
 def test_a_case_that_came_since_is_named(folder: Path) -> None:
     (folder / "imagesTr" / "c_0000.nii.gz").write_text("new")
     assert changed_file(RECORD, folder) == "imagesTr/c_0000.nii.gz"
+
+
+def test_what_another_user_may_not_read_is_named(folder: Path) -> None:
+    somebody = folder.stat().st_uid + 1
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    assert closed_to(somebody, RECORD, folder) is None
+    (folder / "labelsTr/a.nii.gz").chmod(0o640)
+    assert closed_to(somebody, RECORD, folder) == folder / "labelsTr/a.nii.gz"
+    (folder / "imagesTs").chmod(0o700)
+    assert closed_to(somebody, RECORD, folder) == folder / "imagesTs", "before what is in it"
+    assert closed_to(folder.stat().st_uid, RECORD, folder) is None, "to its owner nothing is closed"
+    (folder / "labelsTr/a.nii.gz").unlink()
+    (folder / "imagesTs").chmod(0o755)
+    assert closed_to(somebody, RECORD, folder) is None, "what is not there is another's finding"

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from fakes.governance import World
 from fakes.keyrings import NOW, make_keyring
 from fakes.members import member_home
+from fakes.runtimes import FakeRuntime
 from msfl.gateway.doctor import AuditFacts, PolicyFacts, SiteFacts, examine, measure
-from msfl.gateway.home import SiteSettings
+from msfl.gateway.home import SiteSettings, write
 from msfl.policies.documents import Isolation
+from msfl.policies.encoding import encode
 from msfl.policies.refusals import Code, refuse
 from msfl.protos.audit_log import AuditLog
 from msfl.protos.certificates import CertificateFacts
@@ -26,6 +29,7 @@ from msfl.runtime.interface import Protections
 DAY = timedelta(days=1)
 IDP = "https://login.example"
 FAILED = Unmeasured("PermissionError: no")
+OVER_HTTP = SiteSettings("site-a", "msfl-01", "centre:8444", "https://registry.example/models")
 SITE = CertificateFacts(("msfl://site/site-a",), NOW - 5 * DAY, NOW + 25 * DAY, True, True)
 LINE = tuple(StepFacts(step, 0.001) for step in Step)
 PEER = Peer(PROTOCOL, SOFTWARE, timedelta(0), timedelta(milliseconds=1))
@@ -90,6 +94,7 @@ def test_a_site_that_is_well() -> None:
         ({"issuers": FAILED}, "bad", "trust", "key sets cannot be read", "operator"),
         ({"timestamp": NOW}, "bad", "trust", "has expired", "federation timestamp"),
         ({"federation_root": NOW + 10 * DAY}, "warn", "trust", "expires in 10 days", "operator"),
+        ({"settings": OVER_HTTP, "tags": FAILED}, "bad", "registry", "cannot be read", "/secrets/registry.json"),
         ({"policies": ((), ())}, "warn", "policies", "none is in force", "msfl policy new"),
         ({"policies": ((replace(POLICY, expires=NOW - DAY),), ())}, "warn", "policies", "expired", "msfl policy sign"),
         ({"policies": ((replace(POLICY, not_before=NOW + DAY),), ())}, "warn", "policies", "only from", ""),
@@ -103,6 +108,14 @@ def test_a_site_that_is_well() -> None:
         ({"policies": FAILED}, "bad", "policies", "cannot be read", ""),
         ({"datasets": ()}, "warn", "datasets", "none is published", "msfl data publish"),
         ({"datasets": (("x", "/mnt/x", "the folder is not there"),)}, "bad", "datasets", "not there", "mount"),
+        (
+            {"closed": (("ms-trial", "/data/ms/imagesTr"),)},
+            "bad",
+            "datasets",
+            "imagesTr is closed to the user 10001",
+            "setfacl -R -m u:10001:rX /data/ms",
+        ),
+        ({"closed": FAILED}, "bad", "datasets", "who may read them", ""),
         ({"audit": AuditFacts(7, NOW, "line 3 was changed")}, "bad", "audit", "chain is broken", "copies"),
         ({"audit": AuditFacts(7, NOW + DAY, "")}, "bad", "clock", "disagrees with the record", "NTP"),
         ({"audit": FAILED}, "bad", "audit", "cannot be read", "does not serve"),
@@ -174,3 +187,17 @@ def test_settings_that_hold_something_else(tmp_path: Path, spoil: Callable[[Path
     facts = measure(home.root, NOW)
     assert isinstance(facts.settings, Unmeasured)
     assert isinstance(facts.certificate, CertificateFacts)
+
+
+def test_data_that_the_user_of_the_containers_may_not_read_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, data = member_home(tmp_path / "home", make_keyring(tmp_path)), tmp_path / "data"
+    data.mkdir(mode=0o700)
+    write(home.root / "datasets/ms-trial.json", encode(World().dataset))
+    write(home.root / "datasets/ms-trial.path", str(data).encode())
+    for user, closed in ((None, ()), (10001, (("ms-trial", str(data)),))):
+        runtime = FakeRuntime()
+        runtime.reads_as = user
+        monkeypatch.setattr("msfl.runtime.choice.RuntimeChoice.open", lambda *_, runtime=runtime: runtime)
+        assert measure(home.root, NOW).closed == closed

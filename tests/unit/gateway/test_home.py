@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fakes.governance import LATER, NOW, POLICY_YAML, World, key, member
 from msfl.gateway.home import Home, SiteSettings, enrolled, write
-from msfl.policies.documents import SiteRoot
-from msfl.policies.encoding import encode
+from msfl.gateway.main import app
+from msfl.policies.documents import JobSpec, SiteRoot
+from msfl.policies.encoding import encode, load_json
 from msfl.policies.envelope import ASSET_POLICY, SITE_ROOT, sign
 from msfl.policies.refusals import CannotProceed, Code, Refusal
 
@@ -144,6 +146,15 @@ def test_a_run_is_parked_and_the_custodians_word_is_kept(home: Home) -> None:
     home.unpark("run-1")
     home.unpark("run-1")
     assert home.pending() == {}
+
+
+def test_the_job_of_a_run_that_waits_is_what_policies_are_asked_about(home: Home) -> None:
+    job = World().job
+    home.park("run-1", {"job": job.model_dump(mode="json")})
+    said = CliRunner().invoke(app, ["pending", "--home", str(home.root), "--job", "run-1"])
+    assert load_json(said.stdout.encode(), JobSpec, "job.json") == job
+    other = CliRunner().invoke(app, ["pending", "--home", str(home.root), "--job", "run-2"])
+    assert "no run run-2 waits here" in str(other.exception)
 
 
 def test_what_is_written_is_private_and_leaves_no_half_file(home: Home) -> None:

@@ -28,6 +28,7 @@ SERVED = tuple(StepFacts(step, 0.001) for step in (Step.DNS, Step.TCP, Step.TLS)
 PEOPLE = PortFacts("people and enrolment", LineFacts("127.0.0.1:8443", SERVED), True)
 GATEWAYS = PortFacts("gateways", LineFacts("127.0.0.1:8444", SERVED), True)
 STORE = StoreFacts(4, "", NOW - DAY, (), (("site-a", NOW - DAY),))
+OVER_HTTP = FederationSettings("msfl-01", "127.0.0.1", 8443, 8444, "https://registry.example/models")
 WELL = CentreFacts(
     home=Path("/srv/centre"),
     now=NOW,
@@ -117,6 +118,7 @@ def test_a_centre_that_is_well() -> None:
         ({"root": NOW - DAY}, "bad", "trust", "has expired", "sign a new root"),
         ({"root": refuse(Code.ROOT_DIFFERS, "no")}, "bad", "trust", "not trusted", "sign a new root"),
         ({"tags": FAILED}, "bad", "registry", "cannot be read", "registry init"),
+        ({"settings": OVER_HTTP, "tags": FAILED}, "bad", "registry", "cannot be read", "registry.json, mode 0600"),
     ],
 )
 def test_one_thing_wrong(changed: dict[str, object], status: str, check: str, what: str, do: str) -> None:

@@ -17,6 +17,7 @@ from msfl.orchestrator.main import app
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import FEDERATION_ROOT, sign
 from msfl.policies.refusals import Refusal, Refused
+from msfl.policies.words import federation_in_words
 from msfl.protos.convert import papers_from_wire, papers_to_wire
 from msfl.protos.health import Unmeasured
 
@@ -81,11 +82,23 @@ def test_a_range_that_is_none_makes_no_federation(tmp_path: Path, option: str) -
     home = centre(tmp_path / "other", Provider())
     made = tmp_path / "new"
     said = asked(
-        "init", "--home", str(made), "--federation", "f", "--root", str(home.federation_root), "--registry", "r",
-        option, "everybody",
+        "init", "--home", str(made), "--federation", "msfl-test", "--root", str(home.federation_root),
+        "--registry", "r", option, "everybody",
     )  # fmt: skip
     assert said.exit_code == 2
     assert not made.exists()
+
+
+def test_operator_and_site_see_the_same_hash_of_a_root(tmp_path: Path) -> None:
+    provider = Provider()
+    root = centre(tmp_path / "other", provider).federation_root
+    options = ("--root", str(root), "--registry", "r")
+    said = asked("init", "--home", str(tmp_path / "new"), "--federation", "another", *options)
+    assert (said.exit_code, (tmp_path / "new").exists()) == (2, False), "the root is of msfl-test"
+    said = asked("init", "--home", str(tmp_path / "new"), "--federation", "msfl-test", *options)
+    at_the_site = federation_in_words(provider.root.document, provider.root.sha256)[0]
+    assert provider.root.sha256 in at_the_site
+    assert at_the_site in said.stdout
 
 
 def test_a_home_made_before_ranges_were_kept_serves_this_machine_only(tmp_path: Path) -> None:

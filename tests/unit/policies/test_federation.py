@@ -15,6 +15,7 @@ from msfl.policies.encoding import encode
 from msfl.policies.envelope import FEDERATION_ROOT, REVOCATIONS, sign
 from msfl.policies.federation import TrustFolder, app
 from msfl.policies.trust import freshness, trust_revocations, trust_timestamp
+from msfl.policies.words import root_in_a_line
 
 ZERO = "sha256:" + "0" * 64
 
@@ -57,6 +58,25 @@ class Desk:
         listed = trusted(trust_revocations(data or b"", root))
         stamp = trusted(trust_timestamp(self.trust.read("timestamp") or b"", root))
         return freshness(stamp, root, listed, now or datetime.now(UTC)) is None
+
+
+ANOTHER = "give another name with --out"
+
+
+class FirstDesk:
+    """Before there is a federation: a JSON file and its keepers' keys."""
+
+    def __init__(self, folder: Path, root: FederationRoot | None = None) -> None:
+        self.file, self.out, self._folder = folder / "root.json", folder / "federation-root.dsse", folder
+        if root is not None:
+            self.file.write_bytes(encode(root))
+        for name in ("otto", "olga", "mallory"):
+            (folder / f"{name}.pem").write_bytes(key(name).to_pem())
+
+    def sign(self, who: str, file: Path | None = None) -> tuple[int, str]:
+        words = ["root", "--first", "--file", str(file or self.file), "--out", str(self.out)]
+        result = CliRunner().invoke(app, [*words, "--key", str(self._folder / f"{who}.pem")], catch_exceptions=False)
+        return result.exit_code, result.output.strip()
 
 
 @pytest.fixture
@@ -134,6 +154,50 @@ def test_a_root_that_skips_a_version_is_refused(desk: Desk) -> None:
     assert "version 3" in said
     file.write_text(json.dumps({"kind": "FederationRoot"}))
     assert desk.msfl("root", "otto", "--file", str(file))[0] == 1
+
+
+def test_a_federation_starts_with_a_root_that_its_own_keepers_sign(tmp_path: Path) -> None:
+    desk = FirstDesk(tmp_path, root_of("otto", "olga", threshold=2, timekeepers=("tim",)))
+    code, said = desk.sign("otto")
+    assert code == 0
+    assert "federation-root.next.dsse waits for further signatures" in said
+    assert not desk.out.exists(), "what its keepers have not signed is no root"
+    waiting = desk.out.with_name("federation-root.next.dsse")
+    first = waiting.read_bytes()
+    code, said = desk.sign("olga")
+    assert (code, "sign that file" in said, waiting.read_bytes() == first) == (1, True, True), "nobody's word is lost"
+    code, said = desk.sign("olga", waiting)
+    assert code == 0
+    root = trusted(TrustFolder(tmp_path).federation_root())
+    assert root_in_a_line(root.document, root.sha256) in said
+    assert not waiting.exists()
+    assert desk.sign("otto") == (1, f"{desk.out} is there already, and a federation has one first root: {ANOTHER}")
+
+
+def test_what_is_no_first_root_is_not_signed_as_one(tmp_path: Path) -> None:
+    code, said = FirstDesk(tmp_path, root_of("otto")).sign("mallory")
+    assert (code, "none of the keepers that it names (otto)" in said) == (3, True)
+    code, said = FirstDesk(tmp_path, root_of("otto", version=2)).sign("otto")
+    assert (code, "has version 1, not 2" in said) == (1, True)
+    past = root_of("otto").model_copy(update={"expires": datetime(2020, 1, 1, tzinfo=UTC)})
+    code, said = FirstDesk(tmp_path, past).sign("otto")
+    assert (code, "expired" in said) == (3, True)
+    (tmp_path / "root.json").write_text('{"kind": "FederationRoot"}')
+    assert FirstDesk(tmp_path).sign("otto")[0] == 1
+    assert not list(tmp_path.glob("*.dsse"))
+
+
+def test_whoever_signs_a_root_says_whether_it_is_the_first(desk: Desk) -> None:
+    file = desk.folder / "next.json"
+    file.write_bytes(encode(root_of("otto", version=2)))
+    both = ("root", "otto", "--file", str(file), "--first", "--out", str(desk.folder / "r.dsse"))
+    assert desk.msfl(*both)[0] == 2
+    words = ["root", "--file", str(file), "--key", str(desk.folder / "otto.pem")]
+    result = CliRunner().invoke(app, words)
+    assert (result.exit_code, "--first --out FILE" in result.stderr) == (2, True)
+    (desk.trust.root / "federation-root.dsse").unlink()
+    code, said = desk.msfl("root", "otto", "--file", str(file))
+    assert (code, "msfl federation root --first" in said) == (2, True)
 
 
 def test_a_timestamp_does_not_outlive_a_week() -> None:

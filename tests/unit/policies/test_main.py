@@ -46,12 +46,16 @@ def test_a_new_key_is_private(folder: Path) -> None:
     run("keys", "Cleo Mayer", "--folder", folder, code=2)
 
 
-def test_a_key_with_a_passphrase_signs_with_it(folder: Path) -> None:
+def test_a_key_with_a_passphrase_signs_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("keys", "carl", "--folder", folder, "--passphrase", typed="secret\nsecret\n")
     private = folder / "carl.key.pem"
     assert b"ENCRYPTED" in private.read_bytes()
     run("sign", folder / "policy.yaml", "--key", private, code=1)
     run("sign", folder / "policy.yaml", "--key", private, "--passphrase", typed="secret\n")
+    monkeypatch.setenv("MSFL_KEY_PASSPHRASE", "secret")
+    run("sign", folder / "policy.yaml", "--key", private, "--out", folder / "other.dsse")
+    said = run("sign", folder / "policy.yaml", "--key", folder / "cleo.pem", "--out", folder / "third.dsse", code=1)
+    assert "has no passphrase: leave out --passphrase, and unset MSFL_KEY_PASSPHRASE" in said
 
 
 def test_sign_gives_an_envelope_that_the_gateway_trusts(folder: Path) -> None:
@@ -189,6 +193,19 @@ def test_explain_a_job_that_does_not_fit_the_release(folder: Path) -> None:
     words = job_words(folder, "--policy", folder / "policy.yaml")
     (folder / "job.json").write_bytes(encode(World().job.model_copy(update={"config": {"network": "host"}})))
     assert "config_key_unknown" in run(*words, code=3)
+
+
+def test_what_is_neither_policy_nor_job_is_answered_in_a_line(folder: Path) -> None:
+    file = folder / "submit.yaml"
+    file.write_text("release: ms-lesion-nnunet:1.0.0\ndatasets: [site-a/ms-trial]\nrounds: 3\n")
+    said = run("explain", file, code=1)
+    assert len(said.splitlines()) == 1
+    assert "neither a policy (YAML with `kind: AssetPolicy`" in said
+    assert "msfl gateway pending --job RUN" in said
+    assert "neither a policy" in run("explain", folder / "release.json", code=1)
+    # What calls itself a policy is told line by line what is wrong with it.
+    file.write_text("kind: AssetPolicy\nrounds: 3\n")
+    assert "submit.yaml:2" in run("explain", file, code=1)
 
 
 def test_every_rule_has_words() -> None:

@@ -109,7 +109,7 @@ def test_basic_authentication() -> None:
     assert registry(answer, ADA).tags() == ()
     with pytest.raises(RegistryFails, match="wants a user and a password"):
         registry(answer).tags()
-    with pytest.raises(RegistryFails, match="does not let us") as raised:
+    with pytest.raises(RegistryFails, match="does not accept the user or the password") as raised:
         registry(answer, Credentials("ada", "wrong")).tags()
     assert "wrong" not in str(raised.value)
 

@@ -11,11 +11,15 @@ import pytest
 from typer.testing import CliRunner
 
 from fakes.bases import PYTHON, as_layout, distribution, layer
+from fakes.governance import World
 from msfl.policies.documents import FederationRoot, IssuerKeys, Member
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import FEDERATION_ROOT, sign
 from msfl.policies.keys import KeyPair, encode_public
+from msfl.policies.main import app as policy_app
 from msfl.registry.main import app
+from msfl.registry.oci_layout import LayoutRegistry
+from msfl.registry.publish import papers_of
 
 KEYS = {name: KeyPair.from_seed(name[:1].encode() * 32) for name in ("keeper", "ada", "bob", "cleo", "issuer")}
 RECIPE = """
@@ -263,6 +267,90 @@ def test_with_the_root_at_hand_a_wrong_key_signs_nothing(desk: Path) -> None:
     assert review(desk, "bob", "--root", str(desk / "trust"))[0] == 0
     _, listed = msfl("list", "--registry", desk / "registry")
     assert listed["releases"][0]["reviews"] == 1
+
+
+def test_without_the_root_nobody_checks_a_reviewers_key_and_that_is_said(desk: Path) -> None:
+    submit(desk)
+    (desk / "mallory.pem").write_bytes(KeyPair.from_seed(b"m" * 32).to_pem())
+    where = ["tiny:1.0.0", "--registry", str(desk / "registry")]
+    mallory = ["--key", str(desk / "mallory.pem"), "--reviewer", "mallory"]
+    result = CliRunner().invoke(app, ["review", *where, *mallory])
+    assert result.exit_code == 0
+    assert "this review counts for nothing. --root ROOT checks it" in result.stderr
+    for command in ("show", "status"):
+        said = CliRunner().invoke(app, [command, *where, "--root", str(desk / "trust")]).stdout
+        assert "approve (does not count: signed by nobody of the root)" in said, command
+    _, listed = msfl("status", *where, "--root", desk / "trust")
+    assert [(one["reviewer"], one["verdict"]) for one in listed["strangers"]] == [("mallory", "approve")]
+
+
+def test_what_is_revoked_asks_for_no_more_reviews(desk: Path) -> None:
+    submit(desk)
+    keeper = ("--trust", desk / "trust", "--key", desk / "keeper.pem")
+    assert msfl("revoke", "tiny:1.0.0", "--registry", desk / "registry", *keeper)[0] == 0
+    code, said = review(desk, "bob", "--root", str(desk / "trust"))
+    assert (code, said["refused"]["code"]) == (3, "release_revoked")
+    _, listed = msfl("list", "--registry", desk / "registry")
+    assert listed["releases"][0]["reviews"] == 0
+
+
+def test_a_wrong_key_publishes_nothing_and_leaves_nothing(desk: Path) -> None:
+    _, submitted = submit(desk)
+    review(desk, "bob")
+    review(desk, "cleo")
+    where = ("--registry", desk / "registry", "--root", desk / "trust")
+    code, said = msfl("publish", "tiny:1.0.0", *where, "--key", desk / "bob.pem", "--publisher", "ada")
+    assert (code, "no ada with this key among its publishers (ada)" in said["error"]) == (1, True)
+    papers = papers_of(LayoutRegistry(desk / "registry"), str(submitted["digest"]))
+    assert papers.publications == ()
+
+
+def test_an_image_that_is_not_there_is_not_called_unsigned(desk: Path) -> None:
+    nowhere = "sha256:" + "a" * 64
+    code, said = msfl("status", nowhere, "--registry", desk / "registry", "--root", desk / "trust")
+    assert (code, nowhere in said["error"], "msfl registry list" in said["error"]) == (1, True, True)
+    # But it can be revoked: what a site has pulled runs wherever the registry is now.
+    keeper = ("--trust", desk / "trust", "--key", desk / "keeper.pem")
+    assert msfl("revoke", nowhere, "--registry", desk / "registry", *keeper)[0] == 0
+
+
+def test_a_custodian_gets_the_signed_statement_as_a_file(desk: Path) -> None:
+    _, submitted = submit(desk)
+    where, file = ("tiny:1.0.0", "--registry", desk / "registry"), desk / "release-statement.dsse"
+    assert msfl("show", *where, "--statement", file)[0] == 0
+    assert file.read_bytes() == papers_of(LayoutRegistry(desk / "registry"), str(submitted["digest"])).statement
+    code, said = msfl("show", *where, "--statement", file)
+    assert (code, "nothing was written" in said["error"]) == (1, True)
+    assert msfl("show", *where, "--statement", file, "--card")[0] == 2
+    # What writes and checks policies takes it as it is.
+    (desk / "record.json").write_bytes(encode(World().dataset))
+    options = ["--dataset", str(desk / "record.json"), "--user", "ada@lab.example", "--out", str(desk / "policy.yaml")]
+    made = CliRunner().invoke(policy_app, ["new", "--release", str(file), *options])
+    assert made.exit_code == 0, made.output
+    checked = CliRunner().invoke(policy_app, ["check", str(desk / "policy.yaml"), "--release", str(file)])
+    assert (checked.exit_code, "valid" in checked.stdout) == (0, True), checked.output
+
+
+def test_nobody_takes_a_comparison_for_a_check(desk: Path) -> None:
+    submit(desk)
+    where = ["tiny:1.0.0", "tiny:1.0.0", "--registry", str(desk / "registry")]
+    assert "No signature was checked" in CliRunner().invoke(app, ["diff", *where]).stderr
+
+
+def test_an_access_file_that_is_named_must_be_there(desk: Path) -> None:
+    result = CliRunner().invoke(app, ["list", "--registry", "https://h.example/r", "--access", str(desk / "none.json")])
+    assert (result.exit_code, "does not exist" in result.stderr) == (2, True)
+
+
+def test_what_is_wrong_with_a_key_is_said_and_nothing_else(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (desk / "sealed.pem").write_bytes(KEYS["ada"].to_pem(b"secret"))
+    code, said = submit(desk, "release", "--key", desk / "sealed.pem")
+    assert (code, "has a passphrase: put it into MSFL_KEY_PASSPHRASE" in said["error"]) == (1, True)
+    (desk / "ada.public.json").write_bytes(encode(member("ada")))
+    code, said = submit(desk, "release", "--key", desk / "ada.public.json")
+    assert (code, "passphrase" in said["error"].lower()) == (1, False)
+    monkeypatch.setenv("MSFL_KEY_PASSPHRASE", "secret")
+    assert submit(desk, "release", "--key", desk / "sealed.pem")[0] == 0
 
 
 def test_a_keeper_alone_revokes(desk: Path) -> None:

@@ -20,6 +20,7 @@ class NoRuntime:
     """Whoever is asked about has ended."""
 
     whole_images = False
+    reads_as: int | None = None
 
     def protections(self) -> Protections:
         raise NotImplementedError

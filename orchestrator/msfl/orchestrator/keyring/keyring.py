@@ -262,9 +262,13 @@ class Keyring:
                 self._put("tokens", token_id, kept)
                 if shown:
                     self._freeze(kept["site"], f"token {token_id} was used a second time, from {peer_ip}", "", now)
-                return EnrolmentRefusal(
-                    "token_used", "this token was used before; if it was not you, tell the operator at once"
-                )
+                    what = (
+                        f"this token was used before, so {kept['site']} is frozen: its gateway is refused until the "
+                        f"operator ends that with `msfl orchestrator site unfreeze {kept['site']} --by NAME`. If the "
+                        "first time was not you, tell the operator so"
+                    )
+                    return EnrolmentRefusal("token_used", what)
+                return EnrolmentRefusal("token_used", "this token was used before: ask the operator for a new one")
             if not shown:
                 return EnrolmentRefusal("bad_proof", "whoever asks does not hold this token")
             if now.timestamp() >= kept["expires"]:
