@@ -22,6 +22,8 @@ PARTS = (
 )  # fmt: skip
 # Inside the sandbox, of the verified image, the module that its signed config names.
 ENTRY_POINT = "runtime/msfl/runtime/launcher.py: runpy.run_module"
+# There, too: what an import asks for is passed on if the image's lock holds it. It can only find less.
+IMPORT_HOOK = "runtime/msfl/runtime/launcher.py: .find_spec of a value"
 Check = Callable[[ast.AST], Iterator[str]]
 
 
@@ -134,7 +136,7 @@ def modules_by_name(node: ast.AST) -> Iterator[str]:
 def test_modules_are_named_in_the_source() -> None:
     assert found_in(modules_by_name, "importlib.import_module(message['class'])")
     assert found_in(modules_by_name, "importlib.import_module('msfl')") == []
-    assert broken(modules_by_name, sources(*PARTS)) == []
+    assert broken(modules_by_name, sources(*PARTS)) == [IMPORT_HOOK]
 
 
 # ---------------------------------------------------------------------------------------------------------- tags

@@ -34,8 +34,8 @@ from msfl.sdk.run import Run
 JsonObject: TypeAlias = dict[str, Any]
 D = TypeVar("D", bound=BaseModel)
 CALL_TIMEOUT_S = 30.0
-# Questions: they change nothing, so one that was on its way when the line broke is asked again. After a pause, since the
-# channel may not have noticed yet that the connection is gone.
+# Questions: they change nothing, so one that was on its way when the line broke is asked again; after a pause, for the
+# channel may not have noticed yet that its connection is gone.
 _QUESTIONS = ("Show", "List")
 _ASK_AGAIN_AFTER_S = (0.1, 0.5, 2.0)
 
