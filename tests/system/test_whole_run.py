@@ -216,3 +216,19 @@ def test_an_extended_run_begins_where_the_earlier_one_was_best(live: LiveFederat
         finished.extend(1, round=17)
     with pytest.raises(BadJob, match="you have no run"):
         live.client.submit(live.job(start_from={"run": "20260101-000000-00000000"}))
+
+
+def test_what_is_published_beside_a_serving_gateway_is_shown_at_once(live: LiveFederation, tmp_path: Path) -> None:
+    def shown() -> bool:
+        return any(row["ref"] == "site-b/second" and row["present"] for row in live.client.datasets())
+
+    data, record = live.federation.folder / "data/site-b", tmp_path / "record.json"
+    said = live.command("data", "import", data, "--dataset", "second", "--site", "site-b", "--out", record)
+    assert said.returncode == 0, said.stderr
+    home = live.home("site-b")
+    said = live.command("data", "publish", "--record", record, "--data", data, "--home", home)
+    assert said.returncode == 0, said.stderr
+    until(shown, "the dataset to be shown")
+    for file in (home / "datasets").glob("second.*"):
+        file.unlink()
+    until(lambda: not shown() and live.all_present(), "it to be withdrawn")

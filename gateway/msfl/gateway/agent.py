@@ -2,8 +2,9 @@
 
     while not stopping:  dial ▸ Attend ▸ for each order: its run hears it      line down: wait 0.5 … 5 s, dial again
     beside it: a heartbeat every 3 s, whose answer brings what the federation's keepers published; every second the
-    words of the custodian, and the site's certificate; every 2 s a look at what still may run; hourly, what was kept
-    for too long goes; `witness` shows the audit log to the centre
+    words of the custodian, and the site's certificate; every 2 s a look at what still may run, and at the datasets: the
+    federation is shown them anew when one was published; hourly, what was kept for too long goes; `witness` shows the
+    audit log to the centre
 
 The agent never listens. Runs live in threads of their own (`site_run`), one worker process each. At its start every run
 that had not ended goes on from its record; of one that has ended, only what is left of it is removed in time.
@@ -44,6 +45,7 @@ class Agent:
         self._stopping = threading.Event()
         self._end_workers = False
         self._shown: dict[str, str] = {}
+        self._records: dict[str, int] = {}
 
     def serve(self) -> None:
         """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol). Where it
@@ -52,6 +54,7 @@ class Agent:
             threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
             threading.Thread(target=self._every, args=(LOOK_S, self._look_again), name="look"),
+            threading.Thread(target=self._every, args=(LOOK_S, self._look_at_datasets), name="datasets"),
             threading.Thread(target=self._every, args=(1.0, self._membership.look_after), name="membership"),
             threading.Thread(target=self._every, args=(SWEEP_S, self._sweep), name="sweep"),
             threading.Thread(target=self._around.witness.serve, name="witness"),
@@ -81,6 +84,7 @@ class Agent:
         wait = 0.5
         while not self._stopping.is_set():
             self._beat()  # First: without fresh trust papers no run may begin.
+            self._records = self._around.home.dataset_stamps()  # Before the records: what comes between is seen next.
             try:
                 for order in self._around.link.attend(self._announced(self._arrival())):
                     wait = 0.5
@@ -176,6 +180,12 @@ class Agent:
                 run.look_again()
         except OSError as error:
             log.error("what is still allowed cannot be looked up", why=str(error))
+
+    def _look_at_datasets(self) -> None:
+        if (stamps := self._around.home.dataset_stamps()) != self._records:
+            self._records = stamps
+            log.info("the datasets have changed; they are shown to the federation")
+            self._around.link.arrive_anew()
 
     def _ask_custodian(self) -> None:
         try:

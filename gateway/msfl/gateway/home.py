@@ -22,6 +22,7 @@ Secrets are 0600, folders 0700. Writes go to a temporary name first: a torn file
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -224,6 +225,14 @@ class Home:
     def datasets(self) -> list[DatasetRecord]:
         records = [self.dataset(file.stem) for file in sorted((self.root / "datasets").glob("*.json"))]
         return [r for r in records if isinstance(r, DatasetRecord)]
+
+    def dataset_stamps(self) -> dict[str, int]:
+        """Which records lie here and when each was written (ns): another answer, and one may have been published."""
+        found = {}
+        for file in (self.root / "datasets").glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):  # Withdrawn at this moment.
+                found[file.name] = file.stat().st_mtime_ns
+        return found
 
     # ------------------------------------------------------------ confirmation
 

@@ -93,10 +93,14 @@ class Link:
             self._retired.close()
         self._retired, self._channel = self._channel, channel
         self._stub, self._streams = LinkStub(channel), StreamsStub(channel)
-        if self._attending is not None:
-            self._attending.cancel()
+        self.arrive_anew()
         if self._closed:
             channel.close()
+
+    def arrive_anew(self) -> None:
+        """`attend` ends, to be begun anew with what is to be shown now. Nothing else is disturbed."""
+        if self._attending is not None:
+            self._attending.cancel()
 
     def attend(self, arrival: Arrival) -> Iterator[Order | BadMessage]:
         """Orders, as they come, and what is none; ends or raises LineDown when the line is cut."""
