@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -131,6 +132,10 @@ def test_what_was_measured_is_not_measured_again_until_something_changes(
         check_quality(home, "ms-trial", settings=OTHER, limits=limits, hands=0, now=NOON)
 
 
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 class Missing:
     """A tool that is not on this machine, or that turns out not to work."""
 
@@ -176,9 +181,6 @@ def test_a_full_disk_stops_all_and_what_was_done_is_kept(
     run(home, limits)
     case = Workspace.of(home, "ms-trial").case("p1-v1")
     before = everything(case)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(f"msfl.imaging.quality.{writes}", full)
@@ -231,6 +233,24 @@ def test_a_person_has_the_last_word_and_it_is_written_down(home: Path, limits: Q
     assert again.overruled is not None, "a decision outlives the next run"
     assert "a wig was worn" in (workspace.report / "report.html").read_text()
     assert read_json(workspace.report / "qc.json")["overrules_head"] == Overrules(workspace).head
+
+
+def test_a_decision_that_finds_no_room_leaves_the_log_whole(
+    home: Path, limits: QualityLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(home, limits)
+
+    def decide(reason: str) -> Checked:
+        return overrule(home, "ms-trial", "p1-v1", Verdict.FAIL, by="rita", reason=reason, limits=limits, now=NOON)
+
+    decide("blurred")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(CannotProceed, match="is full"):
+            decide("a wig was worn")
+    decided = run(home, limits)["p1-v1"].overruled
+    assert decided is not None
+    assert decided.reason == "blurred"
 
 
 def test_a_decision_does_not_outlive_the_images_it_was_made_on(home: Path, limits: QualityLimits) -> None:

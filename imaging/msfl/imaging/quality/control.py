@@ -114,7 +114,7 @@ def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
 
 
 def check_quality(
-    home: Path,
+    home: str | Path,
     dataset: str,
     *,
     settings: Settings | None = None,
@@ -128,7 +128,7 @@ def check_quality(
     from msfl.imaging.hand import do
     from msfl.imaging.hands import at_work
 
-    workspace, at, show = Workspace.of(home, dataset), now or now_utc(), progress or _silent
+    workspace, at, show = Workspace.of(Path(home), dataset), now or now_utc(), progress or _silent
     settings = settings or Settings()
     with workspace.held(), _with_room_for(workspace) as left:
         cases = [case for case in workspace.cases() if case.standing.state is not State.FOUND]
@@ -156,7 +156,7 @@ def check_quality(
 
 
 def overrule(
-    home: Path,
+    home: str | Path,
     dataset: str,
     case_id: str,
     verdict: Verdict,
@@ -168,8 +168,8 @@ def overrule(
 ) -> Checked:
     """A person decides otherwise; kept in the dataset's own chained log. Raises CannotProceed for a case that quality
     control has not looked at, or that could not be measured, and without a reason."""
-    workspace, at = Workspace.of(home, dataset), now or now_utc()
-    with workspace.held():
+    workspace, at = Workspace.of(Path(home), dataset), now or now_utc()
+    with workspace.held(), _with_room_for(workspace):
         case = workspace.case(case_id)
         if not case.qc.exists() or case.standing.state is not State.CHECKED:
             raise CannotProceed(
@@ -200,7 +200,7 @@ def _with_room_for(workspace: Workspace) -> Iterator[set[str]]:
         takes = {case.id: int(_GROWTH * _bytes_in(case.raw(LESION).parent)) for case in cases}
         new = sum(takes[case.id] for case in cases if case.id in left and not case.steps.exists())
         # and the largest once more: until it is whole, what is made anew lies beside what was there
-        missing = max(new + max(takes.values()) - free, min(takes.values()))
+        missing = max(new + max(takes.values(), default=0) - free, min(takes.values(), default=0))
         raise CannotProceed(
             f"The disk that {workspace.folder} lies on is full, or your share of it: {_mb(free)} are free, and for "
             f"{_still(len(left))} about {_mb(missing)} more are needed. What was done is kept, and nothing is half "

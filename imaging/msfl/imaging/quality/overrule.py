@@ -8,7 +8,6 @@ made on: when they, or how they are measured, change, the verdict is the figures
 from __future__ import annotations
 
 import html
-import os
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from msfl.imaging.quality.verdict import Overruled, Verdict
-from msfl.imaging.workspace import Workspace, read_json
+from msfl.imaging.workspace import Workspace, read_json, write_whole
 from msfl.policies.audit import Chain, append
 from msfl.policies.refusals import CannotProceed
 
@@ -65,10 +64,8 @@ class Overrules:
         chain, _ = self._read()
         fields = {"verdict": verdict.value, "reason": reason.strip(), "inputs": inputs}
         entry = append(chain.last, at, by.strip(), "overrule", case, fields)
-        with open(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-            log.write(entry.to_line())
-            log.flush()
-            os.fsync(log.fileno())
+        before = self._file.read_bytes() if self._file.exists() else b""
+        write_whole(self._file, before + entry.to_line())
 
     def decisions(self) -> Mapping[tuple[str, str], Overruled]:
         """The last decision by case and by what it was made on. Raises CannotProceed where the chain is broken."""
