@@ -192,6 +192,15 @@ def test_a_full_disk_stops_all_and_what_was_done_is_kept(
     assert run(home, limits)["p1-v1"].verdict is not Verdict.FAIL
 
 
+def test_what_a_killed_process_was_writing_goes_with_the_next_run(home: Path, limits: QualityLimits) -> None:
+    case = Workspace.of(home, "ms-trial").case("p1-v1")
+    (case.folder / ".standard.new").mkdir()
+    (case.folder / ".standard.new" / "FLAIR.nii.gz").write_bytes(b"half")
+    (case.folder / ".journal.json.new").write_bytes(b"half")
+    run(home, limits)
+    assert not list(case.folder.rglob("*.new"))
+
+
 @pytest.mark.system
 def test_a_disk_that_is_full_in_a_hand_is_no_crash(home: Path, limits: QualityLimits) -> None:
     folder = home / "datasets" / "ms-trial" / "cases" / "p1-v1"

@@ -77,6 +77,15 @@ def figures_file(case: Case) -> Path:
 def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
     """Standardise and measure, unless that was done with the same files and settings. Raises Unusable, which the
     journal then knows of, CannotProceed; `{"outcome": "disk_full"}` where there was no room for what was made."""
+    try:
+        return _measure_case(case, settings, at)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        return {"outcome": "disk_full"}
+
+
+def _measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
     from msfl.imaging.brain import extractor
     from msfl.imaging.quality.artefacts import detector
     from msfl.imaging.quality.measure import measure
@@ -103,10 +112,6 @@ def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
     except Unusable as error:
         case.record(Entry(Step.STANDARDISE, at, error.code, error.reason, inputs))
         raise
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        return {"outcome": "disk_full"}
     return {"outcome": "measured"}
 
 
@@ -135,6 +140,8 @@ def check_quality(
         if not cases:
             raise CannotProceed(f"No case of {dataset} was imported. Do that first: msfl data import.")
         left.update(case.id for case in cases)
+        for case in cases:
+            case.sweep()
         given = settings.model_dump(mode="json")
         names = {"home": str(home), "dataset": dataset, "at": format_utc(at), "settings": given}
         orders = [{"do": "measure", "case": case.id} | names for case in cases]

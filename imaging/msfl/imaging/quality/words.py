@@ -63,12 +63,16 @@ def _image(name: str) -> dict[str, Words]:
             low=f"Signal outside the head in {name}: ghosts, noise. {again}",
             digits=0,
         ),
-        "motion": Words(f"{name}: motion", "", high=f"The head seems to have moved during {name}. {again}"),
+        "motion": Words(
+            f"{name}: probability of motion", "", high=f"The head seems to have moved during {name}. {again}"
+        ),
         "ghosting": Words(
             f"{name}: ghosting", "", high=f"There seem to be faint, shifted copies of the head in {name}. {again}"
         ),
-        "spike": Words(f"{name}: spike noise", "", high=f"There seem to be stripes over {name}. {again}"),
-        "noise": Words(f"{name}: noise", "", high=f"{name} is grainy. {again}"),
+        "spike": Words(
+            f"{name}: probability of spike noise", "", high=f"There seem to be stripes over {name}. {again}"
+        ),
+        "noise": Words(f"{name}: probability of noise", "", high=f"{name} is grainy. {again}"),
     }
 
 
