@@ -67,8 +67,9 @@ class TestArtefactDetector:
         one, other = detector.detect(image, brain), detector.detect(image.like(image.voxels * np.float32(37)), brain)
         assert {a: round(p, 3) for a, p in one.items()} == {a: round(p, 3) for a, p in other.items()}
 
-    def test_it_has_a_name(self, detector: ArtefactDetector) -> None:
+    def test_it_has_a_name_and_says_that_it_is_here(self, detector: ArtefactDetector) -> None:
         assert detector.name
+        detector.ready()
 
 
 def test_mai_labs_folders_are_read(tmp_path: Path, image: Volume, brain: Mask) -> None:
@@ -80,6 +81,11 @@ def test_a_tool_that_fails_is_named(tmp_path: Path, image: Volume, brain: Mask) 
     (tmp_path / "MRI_sort.py").write_text("raise SystemExit('CUDA is not available')")
     with pytest.raises(CannotProceed, match="failed: CUDA is not available"):
         MaiLab(tmp_path).detect(image, brain)
+
+
+def test_a_folder_without_the_tool_is_noticed_before_any_image(tmp_path: Path) -> None:
+    with pytest.raises(CannotProceed, match="does not hold the MAI-Lab tool"):
+        MaiLab(tmp_path).ready()
 
 
 def spoilt(kind: str, image: Volume, brain: Mask) -> Volume:

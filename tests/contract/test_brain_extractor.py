@@ -82,8 +82,9 @@ class Contract:
         with pytest.raises(Unusable, match="no_brain"):
             subject.extract(image.like(np.zeros_like(image.voxels)), "FLAIR")
 
-    def test_it_has_a_name(self, subject: BrainExtractor) -> None:
+    def test_it_has_a_name_and_says_that_it_is_here(self, subject: BrainExtractor) -> None:
         assert subject.name
+        subject.ready()
 
 
 class TestMadeHead(Contract):
@@ -126,6 +127,8 @@ def test_a_command_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(CannotProceed, match="mri_synthstrip is not on this machine's PATH"):
         SynthStrip().extract(head("T1w", grid()), "T1w")
+    with pytest.raises(CannotProceed, match="hd-bet is not on this machine's PATH"):
+        HdBet().ready()
 
 
 def test_a_command_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

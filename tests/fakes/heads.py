@@ -96,6 +96,9 @@ class MadeHeadExtractor:
 
     name = "made head 1"
 
+    def ready(self) -> None:
+        pass
+
     def extract(self, image: Volume, what: str) -> Mask:
         from msfl.imaging.brain import no_brain
 
@@ -113,6 +116,9 @@ class SameEverywhere:
 
     def __init__(self, probability: float = 0.1) -> None:
         self._probability = probability
+
+    def ready(self) -> None:
+        pass
 
     def detect(self, image: Volume, brain: Mask) -> Mapping[Artefact, float]:
         return dict.fromkeys(Artefact, self._probability)

@@ -44,6 +44,9 @@ class StrippedBefore:
 
     name = "stripped before 1"
 
+    def ready(self) -> None:
+        pass
+
     def extract(self, head: Volume, what: str) -> Mask:
         return np.asarray(ndimage.binary_fill_holes(head.voxels > 0))
 

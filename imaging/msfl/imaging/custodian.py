@@ -2,7 +2,7 @@
 
 ::
 
-    import_source ─▶ (quality control, a look at the report) ─▶ publish
+    import_source ─▶ check_quality ─▶ (a look at the report; overrule) ─▶ publish
          │ again, with more visits or corrected ones: what is there stays
          └─ listing: where every case stands
 
@@ -32,6 +32,8 @@ from msfl.imaging.hand import do, visit_json
 from msfl.imaging.hands import at_work
 from msfl.imaging.importing import ImportOptions, Outcome, case_name
 from msfl.imaging.publishing import Extent, Finished, LeftOut, register, site_of, usable
+from msfl.imaging.quality.control import check_quality as check_quality
+from msfl.imaging.quality.control import overrule as overrule
 from msfl.imaging.sources.archive import Limits
 from msfl.imaging.sources.finding import find
 from msfl.imaging.sources.found import Found, Question

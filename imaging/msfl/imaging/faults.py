@@ -71,8 +71,11 @@ ADVICE: Final[Mapping[Fault, str]] = {
     Fault.MASK_NOT_BINARY: "Give a mask of 0 (no lesion) and 1 (lesion).",
     Fault.MASK_ELSEWHERE: "Give the mask on the grid of the FLAIR or of the T1w image that it was drawn on.",
     Fault.IDENTITY_LEFT: "Nothing was kept. Report this: the rules of de-identification must be extended.",
-    Fault.CRASHED: "The others are not affected. Import this case alone, and report it if it happens again.",
-    Fault.BRAIN_LOST: "Import this case with --no-deface and look at it.",
+    Fault.CRASHED: "The others are not affected. Run it again with --jobs 1 (less memory); report it if it stays so.",
+    Fault.BRAIN_LOST: (
+        "Look at its outlines in the report of quality control. Leave the case out (msfl data qc --overrule CASE "
+        "--verdict fail), or publish the dataset with --extent head, which keeps all faces."
+    ),
 }
 
 

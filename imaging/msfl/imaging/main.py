@@ -321,7 +321,9 @@ def qc(
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes at once; each needs about 1.5 GiB.")] = 2,
     overrule: Annotated[str, typer.Option(help="Decide otherwise on this case; needs --reason.")] = "",
     verdict: Annotated[str, typer.Option(help="With --overrule: pass, warn or fail.")] = "pass",
-    reason: Annotated[str, typer.Option(help="With --overrule: why; kept in the dataset's log.")] = "",
+    reason: Annotated[
+        str, typer.Option(help="With --overrule: why. It must name no patient: it is kept in the report and the log.")
+    ] = "",
     by: Annotated[str, typer.Option(help="With --overrule: who; else whoever is logged in.")] = "",
     as_json: AsJson = False,
 ) -> None:
@@ -363,15 +365,23 @@ def qc(
     else:
         for one in checked:
             colour = {"pass": "green", "warn": "yellow", "fail": "red"}[one.final]
-            what = "; ".join(f.sentence for f in one.findings[:2])
-            more = f" And {len(one.findings) - 2} more." if len(one.findings) > 2 else ""
-            console.print(
-                f"{one.case}: {one.final.value}: {what or 'nothing was found wrong.'}{more}", style=colour, markup=False
-            )
+            console.print(_verdict_line(one), style=colour, markup=False)
         counts = Counter(one.final.value for one in checked)
         console.print(", ".join(f"{counts[v]} {v}" for v in ("pass", "warn", "fail") if counts[v]))
         console.print(f"Look at the images before you publish: {report}", markup=False)
     raise typer.Exit(1 if crashed else 0)
+
+
+def _verdict_line(one: Checked) -> str:
+    """All that fails the case; of what is only warned about, two sentences."""
+    fails = sum(same[0].verdict == "fail" for same in one.said)
+    shown, more = one.said[: max(fails, 2)], len(one.said) - max(fails, 2)
+    what = " ".join(same[0].sentence for same in shown) or "Nothing was found wrong."
+    what += f" And {more} more in the report." if more > 0 else ""
+    if one.overruled is None:
+        return f"{one.case}: {one.final.value}: {what}"
+    who = f'instead of {one.verdict.value}, as {one.overruled.by} decided ("{one.overruled.reason}")'
+    return f"{one.case}: {one.final.value} {who}. What was found: {what}"
 
 
 @app.command()

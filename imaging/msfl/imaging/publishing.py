@@ -26,6 +26,7 @@ from msfl.imaging.checks import Volume
 from msfl.imaging.deidentify.deface import defaced, without_face
 from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.quality.overrule import Overrules
+from msfl.imaging.quality.words import NO_LESION_MASK
 from msfl.imaging.record import make_record, show
 from msfl.imaging.split import Dealt, Member, Part, Shares, Split, deal, frozen, hash_of_test_set
 from msfl.imaging.workspace import (
@@ -76,7 +77,7 @@ def usable(case: Case) -> LeftOut | str:
         reason = f"The case is {standing.state}; quality control has not looked at it: msfl data qc."
         return LeftOut(case.id, "not_checked", reason)
     if not case.standard(LESION).exists():
-        return LeftOut(case.id, "no_lesion_mask", "The case has no lesion mask. Add one and import it again.")
+        return LeftOut(case.id, NO_LESION_MASK, "The case has no lesion mask. Add one and import it again.")
     found = read_json(case.qc)
     if found.get("final") not in ("pass", "warn"):
         by = "a person" if found.get("overruled") else "quality control"

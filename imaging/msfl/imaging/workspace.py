@@ -198,6 +198,14 @@ class Case:
             raise
         swap_in(fresh, self.folder / part)
 
+    def sweep(self) -> None:
+        """Take away what a killed process was filling; nobody fills meanwhile."""
+        for fresh in self.folder.glob(".*.new"):
+            if fresh.is_dir():
+                shutil.rmtree(fresh)
+            else:
+                fresh.unlink()
+
 
 @dataclass(frozen=True)
 class Workspace:

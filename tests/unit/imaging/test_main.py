@@ -1,16 +1,22 @@
 """The ``msfl data`` commands, as a custodian types them."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from fakes.scanners import FLAIR, T1W, Patient, Scanner, head
 from fakes.workspaces import checked_case, checked_cohort
+from msfl.imaging.faults import ADVICE
 from msfl.imaging.main import app
+from msfl.imaging.quality.limits import default_limits
+from msfl.imaging.quality.verdict import Checked, Overruled, Verdict, judge
 from msfl.imaging.workspace import Workspace
 from msfl.policies.refusals import CannotProceed
 
@@ -86,6 +92,35 @@ def test_quality_control_of_nothing_says_what_to_do_first(tmp_path: Path) -> Non
     done = RUN.invoke(app, ["qc", "ms-trial", "--home", str(tmp_path)])
     assert isinstance(done.exception, CannotProceed)
     assert "msfl data import" in str(done.exception)
+
+
+def qc_says(home: Path, monkeypatch: pytest.MonkeyPatch, checked: Checked) -> str:
+    monkeypatch.setattr("msfl.imaging.quality.control.check_quality", lambda *_, **__: (checked,))
+    return RUN.invoke(app, ["qc", "ms-trial", "--home", str(home)]).stdout
+
+
+def test_what_fails_a_case_is_never_the_one_that_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {
+        "FLAIR.cut_top": 2.0, "FLAIR.cut_side": 2.0, "T1w.cut_top": 2.0, "T1w.motion": 0.8,
+        "pair.volume_similarity": 0.94, "pair.overlap": 0.94, "pair.shared": 1.035, "pair.shared_mirrored": 1.2,
+    }  # fmt: skip
+    said = qc_says(tmp_path, monkeypatch, judge("p1-v1", figures, default_limits()))
+    assert "p1-v1: fail: Left and right of T1w and FLAIR do not agree: one of them is mirrored." in said
+    assert said.count("lies outside the FLAIR image") == 1
+    assert "And 3 more in the report." in said
+
+
+def test_who_overruled_a_verdict_is_said_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = judge("p1-v1", {"FLAIR.spacing_max": 1.2}, default_limits())
+    decided = replace(found, overruled=Overruled(Verdict.PASS, "rita", "2026-11-28T12:00:00Z", "agreed with the study"))
+    said = qc_says(tmp_path, monkeypatch, decided)
+    assert 'p1-v1: pass instead of fail, as rita decided ("agreed with the study"). What was found: The voxels' in said
+
+
+def test_every_option_that_an_advice_names_is_there() -> None:
+    commands = typer.main.get_command(app).commands.values()  # type: ignore[attr-defined]
+    options = {option for command in commands for parameter in command.params for option in parameter.opts}
+    assert {word for advice in ADVICE.values() for word in re.findall(r"--[a-z-]+", advice)} <= options
 
 
 def series(folder: Path, *contrasts: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from msfl.imaging.quality.limits import QualityLimits, default_limits
+from msfl.imaging.quality.limits import QualityLimits, default_limits, said
 from msfl.imaging.quality.verdict import Finding, Overruled, Verdict, also, judge, site_scores, unmeasured
 from msfl.imaging.quality.words import FIGURES
 from msfl.policies.encoding import Malformed, load_yaml
@@ -32,9 +32,9 @@ def test_a_good_case_passes() -> None:
     ("figure", "value", "verdict", "limit", "word"),
     [
         ("FLAIR.spacing_max", 3.0, Verdict.FAIL, "at most 1.1 mm", "voxels"),
-        ("T1w.spacing_min", 0.72, Verdict.FAIL, "at least 0.9 mm", "voxels"),
-        ("FLAIR.cut_top", 3.0, Verdict.WARN, "at most 1 cm²", "missing"),
-        ("FLAIR.cut_top", 20.0, Verdict.FAIL, "at most 5 cm²", "missing"),
+        ("T1w.spacing_min", 0.72, Verdict.FAIL, "at least 0.9 mm", "voxels of T1w"),
+        ("FLAIR.cut_top", 3.0, Verdict.WARN, "at most 1 cm²", "outside the FLAIR image"),
+        ("FLAIR.cut_top", 20.0, Verdict.FAIL, "at most 5 cm²", "outside the FLAIR image"),
         ("pair.volume_similarity", 0.94, Verdict.WARN, "at least 0.95", "one brain"),
         ("pair.overlap", 0.5, Verdict.FAIL, "at least 0.9", "one brain"),
         ("pair.shared_mirrored", 1.4, Verdict.FAIL, "at most 1", "mirrored"),
@@ -77,6 +77,39 @@ def test_every_limit_has_words_for_the_side_it_is_on() -> None:
                 assert FIGURES[name].low, name
             if good is not None and good.max is not None:
                 assert FIGURES[name].high, name
+
+
+def test_what_fails_a_case_is_said_first_and_nothing_is_said_twice() -> None:
+    mirrored = {"pair.shared": 1.035, "pair.volume_similarity": 0.94, "pair.shared_mirrored": 1.2}
+    checked = judge("c1", GOOD | mirrored, LIMITS)
+    assert [f.verdict for f in checked.findings] == [Verdict.FAIL, Verdict.WARN, Verdict.WARN]
+    fails, warns = checked.said
+    assert "mirrored" in fails[0].sentence
+    assert {f.figure for f in warns} == {"pair.shared", "pair.volume_similarity"}
+    twice = Finding(Verdict.FAIL, "twin.same_image", 1.0, "", "The same image.")
+    assert also(judge("c1", GOOD | {"FLAIR.cut_top": 3.0}, LIMITS), twice).findings[0] == twice
+
+
+def test_every_sentence_about_an_image_names_it() -> None:
+    for name, words in FIGURES.items():
+        image = name.partition(".")[0]
+        if image in ("FLAIR", "T1w"):
+            assert all(image in said for said in (words.low, words.high) if said), name
+
+
+@given(st.sampled_from(sorted(LIMITS.figures)), st.floats(-100, 2500))
+def test_a_figure_reads_as_it_was_judged(name: str, value: float) -> None:
+    read = float(said(name, value, LIMITS).split()[0])
+    verdicts = [judge("c1", {name: one}, LIMITS).verdict for one in (read, value)]
+    assert verdicts[0] is verdicts[1]
+
+
+def test_a_value_just_below_its_limit_does_not_read_as_the_limit() -> None:
+    assert said("pair.overlap", 0.949838, LIMITS) == "0.9498"
+    assert said("pair.overlap", 0.98, LIMITS) == "0.980"
+    assert said("FLAIR.cut_top", 1.01, LIMITS) == "1.01 cm²"
+    scores = {"T1w.snr": 4.02}
+    assert "4.02 robust deviations" in judge("c1", {"T1w.snr": 30.0}, LIMITS, scores).findings[0].sentence
 
 
 def cohort(odd: float) -> dict[str, dict[str, float | None]]:
@@ -127,7 +160,13 @@ def test_what_could_not_be_measured_fails_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "word"),
     [
-        ("T1w.snr: {warn", "T1w.snir: {warn", "no figure T1w.snir"),
+        (
+            "T1w.snr: {warn",
+            "T1w.snir: {warn",
+            r"there is no figure T1w\.snir; did you mean T1w\.snr\?",
+        ),
+        ("pair.shared: {", "pair.sharde: {", r"did you mean pair\.shared\?"),
+        ("    - pair.shared", "    - pair.sharde", r"did you mean pair\.shared\?"),
         ("{warn: {min: 3}, fail: {min: 1.5}}", "{warn: {}, fail: {min: 1.5}}", "give min, max or both"),
         ("{warn: {min: 3}, fail: {min: 1.5}}", "{wran: {min: 3}}", "wran"),
         ("{warn: {min: 3}, fail: {min: 1.5}}", "{warn: {min: 3, max: 1}}", "min is above max"),
@@ -139,5 +178,5 @@ def test_wrong_limits_are_refused_with_line_and_key(old: str, new: str, word: st
     assert old in text
     with pytest.raises(Malformed, match=word) as refused:
         load_yaml(text.replace(old, new, 1).encode(), QualityLimits, "limits.yaml")
-    if "no figure" not in word:
-        assert refused.value.line == next(n for n, row in enumerate(text.splitlines(), 1) if old in row)
+    assert refused.value.line == next(n for n, row in enumerate(text.splitlines(), 1) if old in row)
+    assert len(str(refused.value)) < 300

@@ -11,7 +11,7 @@ import pytest
 from fakes.heads import MadeHeadExtractor, grid, head, lesion_mask, rigid
 from msfl.imaging.checks import Volume
 from msfl.imaging.deidentify.nifti import read_volume, write_volume
-from msfl.imaging.standard.pipeline import Raw, Standard, standardise, standardise_case
+from msfl.imaging.standard.pipeline import Raw, Standard, read_raw, standardise, write_standard
 from msfl.imaging.standard.recipe import Recipe
 from msfl.imaging.standard.register import Registration, Rigid, read_rigid
 from msfl.imaging.standard.reorient import orientation, reorient
@@ -102,12 +102,19 @@ def case_with(folder: Path, raw: Raw) -> Case:
     return case
 
 
+def standardise_case(case: Case) -> None:
+    raw = read_raw(case)
+    made = standardise(raw, QUICK, MadeHeadExtractor())
+    with case.filling("standard") as folder:
+        write_standard(folder, case, raw, made, QUICK, MadeHeadExtractor.name)
+
+
 @pytest.mark.slow
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     listed = []
     for place in ("one", "two"):
         case = case_with(tmp_path / place, moved_pair())
-        standardise_case(case, QUICK, MadeHeadExtractor())
+        standardise_case(case)
         listed.append({file.name: file.read_bytes() for file in sorted((case.folder / "standard").iterdir())})
     assert listed[0] == listed[1]
     images = {"FLAIR.nii.gz", "T1w.nii.gz", "lesion.nii.gz", "brain.nii.gz", "brain_T1w.nii.gz"}
@@ -122,7 +129,7 @@ def test_other_parameters_other_digest(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_record_says_what_was_done_with_what(tmp_path: Path) -> None:
     case = case_with(tmp_path, moved_pair())
-    standardise_case(case, QUICK, MadeHeadExtractor())
+    standardise_case(case)
     record = read_json(case.steps)
     assert [(s["step"], s["of"]) for s in record["steps"]] == [
         ("reorient", "FLAIR"), ("reorient", "T1w"), ("brain", "FLAIR"), ("brain", "T1w"),
@@ -139,11 +146,11 @@ def test_the_record_says_what_was_done_with_what(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_cannot_be_standardised_leaves_what_was_there(tmp_path: Path) -> None:
     case = case_with(tmp_path, moved_pair())
-    standardise_case(case, QUICK, MadeHeadExtractor())
+    standardise_case(case)
     before = case.steps.read_bytes()
     write_volume(grid().like(np.full(grid().voxels.shape, np.nan, np.float32)), case.raw("FLAIR"))
     with pytest.raises(Unusable, match="not_finite"):
-        standardise_case(case, QUICK, MadeHeadExtractor())
+        standardise_case(case)
     assert case.steps.read_bytes() == before
 
 

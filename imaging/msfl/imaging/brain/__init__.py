@@ -25,6 +25,9 @@ class BrainExtractor(Protocol):
     def name(self) -> str:
         """With its version: it goes into the record of what was done."""
 
+    def ready(self) -> None:
+        """Raises CannotProceed where the tool is not on this machine. Asked before anything is done to a case."""
+
     def extract(self, head: Volume, what: str) -> Mask:
         """T1w or FLAIR, any orientation. `what` is how people call the image. Raises Unusable (`no_brain`) where none
         is found, CannotProceed where the tool itself does not work."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,12 @@ from msfl.policies.refusals import CannotProceed
 TIME_LIMIT_S = 900
 
 
+def on_path(command: str) -> None:
+    """Raises CannotProceed where there is no such command."""
+    if shutil.which(command) is None:
+        raise CannotProceed(f"The command {command} is not on this machine's PATH.")
+
+
 def extract_by(command: Sequence[str], head: Volume, what: str, *, mask_name: str) -> Mask:
     """`{head}` and `{folder}` in the command's words are put in; the mask is `mask_name` in the folder. Raises Unusable
     where it is empty, CannotProceed where the command is missing, fails, or leaves no mask on the head's grid."""
@@ -25,12 +32,11 @@ def extract_by(command: Sequence[str], head: Volume, what: str, *, mask_name: st
         folder = Path(place)
         write_volume(head, folder / "head.nii.gz")
         words = [word.replace("{head}", str(folder / "head.nii.gz")).replace("{folder}", place) for word in command]
+        on_path(words[0])
         try:
             done = subprocess.run(
                 words, stdin=subprocess.DEVNULL, capture_output=True, timeout=TIME_LIMIT_S, check=False
             )
-        except FileNotFoundError:
-            raise CannotProceed(f"The command {words[0]} is not on this machine's PATH.") from None
         except subprocess.TimeoutExpired:
             raise CannotProceed(f"{words[0]} did not end within {TIME_LIMIT_S} s.") from None
         mask_file = folder / mask_name

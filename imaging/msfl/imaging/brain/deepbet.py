@@ -28,6 +28,9 @@ class Deepbet:
         except PackageNotFoundError:
             raise CannotProceed("Brain extraction needs deepbet. Install msfl with its extra 'data'.") from None
 
+    def ready(self) -> None:
+        _ = self.name  # says what to install
+
     def extract(self, head: Volume, what: str) -> Mask:
         # deepbet takes floats and finds nothing in a constant image by an assertion of its own
         values = head.voxels.astype(np.float32)
@@ -45,7 +48,7 @@ class Deepbet:
 
     @cached_property
     def _network(self) -> Any:
-        _ = self.name  # says what to install
+        self.ready()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.load: deepbet's weights are TorchScript
             from deepbet import BrainExtraction

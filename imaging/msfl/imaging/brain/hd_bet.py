@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from msfl.imaging.brain.command import extract_by
+from msfl.imaging.brain.command import extract_by, on_path
 from msfl.imaging.checks import Volume
 from msfl.imaging.volume import Mask
 
 
 class HdBet:
     name = "hd-bet"
+
+    def ready(self) -> None:
+        on_path("hd-bet")
 
     def extract(self, head: Volume, what: str) -> Mask:
         words = ("hd-bet", "-i", "{head}", "-o", "{folder}/brain.nii.gz", "-device", "cpu", "--disable_tta")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from msfl.imaging.brain.command import extract_by
+from msfl.imaging.brain.command import extract_by, on_path
 from msfl.imaging.checks import Volume
 from msfl.imaging.volume import Mask
 
 
 class SynthStrip:
     name = "mri_synthstrip"
+
+    def ready(self) -> None:
+        on_path("mri_synthstrip")
 
     def extract(self, head: Volume, what: str) -> Mask:
         return extract_by(

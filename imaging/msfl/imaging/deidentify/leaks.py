@@ -85,6 +85,11 @@ def leaks(written: Iterable[Path], telling: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def names_somebody(text: str, telling: Iterable[str]) -> bool:
+    """What a person wrote holds one of these values, if that tells anything."""
+    return any(_alone(value).search(text) for value in telling if _is_telling(value))
+
+
 def _alone(value: str) -> re.Pattern[str]:
     return re.compile(rf"(?<![^\W_]){re.escape(value)}(?![^\W_])", re.IGNORECASE)
 

@@ -1,7 +1,7 @@
 """quality: is this case fit to learn from? Figures are measured, limits judge them, people have the last word.
 
-    raw/, standard/ ──measure──▶ figures.json ──judge(figures, limits, the others)──▶ qc.json ──overrule──▶ report/
-          (slow, once)           (facts)         (pure, again whenever limits change)
+    raw/ ──measure──▶ standard/figures.json ──judge(figures, limits, the others)──▶ qc.json ──overrule──▶ report/
+     (slow, once)            (facts)               (pure, again whenever limits change)
 
 =============  ========================================================================================
 ``geometry``   voxel size, obliquity, what of the brain is cut off by the edge of the image

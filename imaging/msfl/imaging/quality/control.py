@@ -3,16 +3,23 @@
     check_quality ──at_work──▶ hands: measure_case (slow, per case; kept while files and settings are the same)
           └──▶ judge all cases together (pure) ──▶ qc.json per case ──▶ report/
 
-One case that cannot be worked on, or on which a process dies, stops no other: it fails, with its reason. Limits may
-change, and people overrule, without any image being opened again.
+One case that cannot be worked on, or on which a process dies, stops no other: it fails, with its reason. A tool that is
+not there and a full disk stop all. What was there of a case before stays until all that takes its place is written:
+figures lie in `standard/`, beside the images they were taken of. Limits may change, and people overrule, without any
+image being opened again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -20,8 +27,10 @@ from msfl.imaging.faults import Fault, unusable
 from msfl.imaging.quality.limits import QualityLimits, default_limits
 from msfl.imaging.quality.overrule import Overrules
 from msfl.imaging.quality.verdict import Checked, Finding, Verdict, also, judge, site_scores, unmeasured
+from msfl.imaging.quality.words import NO_LESION_MASK
 from msfl.imaging.standard.recipe import Recipe
 from msfl.imaging.workspace import (
+    LESION,
     Case,
     Entry,
     JsonObject,
@@ -40,6 +49,10 @@ from msfl.policies.refusals import CannotProceed
 Progress = Callable[[str, int, int], None]
 
 CANNOT_PROCEED = "cannot_proceed"
+DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_GROWTH: Final = 1.5
+"""What is made of a case over what was imported: 1.15 where the scans have air around the head set to zero, more where
+they have not."""
 
 MEASURES = "1"
 """Raised when figures are measured differently, so that old ones are measured again."""
@@ -58,38 +71,47 @@ class Settings(BaseModel):
 
 
 def figures_file(case: Case) -> Path:
-    return case.folder / "figures.json"
+    return case.steps.with_name("figures.json")
 
 
 def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
     """Standardise and measure, unless that was done with the same files and settings. Raises Unusable, which the
-    journal then knows of, CannotProceed."""
+    journal then knows of, CannotProceed; `{"outcome": "disk_full"}` where there was no room for what was made."""
+    try:
+        return _measure_case(case, settings, at)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        return {"outcome": "disk_full"}
+
+
+def _measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
     from msfl.imaging.brain import extractor
     from msfl.imaging.quality.artefacts import detector
     from msfl.imaging.quality.measure import measure
     from msfl.imaging.quality.pictures import draw
-    from msfl.imaging.standard.pipeline import inputs_sha256, standardise_case
+    from msfl.imaging.standard.pipeline import inputs_sha256, read_raw, standardise, write_standard
 
     inputs = sha256_of(f"{inputs_sha256(case, settings.recipe)} {settings.mai_lab} {MEASURES}".encode())
-    file = figures_file(case)
-    if file.exists() and case.standing.state in (State.STANDARD, State.CHECKED) and read_json(file)["inputs"] == inputs:
+    if _is_measured(case) and read_json(figures_file(case))["inputs"] == inputs:
         return {"outcome": "kept"}
-    file.unlink(missing_ok=True)
+    brain, artefacts = extractor(settings.recipe.brain), detector(settings.mai_lab)
+    brain.ready()
+    artefacts.ready()
     try:
-        raw, made = standardise_case(case, settings.recipe, extractor(settings.recipe.brain))
+        raw = read_raw(case)
+        made = standardise(raw, settings.recipe, brain)
+        found = measure(raw, made, artefacts)
+        with case.filling("standard") as standard, case.filling("pictures") as pictures:
+            draw(pictures, raw, made)
+            write_standard(standard, case, raw, made, settings.recipe, brain.name)
+            facts = {"detector": artefacts.name, "figures": dict(found.figures), "fingerprint": list(found.fingerprint)}
+            write_json(standard / figures_file(case).name, {"inputs": inputs} | facts)
+            # Before the images change: an old verdict must never stand beside new ones.
+            case.record(Entry(Step.STANDARDISE, at, inputs=inputs))
     except Unusable as error:
         case.record(Entry(Step.STANDARDISE, at, error.code, error.reason, inputs))
         raise
-    case.record(Entry(Step.STANDARDISE, at, inputs=inputs))
-    tool = detector(settings.mai_lab)
-    try:
-        found = measure(raw, made, tool)
-    except Unusable as error:
-        case.record(Entry(Step.QUALITY, at, error.code, error.reason, inputs))
-        raise
-    draw(case, raw, made)
-    facts = {"detector": tool.name, "figures": dict(found.figures), "fingerprint": list(found.fingerprint)}
-    write_json(file, {"inputs": inputs} | facts)
     return {"outcome": "measured"}
 
 
@@ -97,7 +119,7 @@ def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
 
 
 def check_quality(
-    home: Path,
+    home: str | Path,
     dataset: str,
     *,
     settings: Settings | None = None,
@@ -111,15 +133,19 @@ def check_quality(
     from msfl.imaging.hand import do
     from msfl.imaging.hands import at_work
 
-    workspace, at, show = Workspace.of(home, dataset), now or now_utc(), progress or _silent
+    workspace, at, show = Workspace.of(Path(home), dataset), now or now_utc(), progress or _silent
     settings = settings or Settings()
-    with workspace.held():
+    with workspace.held(), _with_room_for(workspace) as left:
         cases = [case for case in workspace.cases() if case.standing.state is not State.FOUND]
         if not cases:
             raise CannotProceed(f"No case of {dataset} was imported. Do that first: msfl data import.")
+        left.update(case.id for case in cases)
+        for case in cases:
+            case.sweep()
         given = settings.model_dump(mode="json")
         names = {"home": str(home), "dataset": dataset, "at": format_utc(at), "settings": given}
         orders = [{"do": "measure", "case": case.id} | names for case in cases]
+        workspace.report.mkdir(exist_ok=True, mode=0o700)
         show("measuring", 0, len(orders))
         for done, (number, answer) in enumerate(
             at_work(orders, do, hands=hands, log=workspace.report / "hands.log"), 1
@@ -129,12 +155,15 @@ def check_quality(
                 cases[number].record(Entry(Step.STANDARDISE, at, why.code, why.reason))
             elif answer.get("code") == CANNOT_PROCEED:
                 raise CannotProceed(answer["reason"])
+            elif answer.get("outcome") == "disk_full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            left.discard(cases[number].id)
             show("measuring", done, len(orders))
         return _conclude(workspace, cases, limits or default_limits(), at, show)
 
 
 def overrule(
-    home: Path,
+    home: str | Path,
     dataset: str,
     case_id: str,
     verdict: Verdict,
@@ -146,8 +175,8 @@ def overrule(
 ) -> Checked:
     """A person decides otherwise; kept in the dataset's own chained log. Raises CannotProceed for a case that quality
     control has not looked at, or that could not be measured, and without a reason."""
-    workspace, at = Workspace.of(home, dataset), now or now_utc()
-    with workspace.held():
+    workspace, at = Workspace.of(Path(home), dataset), now or now_utc()
+    with workspace.held(), _with_room_for(workspace):
         case = workspace.case(case_id)
         if not case.qc.exists() or case.standing.state is not State.CHECKED:
             raise CannotProceed(
@@ -161,6 +190,43 @@ def overrule(
     return next(one for one in concluded if one.case == case_id)
 
 
+@contextmanager
+def _with_room_for(workspace: Workspace) -> Iterator[set[str]]:
+    """Takes the names of the cases that are still to be measured. Where the disk is full, what was half written is
+    taken away and CannotProceed says how much room is missing."""
+    left: set[str] = set()
+    try:
+        yield left
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        cases = workspace.cases()
+        for case in cases:
+            case.sweep()
+        free = shutil.disk_usage(workspace.folder).free
+        takes = {case.id: int(_GROWTH * _bytes_in(case.raw(LESION).parent)) for case in cases}
+        new = sum(takes[case.id] for case in cases if case.id in left and not case.steps.exists())
+        # and the largest once more: until it is whole, what is made anew lies beside what was there
+        missing = max(new + max(takes.values(), default=0) - free, min(takes.values(), default=0))
+        raise CannotProceed(
+            f"The disk that {workspace.folder} lies on is full, or your share of it: {_mb(free)} are free, and for "
+            f"{_still(len(left))} about {_mb(missing)} more are needed. What was done is kept, and nothing is half "
+            f"written. Make room, then run it again: msfl data qc {workspace.dataset}."
+        ) from error
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else 0
+
+
+def _mb(size: int) -> str:
+    return f"{max(1, round(size / 1e6))} MB" if size else "0 MB"
+
+
+def _still(number: int) -> str:
+    return {0: "the report", 1: "the case still to be measured"}.get(number, f"the {number} cases still to be measured")
+
+
 def _conclude(
     workspace: Workspace, cases: list[Case], limits: QualityLimits, at: datetime, show: Progress
 ) -> tuple[Checked, ...]:
@@ -171,7 +237,8 @@ def _conclude(
     verdicts: dict[str, Checked] = {}
     for case in cases:
         if case.id in measured:
-            verdicts[case.id] = judge(case.id, measured[case.id]["figures"], limits, scores[case.id])
+            found = judge(case.id, measured[case.id]["figures"], limits, scores[case.id])
+            verdicts[case.id] = _without_mask(case, found)
         else:
             failed = case.standing.failed
             verdicts[case.id] = unmeasured(case.id, *((failed.code, failed.reason) if failed else ("not_measured", "")))
@@ -197,6 +264,15 @@ def _conclude(
 
 def _is_measured(case: Case) -> bool:
     return case.standing.state in (State.STANDARD, State.CHECKED) and figures_file(case).exists()
+
+
+def _without_mask(case: Case, checked: Checked) -> Checked:
+    if case.has_lesion:
+        return checked
+    sentence = (
+        "There is no lesion mask: the case can neither train nor test and is not published. Add a mask, import again."
+    )
+    return also(checked, Finding(Verdict.WARN, NO_LESION_MASK, None, "", sentence))
 
 
 def _add_twins(verdicts: dict[str, Checked], cases: Mapping[str, Case], measured: Mapping[str, JsonObject]) -> None:

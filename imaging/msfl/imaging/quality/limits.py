@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
 from msfl.imaging.quality.words import FIGURES
 from msfl.policies.encoding import load_yaml
@@ -59,10 +61,38 @@ class QualityLimits(_Strict):
 
     @model_validator(mode="after")
     def _names_are_figures(self) -> QualityLimits:
-        unknown = sorted({*self.figures, *self.sites_own.figures} - FIGURES.keys())
-        if unknown:
-            raise ValueError(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+        named = [
+            *((name, ("figures", name)) for name in self.figures),
+            *((name, ("sites_own", "figures", at)) for at, name in enumerate(self.sites_own.figures)),
+        ]
+        if wrong := [_no_figure(name, place) for name, place in named if name not in FIGURES]:
+            raise ValidationError.from_exception_data("QualityLimits", wrong)
         return self
+
+
+def _no_figure(name: str, place: tuple[str | int, ...]) -> InitErrorDetails:
+    """Each is told where it stands, not where the list of them begins."""
+    near = difflib.get_close_matches(name, FIGURES, n=1)
+    what = f"there is no figure {name}" + (f"; did you mean {near[0]}?" if near else "")
+    return InitErrorDetails(type="value_error", loc=place, input=name, ctx={"error": ValueError(what)})
+
+
+def text_of(value: float, digits: int, ranges: Iterable[Range]) -> str:
+    """With at least so many digits after the point, and with as many more as it takes for what is read to lie on the
+    same side of every limit as the value itself."""
+    limits = list(ranges)
+    for more in range(digits, digits + 12):
+        text = f"{value:.{more}f}"
+        if all(one.holds(float(text)) == one.holds(value) for one in limits):
+            return text
+    return repr(value)
+
+
+def said(name: str, value: float, limits: QualityLimits) -> str:
+    """A figure with its unit, as people read it."""
+    words, limit = FIGURES[name], limits.figures.get(name)
+    ranges = [one for one in (limit.warn, limit.fail) if one is not None] if limit is not None else []
+    return f"{text_of(value, words.digits, ranges)} {words.unit}".rstrip()
 
 
 def default_limits() -> QualityLimits:

@@ -7,15 +7,32 @@ made on: when they, or how they are measured, change, the verdict is the figures
 
 from __future__ import annotations
 
-import os
+import html
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 from msfl.imaging.quality.verdict import Overruled, Verdict
-from msfl.imaging.workspace import Workspace
+from msfl.imaging.workspace import Workspace, read_json, write_whole
 from msfl.policies.audit import Chain, append
 from msfl.policies.refusals import CannotProceed
+
+_PATIENT_ROW: Final = re.compile(r'<tr class="(?:removed|replaced)"><td>\(0010,[^<]*<td>([^<]*)<td>')
+"""Of a page of changes (`msfl.imaging.deidentify.changes`): what stood in the headers about the patient."""
+
+
+def known_identifiers(private: Path) -> frozenset[str]:
+    """What names the dataset's patients, as far as the import has kept it for the custodian."""
+    known: set[str] = set()
+    links = private / "links.json"
+    for link in read_json(links)["cases"].values() if links.exists() else ():
+        known |= {str(link["patient"]), str(link["visit"])}
+    for page in (private / "changes").glob("*.html"):
+        for value in map(html.unescape, _PATIENT_ROW.findall(page.read_text(encoding="utf-8"))):
+            known |= {value, *re.split(r"[\^= ]+", value)}
+    return frozenset(known)
 
 
 class Overrules:
@@ -23,6 +40,7 @@ class Overrules:
 
     def __init__(self, workspace: Workspace) -> None:
         self._file: Path = workspace.folder / "overrules.jsonl"
+        self._private: Path = workspace.home / "secrets" / "data" / workspace.dataset
 
     @property
     def head(self) -> str | None:
@@ -32,16 +50,22 @@ class Overrules:
         return None if last is None else last.sha256
 
     def add(self, case: str, verdict: Verdict, *, by: str, reason: str, inputs: str, at: datetime) -> None:
-        """On disk before it has an effect. Raises CannotProceed without a name or a reason."""
+        """On disk before it has an effect. Raises CannotProceed without a name or a reason, and for a reason that names
+        a patient whom the import knows."""
+        from msfl.imaging.deidentify.leaks import names_somebody
+
         if not reason.strip() or not by.strip():
             raise CannotProceed("A verdict is overruled by somebody, for a reason: say both.")
+        if names_somebody(reason, known_identifiers(self._private)):
+            raise CannotProceed(
+                "The reason holds a name, a number or a date of a patient of this dataset, and it would be kept in the "
+                "report and in the log. Nothing was done. Say what is to be seen in the image, and name nobody."
+            )
         chain, _ = self._read()
         fields = {"verdict": verdict.value, "reason": reason.strip(), "inputs": inputs}
         entry = append(chain.last, at, by.strip(), "overrule", case, fields)
-        with open(os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
-            log.write(entry.to_line())
-            log.flush()
-            os.fsync(log.fileno())
+        before = self._file.read_bytes() if self._file.exists() else b""
+        write_whole(self._file, before + entry.to_line())
 
     def decisions(self) -> Mapping[tuple[str, str], Overruled]:
         """The last decision by case and by what it was made on. Raises CannotProceed where the chain is broken."""

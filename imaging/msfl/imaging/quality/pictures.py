@@ -23,7 +23,6 @@ from msfl.imaging.standard.pipeline import Raw, Standard
 from msfl.imaging.standard.register import Rigid
 from msfl.imaging.standard.resample import resample
 from msfl.imaging.volume import Mask
-from msfl.imaging.workspace import Case
 
 NAMES: Final = ("mosaic", "flair", "before", "after")
 SLICES: Final = 6
@@ -37,13 +36,12 @@ Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 
-def draw(case: Case, raw: Raw, made: Standard) -> None:
-    """Write the four pictures, each whole."""
+def draw(folder: Path, raw: Raw, made: Standard) -> None:
+    """Write the four pictures into an empty folder."""
     before = resample(raw.t1w, made.flair, Rigid(np.eye(4)), "linear")
-    with case.filling("pictures") as folder:
-        _save(folder / "mosaic.webp", _mosaic(made))
-        for name, volume in (("flair", made.flair), ("before", before), ("after", made.t1w)):
-            _save(folder / f"{name}.webp", _planes(volume, made.brain))
+    _save(folder / "mosaic.webp", _mosaic(made))
+    for name, volume in (("flair", made.flair), ("before", before), ("after", made.t1w)):
+        _save(folder / f"{name}.webp", _planes(volume, made.brain))
 
 
 def _mosaic(made: Standard) -> Picture:

@@ -6,12 +6,12 @@ figures ──limits──▶ findings ──the site's other cases──▶ fin
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from msfl.imaging.quality.limits import QualityLimits, Range
+from msfl.imaging.quality.limits import QualityLimits, Range, text_of
 from msfl.imaging.quality.words import FIGURES
 
 Figures = Mapping[str, float | None]
@@ -47,7 +47,8 @@ class Overruled:
 
 @dataclass(frozen=True)
 class Checked:
-    """A case as quality control sees it. `figures` is empty where nothing could be measured; `findings` says why."""
+    """A case as quality control sees it. `findings` are sorted: what fails the case first. `figures` is empty where
+    nothing could be measured; `findings` says why."""
 
     case: str
     verdict: Verdict
@@ -61,6 +62,14 @@ class Checked:
         """After a person's decision, if there is one."""
         return self.overruled.verdict if self.overruled else self.verdict
 
+    @property
+    def said(self) -> tuple[tuple[Finding, ...], ...]:
+        """The findings by what is said of them, so that nothing is said twice; what fails the case first."""
+        by_sentence: dict[str, tuple[Finding, ...]] = {}
+        for finding in self.findings:
+            by_sentence[finding.sentence] = (*by_sentence.get(finding.sentence, ()), finding)
+        return tuple(by_sentence.values())
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"final": self.final.value}
 
@@ -71,7 +80,7 @@ def judge(case: str, figures: Figures, limits: QualityLimits, scores: Mapping[st
     for name, score in (scores or {}).items():
         if abs(score) > limits.sites_own.warn and all(f.figure != name for f in findings):
             findings.append(_unlike_the_others(name, figures[name], score, limits.sites_own.warn))
-    return Checked(case, _worst(findings), tuple(findings), dict(figures), dict(scores or {}))
+    return Checked(case, _worst(findings), _sorted(findings), dict(figures), dict(scores or {}))
 
 
 def unmeasured(case: str, code: str, sentence: str) -> Checked:
@@ -81,7 +90,7 @@ def unmeasured(case: str, code: str, sentence: str) -> Checked:
 
 def also(checked: Checked, finding: Finding) -> Checked:
     """With a finding that only the whole dataset shows."""
-    findings = (*checked.findings, finding)
+    findings = _sorted((*checked.findings, finding))
     return replace(checked, findings=findings, verdict=_worst(findings))
 
 
@@ -122,11 +131,18 @@ def _said(good: Range, name: str, low: bool) -> str:
 def _unlike_the_others(name: str, value: float | None, score: float, limit: float) -> Finding:
     words = FIGURES[name]
     side = "below" if score < 0 else "above"
+    away = text_of(abs(score), 1, [Range(max=limit)])
     sentence = (
-        f"{words.title} lies far {side} what is usual here ({abs(score):.1f} robust deviations from the site's "
+        f"{words.title} lies far {side} what is usual here ({away} robust deviations from the site's "
         "median). Look at the image: was it taken like the others?"
     )
     return Finding(Verdict.WARN, name, value, f"within {limit:g} robust deviations of the site's median", sentence)
+
+
+def _sorted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """What fails first; then in the order of `words.FIGURES`, in which what explains the others comes first."""
+    rank, order = list(Verdict), {name: number for number, name in enumerate(FIGURES)}
+    return tuple(sorted(findings, key=lambda f: (-rank.index(f.verdict), order.get(f.figure, len(order)))))
 
 
 def _worst(findings: Sequence[Finding]) -> Verdict:

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+NO_LESION_MASK: Final = "no_lesion_mask"
+"""No figure, but said of a case in the same places."""
+
 
 @dataclass(frozen=True)
 class Words:
@@ -21,20 +24,22 @@ class Words:
 
 
 def _image(name: str) -> dict[str, Words]:
-    cut = "Part of the brain is missing: it lies outside the image. Plan the slab larger, or leave the case out."
-    voxels = "The voxels are not 1 mm: this is another protocol than the study's (1.0 ± 0.1 mm in all directions)."
-    small = "The brain in the image is unusually short: part of it may be cut off, or the head was not found whole."
-    again = "Look at the image; if it is bad, use a repeated acquisition of the visit."
+    cut = f"Part of the brain lies outside the {name} image. Plan the slab larger, or leave the case out."
+    voxels = f"The voxels of {name} are not 1 mm: another protocol than the study's (1.0 ± 0.1 mm in all directions)."
+    small = f"The brain in the {name} image is unusually short: part of it may be cut off, or it was not found whole."
+    again = f"Look at the {name} image; if it is bad, use a repeated acquisition of the visit."
     snr = "fluid (CSF)" if name == "FLAIR" else "grey and white matter"
     return {
         "spacing_min": Words(f"{name}: shortest voxel edge", "mm", low=voxels, high=voxels),
         "spacing_max": Words(f"{name}: longest voxel edge", "mm", low=voxels, high=voxels),
-        "obliquity": Words(f"{name}: obliquity", "°", high="The slab lies very oblique in the head.", digits=1),
+        "obliquity": Words(
+            f"{name}: obliquity", "°", high=f"The slab of {name} lies very oblique in the head.", digits=1
+        ),
         "brain": Words(
             f"{name}: brain volume",
             "ml",
-            low="Little brain was found: it is cut off, or brain extraction failed. Look at the outline.",
-            high="More brain was found than a skull holds: brain extraction failed. Look at the outline.",
+            low=f"Little brain was found in {name}: it is cut off, or brain extraction failed. Look at the outline.",
+            high=f"More brain was found in {name} than a skull holds: brain extraction failed. Look at the outline.",
             digits=0,
         ),
         "brain_length": Words(f"{name}: brain, front to back", "mm", low=small, digits=0),
@@ -43,22 +48,31 @@ def _image(name: str) -> dict[str, Words]:
         "cut_top": Words(f"{name}: brain on the upper face", "cm²", high=cut, digits=1),
         "cut_side": Words(f"{name}: brain on a side face", "cm²", high=cut, digits=1),
         "cut_bottom": Words(f"{name}: brain on the lower face", "cm²", high=cut, digits=1),
-        "snr": Words(f"{name}: SNR in {snr}", "", low=f"Weak or noisy signal. {again}"),
-        "snrd": Words(f"{name}: SNR over air (SNRd)", "", low=f"Weak or noisy signal. {again}"),
-        "cnr": Words(f"{name}: contrast (CNR)", "", low=f"Grey and white matter hardly differ. {again}"),
+        "snr": Words(f"{name}: SNR in {snr}", "", low=f"Weak or noisy signal in {name}. {again}"),
+        "snrd": Words(f"{name}: SNR over air (SNRd)", "", low=f"Weak or noisy signal in {name}. {again}"),
+        "cnr": Words(f"{name}: contrast (CNR)", "", low=f"Grey and white matter hardly differ in {name}. {again}"),
         "cjv": Words(
             f"{name}: joint variation of grey and white matter (CJV)",
             "",
-            high=f"Grey and white matter hardly differ: motion, noise or strong shading. {again}",
+            high=f"Grey and white matter hardly differ in {name}: motion, noise or strong shading. {again}",
         ),
-        "efc": Words(f"{name}: entropy focus (EFC)", "", high=f"Blurred or ghosted. {again}"),
+        "efc": Words(f"{name}: entropy focus (EFC)", "", high=f"{name} is blurred or ghosted. {again}"),
         "fber": Words(
-            f"{name}: head over air (FBER)", "", low=f"Signal outside the head: ghosts, noise. {again}", digits=0
+            f"{name}: head over air (FBER)",
+            "",
+            low=f"Signal outside the head in {name}: ghosts, noise. {again}",
+            digits=0,
         ),
-        "motion": Words(f"{name}: motion", "", high=f"The head seems to have moved. {again}"),
-        "ghosting": Words(f"{name}: ghosting", "", high=f"There seem to be faint, shifted copies of the head. {again}"),
-        "spike": Words(f"{name}: spike noise", "", high=f"There seem to be stripes over the image. {again}"),
-        "noise": Words(f"{name}: noise", "", high=f"The image is grainy. {again}"),
+        "motion": Words(
+            f"{name}: probability of motion", "", high=f"The head seems to have moved during {name}. {again}"
+        ),
+        "ghosting": Words(
+            f"{name}: ghosting", "", high=f"There seem to be faint, shifted copies of the head in {name}. {again}"
+        ),
+        "spike": Words(
+            f"{name}: probability of spike noise", "", high=f"There seem to be stripes over {name}. {again}"
+        ),
+        "noise": Words(f"{name}: probability of noise", "", high=f"{name} is grainy. {again}"),
     }
 
 
@@ -68,6 +82,12 @@ _SWAPPED = "T1w and FLAIR look swapped, or one of them is another kind of image.
 FIGURES: Final[Mapping[str, Words]] = {
     **{f"FLAIR.{name}": words for name, words in _image("FLAIR").items()},
     **{f"T1w.{name}": words for name, words in _image("T1w").items()},
+    "pair.shared_mirrored": Words(
+        "Information shared when one is mirrored, relative",
+        "",
+        high="Left and right of T1w and FLAIR do not agree: one of them is mirrored. Convert both again from DICOM.",
+        digits=3,
+    ),
     "pair.volume_similarity": Words("Brain volumes agree", "", low=_WRONG_PAIR, digits=3),
     "pair.overlap": Words("Brain outlines overlap", "", low=_WRONG_PAIR, digits=3),
     "pair.shift": Words(
@@ -77,12 +97,6 @@ FIGURES: Final[Mapping[str, Words]] = {
         "T1w turned by", "°", high="The head turned far between the images. Look at the overlay.", digits=1
     ),
     "pair.shared": Words("Information shared by T1w and FLAIR", "", low=_WRONG_PAIR, digits=3),
-    "pair.shared_mirrored": Words(
-        "The same when mirrored, relative",
-        "",
-        high="Left and right of T1w and FLAIR do not agree: one of them is mirrored. Convert both again from DICOM.",
-        digits=3,
-    ),
     "pair.t1w_depth": Words("T1w: depth of what is bright", "", low=_SWAPPED),
     "pair.flair_depth": Words("FLAIR: depth of what is bright", "", high=_SWAPPED),
     "pair.flair_below_t1w": Words("T1w's over FLAIR's depth of what is bright", "", low=_SWAPPED),

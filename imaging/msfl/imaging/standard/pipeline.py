@@ -1,7 +1,7 @@
 """pipeline: one case from `raw/` to `standard/`, and the record of what was done.
 
-`standardise` works on images in memory; `standardise_case` is the same for the folder of a case: all of `standard/` is
-there afterwards, or none of it.
+`read_raw` and `standardise` work on images in memory; `write_standard` fills the folder that takes the place of
+`standard/` (`Case.filling`): all of it is there afterwards, or what was there before.
 """
 
 from __future__ import annotations
@@ -107,23 +107,19 @@ def _lesion(lesion: Volume, raw: Raw, motion: Rigid) -> Volume:
     return raw.flair.like(resample_mask(lesion.voxels > 0, raw.t1w, raw.flair, motion).astype(np.uint8))
 
 
-def standardise_case(case: Case, recipe: Recipe, extractor: BrainExtractor) -> tuple[Raw, Standard]:
-    """Fill `standard/`. Raises Unusable; then what was there before is still there."""
-    raw = read_raw(case)
-    made = standardise(raw, recipe, extractor)
-    with case.filling("standard") as folder:
-        written = {
-            "FLAIR": made.flair,
-            "T1w": made.t1w,
-            BRAIN: made.flair.like(made.brain),
-            T1W_BRAIN: made.flair.like(made.t1w_brain),
-            **({LESION: made.lesion} if made.lesion is not None else {}),
-        }
-        for name, volume in written.items():
-            write_volume(volume, folder / f"{name}.nii.gz")
-        made.motion.write(folder / TRANSFORM)
-        write_json(folder / "steps.json", _steps(case, raw, made, recipe, extractor.name, folder))
-    return raw, made
+def write_standard(folder: Path, case: Case, raw: Raw, made: Standard, recipe: Recipe, extractor: str) -> None:
+    """Images, transform and `steps.json` into an empty folder. `extractor` is its name."""
+    written = {
+        "FLAIR": made.flair,
+        "T1w": made.t1w,
+        BRAIN: made.flair.like(made.brain),
+        T1W_BRAIN: made.flair.like(made.t1w_brain),
+        **({LESION: made.lesion} if made.lesion is not None else {}),
+    }
+    for name, volume in written.items():
+        write_volume(volume, folder / f"{name}.nii.gz")
+    made.motion.write(folder / TRANSFORM)
+    write_json(folder / "steps.json", _steps(case, raw, made, recipe, extractor, folder))
 
 
 def inputs_sha256(case: Case, recipe: Recipe) -> str:

@@ -68,7 +68,11 @@ class Rigid:
         """As an ITK text file, which ITK, SimpleITK, ANTs and 3D Slicer read."""
         import SimpleITK as sitk
 
-        sitk.WriteTransform(self.to_itk(), str(file))
+        try:
+            sitk.WriteTransform(self.to_itk(), str(file))
+        except RuntimeError:
+            file.write_bytes(bytes(4096))  # ITK does not say why; the system does, where the disk is full
+            raise
 
 
 def read_rigid(file: Path) -> Rigid:

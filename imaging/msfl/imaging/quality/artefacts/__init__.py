@@ -28,6 +28,9 @@ class ArtefactDetector(Protocol):
     def name(self) -> str:
         """With its version."""
 
+    def ready(self) -> None:
+        """Raises CannotProceed where the tool is not on this machine. Asked before anything is done to a case."""
+
     def detect(self, image: Volume, brain: Mask) -> Mapping[Artefact, float]:
         """Between 0 and 1, where 0.5 is the detector's own border between clean and not, for the artefacts it knows.
         The image as the scanner made it: resampling hides what is looked for. Raises CannotProceed where the tool

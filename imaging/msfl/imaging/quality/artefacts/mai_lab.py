@@ -32,6 +32,12 @@ class MaiLab:
     def name(self) -> str:
         return "MAI-Lab MRI_sort"
 
+    def ready(self) -> None:
+        if not (self._folder / "MRI_sort.py").is_file():
+            raise CannotProceed(
+                f"{self._folder} does not hold the MAI-Lab tool (MRI_sort.py). Give its folder, or leave --mai-lab out."
+            )
+
     def detect(self, image: Volume, brain: Mask) -> Mapping[Artefact, float]:
         with tempfile.TemporaryDirectory(prefix="msfl-mai-lab-") as place:
             given, sorted_into = Path(place, "in"), Path(place, "out")

@@ -25,6 +25,9 @@ class Trained:
     def name(self) -> str:
         return f"msfl artefacts {self._model['version']}"
 
+    def ready(self) -> None:
+        pass  # its weights lie beside this module
+
     def detect(self, image: Volume, brain: Mask) -> Mapping[Artefact, float]:
         return self.probabilities(features(image, brain))
 

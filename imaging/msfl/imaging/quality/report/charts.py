@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from msfl.imaging.quality.limits import QualityLimits, Range
+from msfl.imaging.quality.limits import QualityLimits, Range, said
 from msfl.imaging.quality.verdict import Checked
 from msfl.imaging.quality.words import FIGURES
 
@@ -56,7 +56,7 @@ def strip(name: str, cases: Sequence[Checked], limits: QualityLimits) -> Strip |
             at(value),
             14.0 + 18.0 * (number * 7 % 10) / 9,
             case,
-            f"{case}: {value:.{words.digits}f} {words.unit}".rstrip(),
+            f"{case}: {said(name, value, limits)}",
             next((f.verdict.value for f in finals[case].findings if f.figure == name), "pass"),
         )
         for number, (case, value) in enumerate(values.items())
@@ -70,8 +70,9 @@ def strip(name: str, cases: Sequence[Checked], limits: QualityLimits) -> Strip |
         if good is not None and good.max is not None and good.max < high:
             begin = at(max(good.max, low))
             bad.append((begin, round(_WIDTH - _EDGE - begin, 1), verdict))
-    said = (f"{end:.{words.digits}f}" for end in (low, high))
-    return Strip(words.title, dots, tuple(bad), at(statistics.median(values.values())), *said)
+    digits = next(n for n in range(words.digits, 12) if f"{low:.{n}f}" != f"{high:.{n}f}")
+    low_end, high_end = (f"{end:.{digits}f}" for end in (low, high))
+    return Strip(words.title, dots, tuple(bad), at(statistics.median(values.values())), low_end, high_end)
 
 
 def _ranges(name: str, limits: QualityLimits) -> list[Range]:
