@@ -29,6 +29,14 @@ SERVER_LIFE = timedelta(days=365)
 SITE_LIFE = timedelta(days=30)
 _CA_OF = "msfl federation "
 _LEEWAY = timedelta(minutes=5)  # clocks of hospitals differ
+# What the library raises for bytes that are no certificate or request; three of them are no ValueError.
+_UNREADABLE = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class BadRequest(ValueError):
@@ -83,7 +91,7 @@ def sign_site(
     try:
         csr = x509.load_pem_x509_csr(csr_pem)
         public = csr.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except _UNREADABLE as error:
         raise BadRequest("the certificate request cannot be read") from error
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1 | ec.SECP384R1):
         raise BadRequest("the certificate request is for a key that is neither P-256 nor P-384")
@@ -99,8 +107,8 @@ def renewing_site(ca_pem: bytes, certificate_pem: bytes, csr_pem: bytes, proof: 
     try:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         ca = x509.load_pem_x509_certificate(ca_pem)
-        csr = x509.load_pem_x509_csr(csr_pem)
-    except ValueError as error:
+        asked = _asks_for(x509.load_pem_x509_csr(csr_pem))
+    except _UNREADABLE as error:
         raise BadRequest("the certificate, or the request for a new one, cannot be read") from error
     if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
         when = f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
@@ -116,7 +124,7 @@ def renewing_site(ca_pem: bytes, certificate_pem: bytes, csr_pem: bytes, proof: 
     site = uris[0].removeprefix(SITE_URI)
     if not renewal_is_signed(certificate, csr_pem, proof):
         raise BadRequest(f"the request is not signed with the key of the certificate that {site} uses")
-    if _asks_for(csr) != {site}:
+    if asked != {site}:
         raise BadRequest(f"{site} asks for a certificate that is not its own")
     return site
 
