@@ -278,22 +278,22 @@ def test_more_or_larger_layers_than_allowed_are_not_even_asked_for(tmp_path: Pat
         assert "at most 3 layers" in refused(image, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "packed",
-    [
-        b"",
-        b"not gzip",
-        gzip.compress(HONEST + END)[:-20],
-        gzip.compress(HONEST + END) + b"tail",
-        gzip.compress(HONEST + END) + gzip.compress(b"tail"),
-        gzip.compress(HONEST),
-        gzip.compress(HONEST[:-700]),
-        gzip.compress(HONEST + END + b"x" * 512),
-        gzip.compress(HONEST + bytes(512) + HONEST + END),
-        gzip.compress(b"\xff" * 2048),
-        gzip.compress(b""),
-    ],
-)
+STREAMS = {
+    "nothing": b"",
+    "no gzip": b"not gzip",
+    "cut": gzip.compress(HONEST + END)[:-20],
+    "with a tail": gzip.compress(HONEST + END) + b"tail",
+    "with another stream": gzip.compress(HONEST + END) + gzip.compress(b"tail"),
+    "without an end": gzip.compress(HONEST),
+    "cut inside": gzip.compress(HONEST[:-700]),
+    "going on behind the end": gzip.compress(HONEST + END + b"x" * 512),
+    "beginning anew": gzip.compress(HONEST + bytes(512) + HONEST + END),
+    "no tar": gzip.compress(b"\xff" * 2048),
+    "of nothing": gzip.compress(b""),
+}
+
+
+@pytest.mark.parametrize("packed", STREAMS.values(), ids=STREAMS)
 def test_streams_that_are_cut_or_carry_more(tmp_path: Path, packed: bytes) -> None:
     image = Image(base=(HONEST + END,))
     image.layers[0] = packed
