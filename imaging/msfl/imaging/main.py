@@ -30,7 +30,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -242,7 +241,10 @@ def _ask(questions: Sequence[JsonObject]) -> dict[str, str]:
         choices = list(question["choices"].items())
         for number, (name, label) in enumerate(choices, 1):
             _errors().print(f"    {number}  {name}  {label}", markup=False)
-        chosen = typer.prompt("Number, or 0 for none", type=click.IntRange(0, len(choices)), default=0, err=True)
+        while (chosen := typer.prompt("Number, or 0 for none", type=int, default=0, err=True)) not in range(
+            len(choices) + 1
+        ):
+            _errors().print(f"It is a number from 0 to {len(choices)}.", highlight=False)
         if chosen:
             answers[choices[chosen - 1][0]] = str(question["image"])
     return answers

@@ -1,6 +1,8 @@
 """The ``msfl data`` commands, as a custodian types them."""
 
 import json
+import pty
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -116,6 +118,30 @@ def test_import_asks_and_the_answer_is_a_file(tmp_path: Path) -> None:
         "case": "", "state": "imported", "channels": ["FLAIR", "T1w"], "lesion_mask": False, "code": "", "reason": "",
         "warnings": [],
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_on_a_terminal_the_question_is_asked_and_answered_at_once(tmp_path: Path) -> None:
+    series(tmp_path / "source", FLAIR, T1W, T1W)
+    options = ["--dataset", "ms-trial", "--home", str(tmp_path / "home"), "--jobs", "1"]
+    command = [sys.executable, "-c", "from msfl.imaging.main import app; app()", "import", str(tmp_path / "source")]
+    ours, theirs = pty.openpty()
+    with open(theirs, "rb+", buffering=0) as terminal:
+        process = subprocess.Popen([*command, *options], stdin=terminal, stdout=terminal, stderr=terminal)
+    shown, typed = b"", [b"1\n", b"7\n"]  # there is no seventh series
+    with open(ours, "rb+", buffering=0) as screen:
+        while True:
+            try:
+                shown += screen.read(4096)
+            except OSError:  # the other side was closed: the command has ended
+                break
+            if typed and shown.count(b"0 for none") > 2 - len(typed):
+                screen.write(typed.pop())
+    assert process.wait() == 0, shown.decode()
+    assert "which is the T1w?" in shown.decode()
+    assert "It is a number from 0 to 2." in shown.decode()
+    assert "1 imported" in shown.decode()
 
 
 def test_an_answer_that_is_none_is_refused(tmp_path: Path) -> None:
