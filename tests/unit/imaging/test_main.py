@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from fakes.scanners import FLAIR, T1W, Patient, Scanner, head
 from fakes.workspaces import checked_case, checked_cohort
+from msfl.imaging.faults import WARNINGS, Fault
 from msfl.imaging.main import app
-from msfl.imaging.workspace import Workspace
+from msfl.imaging.workspace import Workspace, write_json
 from msfl.policies.refusals import CannotProceed
 
 RUN = CliRunner()
@@ -116,7 +117,7 @@ def test_import_asks_and_the_answer_is_a_file(tmp_path: Path) -> None:
     listed = json.loads(RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path / "home"), "--json"]).stdout)
     assert listed["cases"][0] | {"case": ""} == {
         "case": "", "state": "imported", "channels": ["FLAIR", "T1w"], "lesion_mask": False, "code": "", "reason": "",
-        "warnings": [],
+        "warnings": [], "verdict": "", "finding": "", "part": "",
     }  # fmt: skip
 
 
@@ -164,7 +165,46 @@ def test_an_empty_source_is_said(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     command = ["import", str(tmp_path / "source"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
     done = RUN.invoke(app, command)
+    assert done.exit_code == 1
+    assert "Looked for: DICOM" in done.stdout
+    assert "Seen: no file." in done.stdout
     assert "No visit was found" in done.stdout
+
+
+def test_a_table_without_a_line_is_said(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("patient,flair,t1w\n")
+    command = ["import", str(tmp_path / "list.csv"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
+    done = RUN.invoke(app, command)
+    assert done.exit_code == 1
+    assert "a first line and no other" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["list"], ["qc"], ["publish", "--site", "site-a"]], ids=lambda c: c[0])
+def test_a_dataset_that_nobody_made_is_an_error_and_makes_nothing(tmp_path: Path, command: list[str]) -> None:
+    checked_case(Workspace.of(tmp_path, "ms-trial"), "p0-s1")
+    done = RUN.invoke(app, [*command, "ms-trail", "--home", str(tmp_path)])
+    assert isinstance(done.exception, CannotProceed)
+    assert "There is ms-trial." in str(done.exception)
+    assert [folder.name for folder in (tmp_path / "datasets").iterdir()] == ["ms-trial"]
+    assert not (tmp_path / "secrets").exists()
+
+
+@pytest.mark.slow
+def test_the_list_has_verdicts_their_reasons_and_who_tests(tmp_path: Path) -> None:
+    workspace = checked_cohort(tmp_path, 8)
+    failed = checked_case(workspace, "pf-s1", verdict="fail")
+    findings = [{"verdict": "warn", "sentence": "It is a bit dark."}, {"verdict": "fail", "sentence": "It moved."}]
+    write_json(failed.qc, {"verdict": "fail", "final": "fail", "overruled": None, "findings": findings})
+    RUN.invoke(app, ["publish", "ms-trial", "--home", str(tmp_path), "--site", "site-a", "--jobs", "1"])
+    tested = next(iter((workspace.nnunet / "imagesTs").iterdir())).name.partition("_")[0]
+    again = f"{tested.partition('-')[0]}-s2"
+    checked_case(workspace, again)
+    command = ["list", "ms-trial", "--home", str(tmp_path)]
+    rows = {row["case"]: row for row in json.loads(RUN.invoke(app, [*command, "--json"]).stdout)["cases"]}
+    assert (rows["pf-s1"]["verdict"], rows["pf-s1"]["finding"], rows["pf-s1"]["part"]) == ("fail", "It moved.", "")
+    assert (rows[tested]["part"], rows[again]["part"]) == ("test", "aside")
+    assert sorted(row["part"] for row in rows.values()) == ["", "aside", *["test"] * 2, *["train"] * 5, "validation"]
+    assert "It moved." in RUN.invoke(app, command).stdout
 
 
 @pytest.mark.slow
@@ -197,3 +237,9 @@ def test_a_site_without_the_extra_is_told_what_to_install(tmp_path: Path, monkey
     done = RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path)])
     assert isinstance(done.exception, CannotProceed)
     assert "pip install 'msfl[data]'" in str(done.exception)
+
+
+def test_every_code_that_is_shown_is_explained() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    codes = {*Fault, *WARNINGS, "not_checked", "quality_failed", "no_lesion_mask"}
+    assert [code for code in sorted(codes) if f"`{code}`" not in text] == []
