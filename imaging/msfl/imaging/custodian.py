@@ -331,12 +331,17 @@ def _keep_names(private: Path, found: Found, pseudonyms: Pseudonyms) -> None:
     """What the names of series stand for in this source, as a table."""
     table = io.StringIO()
     rows = csv.writer(table)
-    rows.writerow(["series", "case", "number", "description", "files", "folder"])
+    rows.writerow(["series", "case", "number", "description", "files", "where"])
     for named in sorted(found.named, key=lambda named: (named.patient, named.day, named.number)):
         case = _case_of(named.patient, named.day, pseudonyms)
-        folder = found.origin(named.files[0].parent)
-        rows.writerow([named.name, case, named.number, named.what, len(named.files), folder])
+        where = found.origin(named.files[0] if len(named.files) == 1 else named.files[0].parent)
+        rows.writerow([_cell(cell) for cell in (named.name, case, named.number, named.what, len(named.files), where)])
     write_whole(private / _NAMES, table.getvalue().encode("utf-8-sig"))
+
+
+def _cell(value: object) -> str:
+    """What a header says is text, also where a spreadsheet would take it for a formula."""
+    return f"'{value}" if str(value).startswith(("=", "+", "-", "@", "\t", "\r")) else str(value)
 
 
 def _case_of(patient: str, day: str, pseudonyms: Pseudonyms) -> str:

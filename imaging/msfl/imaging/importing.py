@@ -120,7 +120,9 @@ def _inputs(visit: Visit, pseudonyms: Pseudonyms, options: ImportOptions) -> str
         for digest in sorted(map(file_sha256, visit.files)):
             total.update(bytes.fromhex(digest))
     except OSError as error:
-        raise unusable(Fault.UNREADABLE, "A file of the visit cannot be opened.") from error
+        raise unusable(
+            Fault.UNREADABLE, "A file of the visit cannot be opened.", "See that you may read it."
+        ) from error
     return pseudonyms.content(total.hexdigest())
 
 

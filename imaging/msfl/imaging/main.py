@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="data", help="From scanner to dataset.", no_args_is_help=True)
 
+_WORDS = {"lesion": "lesion mask"}
+"""What a person is asked for."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -209,7 +212,11 @@ def _print_brought(console: Console, brought: Brought, home: Path, dataset: str)
     for left in brought.left_out:
         console.print(f"{left['files']} files left out: {left['code']}: {left['reason']}", style="red", markup=False)
     for question in brought.questions:
-        console.print(f"{question['case']}: which is the {question['image']}?", style="yellow", markup=False)
+        console.print(
+            f"{question['case']}: which is the {_WORDS.get(question['image'], question['image'])}?",
+            style="yellow",
+            markup=False,
+        )
         for name, label in question["choices"].items():
             console.print(f"    {name}  {label}", markup=False)
     if brought.names and any(outcome.code == "ambiguous" for outcome in brought.outcomes):
@@ -242,7 +249,9 @@ def _ask(brought: Brought) -> dict[str, str]:
     answers: dict[str, str] = {}
     _errors().print(f"Which series these are, and where they lie: {brought.names}.", markup=False, highlight=False)
     for question in brought.questions:
-        _errors().print(f"{question['case']}: which is the {question['image']}?", markup=False)
+        _errors().print(
+            f"{question['case']}: which is the {_WORDS.get(question['image'], question['image'])}?", markup=False
+        )
         choices = [([name], f"{name}  {label}") for name, label in question["choices"].items()]
         if question["image"] == "lesion":  # a tool may write an object for each lesion
             choices.append((list(question["choices"]), "all of them together"))

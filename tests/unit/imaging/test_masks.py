@@ -115,14 +115,20 @@ def test_beside_a_tumour_the_lesion_alone_is_taken(tmp_path: Path) -> None:
 def test_lesions_that_two_people_drew_are_put_together_by_an_answer_only(tmp_path: Path) -> None:
     files = visit(tmp_path / "source")
     other = np.roll(LESION, 3, axis=0)
-    segment(files["FLAIR"], LESION, tmp_path / "source" / "seg1", "lesion")
-    segment(files["FLAIR"], other, tmp_path / "source" / "seg2", "lesion")
+    segment(files["FLAIR"], LESION, tmp_path / "source" / "seg1", "=lesion of Anna")
+    segment(files["FLAIR"], other, tmp_path / "source" / "seg2", "lesion of Bert")
     asked = import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0)
     assert [(o.verdict, o.code) for o in asked.outcomes] == [("unusable", "ambiguous")]
     (question,) = asked.questions
     assert (question["image"], list(question["choices"].values())) == (
         "lesion", ["series 99, 1 segments called lesion"] * 2,
     )  # fmt: skip
+    table = Path(asked.names).read_text(encoding="utf-8-sig")
+    for name, what, file in zip(
+        question["choices"], ("'=lesion of Anna", "lesion of Bert"), ("seg1", "seg2"), strict=True
+    ):
+        assert f"{name},{question['case']},99,{what},1,{tmp_path / 'source' / file}" in table.splitlines()
+    assert "Anna" not in repr(asked)
     sizes = []
     for chosen in ([next(iter(question["choices"]))], list(question["choices"])):
         answers = dict.fromkeys(chosen, "lesion")

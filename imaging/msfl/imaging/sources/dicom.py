@@ -27,7 +27,7 @@ import msfl.imaging.deidentify.silence  # noqa: F401  # before any value is read
 from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.faults import Fault, unusable
 from msfl.imaging.sources.found import DicomSeries, Found, ImageSource, LeftOut, Named, Question, Visit
-from msfl.imaging.sources.segments import lesions_and_others
+from msfl.imaging.sources.segments import labels, lesions_and_others
 from msfl.imaging.sources.series import (
     FEWEST_SLICES,
     SeriesFacts,
@@ -145,7 +145,7 @@ def _names(patient: str, day: str, members: Iterable[_File], pseudonyms: Pseudon
             series_name(uid, pseudonyms),
             patient,
             day,
-            of[0].text("SeriesDescription"),
+            labels(of[0].header) or of[0].text("SeriesDescription"),
             of[0].text("SeriesNumber"),
             tuple(f.path for f in of),
         )

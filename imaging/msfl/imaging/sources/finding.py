@@ -228,8 +228,8 @@ def _nothing(files: Sequence[Path], archives: int) -> list[str]:
     seen = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no file"
     zips = f", after {archives} zips were unpacked" if archives else ""
     notes = [f"{_LOOKED_FOR} Seen: {seen}{zips}."]
-    if kinds["CSV"]:
-        notes.append("If a CSV names the images, import the CSV itself.")
+    if any(kinds[kind] for kind in ("CSV", "TSV", "text", "Excel")):
+        notes.append("If a table names the images, save it as CSV (UTF-8) and import the CSV itself.")
     return notes
 
 

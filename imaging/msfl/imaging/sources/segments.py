@@ -31,6 +31,12 @@ def lesions_and_others(segmentation: Dataset) -> tuple[int, int] | None:
     return sum(called), len(called) - sum(called)
 
 
+def labels(segmentation: Dataset) -> str:
+    """As the header lists them: free text, for the custodian's eyes only."""
+    listed = segmentation.get("SegmentSequence")
+    return ", ".join(str(s.get("SegmentLabel") or "") for s in listed) if isinstance(listed, Sequence) else ""
+
+
 def _kind(segment: Dataset) -> str:
     kinds: Iterable[Any] = segment.get("SegmentedPropertyTypeCodeSequence") or []
     return " ".join(str(kind.get("CodeMeaning") or "") for kind in kinds)
