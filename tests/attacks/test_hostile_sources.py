@@ -4,13 +4,16 @@ mixed, encrypted or of something else. Each has its verdict, none stops the othe
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -18,10 +21,14 @@ import pydicom
 import pytest
 
 from fakes.scanners import FLAIR, T1W, Patient, Scanner, head
+from msfl.imaging import importing
 from msfl.imaging.custodian import import_source, listing
+from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.faults import Fault
 from msfl.imaging.sources.archive import Limits, unpack
+from msfl.imaging.sources.finding import find
 from msfl.imaging.workspace import State, Unusable, Workspace
+from msfl.policies.refusals import CannotProceed
 
 LIMITS = Limits(files=50, file_bytes=1 << 20, total_bytes=4 << 20, ratio=60)
 
@@ -420,6 +427,133 @@ def test_a_zip_per_patient_is_a_source_and_a_bad_one_stops_no_other(tmp_path: Pa
     assert [outcome.verdict for outcome in brought.outcomes] == ["imported"] * 2
     assert sorted(left["code"] for left in brought.left_out) == ["archive_unsafe", "truncated"]
     assert not (tmp_path / "home" / "secrets" / "data" / "ms-trial" / "unpacked").exists()
+
+
+def in_zip(file: Path, *members: tuple[str, bytes]) -> bytes:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return file.read_bytes()
+
+
+def test_the_limits_hold_for_all_levels_of_archives_together(tmp_path: Path) -> None:
+    inner = [in_zip(tmp_path / "x.zip", ("a", os.urandom(700_000))) for _ in range(4)]
+    (tmp_path / "source").mkdir()
+    in_zip(tmp_path / "source" / "outer.zip", *((f"{number}.zip", data) for number, data in enumerate(inner)))
+    found = find(tmp_path / "source", tmp_path / "scratch", Pseudonyms(bytes(32)), limits=LIMITS)
+    assert [left.why.code for left in found.left_out] == [Fault.TOO_LARGE] * 3, "four MiB are three and one"
+
+
+def test_an_archive_in_an_archive_without_end_is_left_out(tmp_path: Path) -> None:
+    data = in_zip(tmp_path / "x.zip", ("a", b"x"))
+    for _ in range(9):
+        data = in_zip(tmp_path / "x.zip", ("x.zip", data))
+    (tmp_path / "x.zip").rename(tmp_path / "source.zip")
+    found = find(tmp_path / "source.zip", tmp_path / "scratch", Pseudonyms(bytes(32)))
+    assert [left.why.code for left in found.left_out] == [Fault.TOO_LARGE]
+    assert len(found.unpacked) == Limits().levels
+
+
+# ------------------------------------------------------------------ the custodian's own list
+
+
+def links_of(home: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((home / "secrets/data/ms-trial/links.json").read_text())
+    return read
+
+
+@pytest.mark.slow
+def test_the_list_names_the_zip_the_patient_came_from(tmp_path: Path) -> None:
+    pair(tmp_path / "MRN1", "MRN1")
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as archive:
+        for file in (tmp_path / "MRN1").iterdir():
+            archive.write(file, f"disk/{file.name}")
+        archive.writestr("cut.dcm", b"x")
+    import_source(tmp_path / "home", "ms-trial", tmp_path / "export.zip", hands=0)
+    links = links_of(tmp_path / "home")
+    assert [link["from"] for link in links["cases"].values()] == [[f"{tmp_path}/export.zip/disk"]]
+    assert [left["files"] for left in links["left_out"]] == [[f"{tmp_path}/export.zip/cut.dcm"]]
+
+
+@pytest.mark.slow
+def test_the_list_names_the_file_that_is_damaged_and_keeps_where_a_case_came_from(tmp_path: Path) -> None:
+    home, first, second = tmp_path / "home", tmp_path / "first", tmp_path / "second"
+    pair(first, "MRN1")
+    pair(second, "MRN1")
+    cut_in_the_picture(second)
+    bad = str(of(1)(second)[10])
+    import_source(home, "ms-trial", second, hands=0)
+    (link,) = links_of(home)["cases"].values()
+    assert (link["from"], link["code"], link["files"]) == ([str(second)], "truncated", [bad])
+    import_source(home, "ms-trial", first, hands=0)
+    brought = import_source(home, "ms-trial", second, hands=0)
+    assert [outcome.verdict for outcome in brought.outcomes] == ["kept"]
+    assert bad not in repr(brought), "what is printed names no file"
+    (link,) = links_of(home)["cases"].values()
+    assert link["from"] == [str(first)]
+    assert (link["damaged_in"]["from"], link["damaged_in"]["files"]) == ([str(second)], [bad])
+
+
+@pytest.mark.slow
+def test_the_list_says_where_mixed_patients_lie(tmp_path: Path) -> None:
+    pair(tmp_path / "source", "MRN1")
+    one_series_of_two_patients(tmp_path / "source")
+    import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0)
+    cases = links_of(tmp_path / "home")["cases"].values()
+    assert [(link["code"], link["from"]) for link in cases] == [("mixed_patients", [str(tmp_path / "source")])] * 2
+
+
+# ------------------------------------------------------------------ the disk
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_for_a_volume_is_not_the_images_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair(tmp_path / "source", "MRN1")
+    little = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: little)
+    with pytest.raises(CannotProceed, match=r"no room left on the disk.*What was done is kept"):
+        import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0)
+    assert [listed.standing.failed for listed in listing(tmp_path / "home", "ms-trial")] == []
+    monkeypatch.undo()
+    (outcome,) = import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0).outcomes
+    assert outcome.verdict == "imported"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_stops_the_import_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    pair(tmp_path / "source", "MRN1")
+    monkeypatch.setattr(importing, "write_volume", full)
+    with pytest.raises(CannotProceed, match="no room left on the disk"):
+        import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0)
+    left = [file for file in (tmp_path / "home" / "datasets").rglob("*") if file.is_file() and file.name != ".lock"]
+    assert left == []
+
+
+@pytest.mark.slow
+def test_whoever_interrupts_an_import_finds_no_scratch_files_of_patients(tmp_path: Path) -> None:
+    pair(tmp_path / "source", "MRN1")
+    import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0)
+    (case,) = Workspace.of(tmp_path / "home", "ms-trial").cases()
+
+    def interrupted(what: str, done: int, total: int) -> None:
+        if what == "importing":
+            (case.folder / ".scratch").mkdir()
+            raise KeyboardInterrupt
+
+    for stop in (interrupted, None):
+        try:
+            import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=1, progress=stop)
+        except KeyboardInterrupt:
+            assert stop is not None
+        assert not (case.folder / ".scratch").exists()
 
 
 # ------------------------------------------------------------------ NIfTI

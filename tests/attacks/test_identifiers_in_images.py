@@ -351,3 +351,23 @@ def test_none_is_left_of_nifti_and_its_sidecar(tmp_path: Path) -> None:
         "EchoTime": 0.1, "RepetitionTime": 5.0, "Manufacturer": "Siemens", "ManufacturersModelName": "skyra",
         "SeriesDescription": "t1 mprage",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["113100", "burned_in_text", "mask_kept"])
+def test_a_patient_who_is_called_like_one_of_our_own_codes_comes_in(tmp_path: Path, number: str) -> None:
+    scanner = Scanner(Patient(number, "Doe"))
+    for seed, contrast in enumerate((FLAIR, T1W)):
+        scanner.scan(*head(seed=seed), tmp_path / "source" / "mask", contrast, BurnedInAnnotation="YES")
+    (outcome,) = import_source(tmp_path / "home", "ms-trial", tmp_path / "source", hands=0).outcomes
+    assert (outcome.verdict, outcome.warnings) == ("imported", ("burned_in_text",)), outcome
+
+
+def test_only_our_own_codes_may_stand_where_they_stand(tmp_path: Path) -> None:
+    for codes, found in (
+        (["113100"], ()),
+        (["113100", "MRN4711889"], ("source.json",)),
+        ("MRN4711889", ("source.json",)),
+    ):
+        (tmp_path / "source.json").write_text(json.dumps({"deidentified": {"codes": codes}}))
+        assert leaks([tmp_path / "source.json"], {"MRN4711889"}) == found

@@ -9,6 +9,8 @@ The copies lie in a scratch folder under running numbers and are gone when the v
 
 from __future__ import annotations
 
+import errno
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +31,7 @@ from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.deidentify.leaks import identifiers
 from msfl.imaging.deidentify.nifti import read_volume
 from msfl.imaging.deidentify.sidecars import read_scrubbed
-from msfl.imaging.faults import Fault, unusable
+from msfl.imaging.faults import Fault, about, unusable
 from msfl.imaging.sources.dicom import READ_ERRORS
 from msfl.imaging.workspace import JsonObject
 
@@ -62,20 +64,21 @@ def convert(files: Sequence[Path], patient: str, pseudonyms: Pseudonyms, options
     first: Dataset | None = None
     made = Dataset()
     for number, file in enumerate(sorted(files)):
-        try:
-            source = _read(file)
-            telling |= identifiers(source)
-            made = deidentify(source, patient, pseudonyms, options)
-            made.save_as(copies / f"{number:06d}.dcm", enforce_file_format=True)
-            positions += _position(source)
-            if said_by_header(source):
-                warnings.add("burned_in_text")
-            if number == middle:
-                diff = changes(source, made)
-                if _plain(source) and source.get("NumberOfFrames", 1) == 1 and looks_written_on(source.pixel_array):
+        with about(file):
+            try:
+                source = _read(file)
+                telling |= identifiers(source)
+                made = deidentify(source, patient, pseudonyms, options)
+                made.save_as(copies / f"{number:06d}.dcm", enforce_file_format=True)
+                positions += _position(source)
+                if said_by_header(source):
                     warnings.add("burned_in_text")
-        except READ_ERRORS as error:
-            raise unusable(Fault.UNREADABLE, "A file of the series cannot be read.") from error
+                if number == middle:
+                    diff = changes(source, made)
+                    if _plain(source) and source.get("NumberOfFrames", 1) == 1 and looks_written_on(source.pixel_array):
+                        warnings.add("burned_in_text")
+            except READ_ERRORS as error:
+                raise unusable(Fault.UNREADABLE, "A file of the series cannot be read.") from error
         first = first or source
     assert first is not None, "a series has files"
     _check_size(first)
@@ -85,6 +88,7 @@ def convert(files: Sequence[Path], patient: str, pseudonyms: Pseudonyms, options
     _run_dcm2niix(copies, out)
     volumes = sorted(out.glob("*.nii"))
     if len(volumes) != 1:
+        _needs_room(copies, out)
         what = "nothing" if not volumes else f"{len(volumes)} volumes"
         raise unusable(Fault.CONVERSION_FAILED, f"The series was converted to {what} instead of one volume.")
     sidecar = read_scrubbed(next(iter(out.glob("*.json")), None))
@@ -155,8 +159,16 @@ def _check_positions(
         )  # fmt: skip
 
 
+def _needs_room(copies: Path, out: Path) -> None:
+    """The volume is as large as the copies. Raises OSError: dcm2niix itself does not say that the disk was full."""
+    if shutil.disk_usage(out).free < sum(file.stat().st_size for file in copies.iterdir()):
+        raise OSError(errno.ENOSPC, "no room for the volume")
+
+
 def _run_dcm2niix(copies: Path, out: Path) -> None:
     import dcm2niix
+
+    _needs_room(copies, out)
 
     command = [
         dcm2niix.bin,
@@ -181,4 +193,5 @@ def _run_dcm2niix(copies: Path, out: Path) -> None:
             command, check=True, capture_output=True, timeout=_PATIENCE_S, env={"HOME": str(out), "PATH": ""}
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        _needs_room(copies, out)
         raise unusable(Fault.CONVERSION_FAILED, "The series could not be converted to a volume.") from error

@@ -7,11 +7,15 @@ kept in the case's journal and may be shown to anybody at the site. Which file i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 
 from msfl.imaging.workspace import Unusable
+from msfl.policies.refusals import CannotProceed
 
 
 class Fault(StrEnum):
@@ -45,6 +49,7 @@ class Fault(StrEnum):
     IDENTITY_LEFT = "identity_left"
     BRAIN_LOST = "brain_lost"
     CRASHED = "crashed"
+    DISK_FULL = "disk_full"
 
 
 ADVICE: Final[Mapping[Fault, str]] = {
@@ -54,7 +59,7 @@ ADVICE: Final[Mapping[Fault, str]] = {
     Fault.ARCHIVE_UNSAFE: "Unpack it yourself, look at what it holds, and import the folder.",
     Fault.TOO_LARGE: "Unpack it yourself, look at what it holds, and import the folder.",
     Fault.OUTSIDE_SOURCE: "Copy the file into the folder instead of linking it.",
-    Fault.MIXED_PATIENTS: "Give every patient a folder of their own, or correct the headers at the archive.",
+    Fault.MIXED_PATIENTS: "Correct the patient ID, the name or the date of birth at the archive; folders play no part.",
     Fault.NO_PATIENT: "Export it again with a patient ID, or give the patient in a CSV.",
     Fault.MISSING_FLAIR: "Add the FLAIR series, or name it with --series if it was not recognised.",
     Fault.MISSING_T1W: "Add the T1-weighted series, or name it with --series if it was not recognised.",
@@ -72,6 +77,7 @@ ADVICE: Final[Mapping[Fault, str]] = {
     Fault.MASK_ELSEWHERE: "Give the mask on the grid of the FLAIR or of the T1w image that it was drawn on.",
     Fault.IDENTITY_LEFT: "Nothing was kept. Report this: the rules of de-identification must be extended.",
     Fault.CRASHED: "The others are not affected. Run it again with --jobs 1 (less memory); report it if it stays so.",
+    Fault.DISK_FULL: "Make room, and run it again: what was done is kept.",
     Fault.BRAIN_LOST: (
         "Look at its outlines in the report of quality control. Leave the case out (msfl data qc --overrule CASE "
         "--verdict fail), or publish the dataset with --extent head, which keeps all faces."
@@ -79,6 +85,39 @@ ADVICE: Final[Mapping[Fault, str]] = {
 }
 
 
-def unusable(fault: Fault, what: str, **figures: float) -> Unusable:
-    """`what` is the fact; the advice of the fault is added."""
-    return Unusable(fault.value, f"{what} {ADVICE[fault]}", figures)
+WARNINGS: Final[Mapping[str, str]] = {
+    "burned_in_text": "Text is burned into the picture, or its header says so: look at it before you publish.",
+    "mask_kept": "This source holds no lesion mask; the images are the same, and the mask that was there stays.",
+    "mask_gone": "The images are others than before and came without a lesion mask: the one that was there is gone.",
+    "segments_left_out": "Segments of its DICOM segmentation that are not called lesion were left out.",
+    "segments_united": "Several segments called lesion became one mask: see that one person drew them.",
+}
+"""What a custodian has to look at although the case came in."""
+
+
+def unusable(fault: Fault, what: str, advice: str = "", **figures: float) -> Unusable:
+    """`what` is the fact; the advice of the fault is added, unless there is a better one here."""
+    return Unusable(fault.value, f"{what} {advice or ADVICE[fault]}", figures)
+
+
+@contextmanager
+def about(file: Path) -> Iterator[None]:
+    """A fault that is found meanwhile is one of this file: the custodian's own list names it."""
+    try:
+        yield
+    except Unusable as why:
+        why.files = why.files or (file,)
+        raise
+
+
+@contextmanager
+def room_on(folder: Path) -> Iterator[None]:
+    """A full disk is the disk's fault, not the images'. Raises CannotProceed."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CannotProceed(
+            f"There is no room left on the disk of {folder}. What was done is kept. Make room, and run it again."
+        ) from error

@@ -9,7 +9,7 @@ finish        ``extent``                               `msfl.imaging.publishing.
 ============  =======================================  ============================================
 
 Every order names its ``home``, ``dataset`` and ``case``, and the time ``at`` which it is done. An answer is an object;
-where a case turned out to be unusable it is ``{"code", "reason"}``.
+where a case turned out to be unusable, or nothing can go on, it is ``{"code", "reason"}``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 from msfl.imaging.deidentify.headers import Options
 from msfl.imaging.deidentify.keys import Pseudonyms, site_key
+from msfl.imaging.faults import room_on
 from msfl.imaging.hands import serve
 from msfl.imaging.importing import ImportOptions, bring_in
 from msfl.imaging.publishing import finish
@@ -32,26 +33,31 @@ from msfl.policies.refusals import CannotProceed
 
 def do(order: JsonObject) -> JsonObject:
     home, dataset = Path(order["home"]), str(order["dataset"])
-    case = Workspace.of(home, dataset).case(order["case"])
     try:
-        match order["do"]:
-            case "import":
-                given = order["options"]
-                options = ImportOptions(Options(**given["deidentify"]), given["max_slice_mm"])
-                pseudonyms, private = Pseudonyms.of(site_key(home), dataset), Path(order["private"])
-                visit = visit_of(order["visit"])
-                return asdict(bring_in(visit, case, pseudonyms, options, parse_utc(order["at"]), private))
-            case "measure":
-                settings = Settings.model_validate_json(json.dumps(order["settings"]))
-                return measure_case(case, settings, parse_utc(order["at"]))
-            case "finish":
-                return finish(case, order["extent"])
-            case other:
-                raise ValueError(f"no hand does {other}")
+        with room_on(home):
+            return _done(order, home, dataset)
     except Unusable as why:
         return {"code": why.code, "reason": why.reason}
-    except CannotProceed as error:  # a tool that every case needs does not work
+    except CannotProceed as error:  # a tool that every case needs does not work, or the disk is full
         return {"code": CANNOT_PROCEED, "reason": str(error)}
+
+
+def _done(order: JsonObject, home: Path, dataset: str) -> JsonObject:
+    case = Workspace.of(home, dataset).case(order["case"])
+    match order["do"]:
+        case "import":
+            given = order["options"]
+            options = ImportOptions(Options(**given["deidentify"]), given["max_slice_mm"])
+            pseudonyms, private = Pseudonyms.of(site_key(home), dataset), Path(order["private"])
+            visit = visit_of(order["visit"])
+            return asdict(bring_in(visit, case, pseudonyms, options, parse_utc(order["at"]), private))
+        case "measure":
+            settings = Settings.model_validate_json(json.dumps(order["settings"]))
+            return measure_case(case, settings, parse_utc(order["at"]))
+        case "finish":
+            return finish(case, order["extent"])
+        case other:
+            raise ValueError(f"no hand does {other}")
 
 
 def visit_json(visit: Visit) -> JsonObject:
@@ -65,6 +71,7 @@ def visit_json(visit: Visit) -> JsonObject:
         "lesion": _image_json(visit.lesion) if visit.lesion else None,
         "silent": [_image_json(image) for image in visit.silent],
         "unusable": {"code": why.code, "reason": why.reason} if why else None,
+        "warnings": list(visit.warnings),
     }
 
 
@@ -79,6 +86,7 @@ def visit_of(value: JsonObject) -> Visit:
         silent=tuple(_image_of(image) for image in value["silent"]),
         split=value["split"],
         unusable=Unusable(why["code"], why["reason"]) if why else None,
+        warnings=tuple(value["warnings"]),
     )
 
 

@@ -19,7 +19,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +30,9 @@ Answer = JsonObject | None
 Do = Callable[[JsonObject], JsonObject]
 
 
-def at_work(orders: Sequence[JsonObject], do: Do, *, hands: int, log: Path) -> Iterator[tuple[int, Answer]]:
+def at_work(
+    orders: Sequence[JsonObject], do: Do, *, hands: int, log: Path
+) -> Generator[tuple[int, Answer], None, None]:
     """(Number of the order, its answer), in the order of completion; None for an order on which the process died.
 
     When the caller stops listening, the processes are ended. With no hands at all, this process does the work (`do`).

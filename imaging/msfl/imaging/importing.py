@@ -29,12 +29,24 @@ from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.deidentify.leaks import leaks, words_of_path
 from msfl.imaging.deidentify.nifti import read_volume, write_volume
 from msfl.imaging.deidentify.sidecars import read_scrubbed
-from msfl.imaging.faults import Fault, unusable
+from msfl.imaging.faults import Fault, about, unusable
 from msfl.imaging.masks import read_mask
 from msfl.imaging.sources.dicom import series_name
-from msfl.imaging.sources.found import DicomSeries, ImageSource, Visit
+from msfl.imaging.sources.found import DicomSeries, ImageSource, NiftiFile, Visit
 from msfl.imaging.sources.series import Weighting
-from msfl.imaging.workspace import CHANNELS, LESION, Case, Entry, State, Step, Unusable, write_json, write_whole
+from msfl.imaging.workspace import (
+    CHANNELS,
+    LESION,
+    Case,
+    Entry,
+    JsonObject,
+    State,
+    Step,
+    Unusable,
+    read_json,
+    write_json,
+    write_whole,
+)
 
 MAX_SLICE_MM: Final = 6.0
 Verdict: TypeAlias = Literal["imported", "unchanged", "kept", "unusable"]
@@ -50,13 +62,15 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one visit. "kept": it is unusable in this source, and what came in earlier stays."""
+    """What became of one visit. "kept": it is unusable in this source, and what came in earlier stays; `files` are
+    those at fault, for the custodian's own list."""
 
     case: str
     verdict: Verdict
     code: str = ""
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 def case_name(visit: Visit, pseudonyms: Pseudonyms) -> str:
@@ -83,12 +97,15 @@ def bring_in(
         inputs = _inputs(visit, pseudonyms, options)
         if earlier == inputs:
             return Outcome(case.id, "unchanged")
-        warnings = _fill(visit, case, pseudonyms, options, private, look or look_at_head)
+        changed, warnings = _fill(visit, case, pseudonyms, options, private, look or look_at_head)
     except Unusable as why:
+        files = tuple(map(str, why.files))
         if standing.state is not State.FOUND:
-            return Outcome(case.id, "kept", why.code, why.reason)
+            return Outcome(case.id, "kept", why.code, why.reason, files=files)
         case.record(Entry(Step.IMPORT, now, why.code, why.reason))
-        return Outcome(case.id, "unusable", why.code, why.reason)
+        return Outcome(case.id, "unusable", why.code, why.reason, files=files)
+    if not changed:
+        return Outcome(case.id, "unchanged", warnings=warnings)
     case.record(Entry(Step.IMPORT, now, inputs=inputs))
     # Made of what was there before; the journal says already that they count no longer.
     shutil.rmtree(case.steps.parent, ignore_errors=True)
@@ -103,13 +120,16 @@ def _inputs(visit: Visit, pseudonyms: Pseudonyms, options: ImportOptions) -> str
         for digest in sorted(map(file_sha256, visit.files)):
             total.update(bytes.fromhex(digest))
     except OSError as error:
-        raise unusable(Fault.UNREADABLE, "A file of the visit cannot be opened.") from error
+        raise unusable(
+            Fault.UNREADABLE, "A file of the visit cannot be opened.", "See that you may read it."
+        ) from error
     return pseudonyms.content(total.hexdigest())
 
 
 def _fill(
     visit: Visit, case: Case, pseudonyms: Pseudonyms, options: ImportOptions, private: Path, look: Look
-) -> tuple[str, ...]:
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether the case has changed by it, and what the custodian is warned of."""
     patient = pseudonyms.patient(visit.patient)
     # Scratch files name the patient until they are de-identified; nobody else may read them, and none stays.
     scratch = case.folder / ".scratch"
@@ -125,22 +145,66 @@ def _fill(
             seen = [read_one(image, f"silent{number}") for number, image in enumerate(visit.silent)]
             read |= _told_apart(seen, missing, [_name_of(image, pseudonyms) for image in visit.silent], look)
         volumes = {name: image.volume for name, image in read.items()}
-        mask = read_mask(visit.lesion, volumes) if visit.lesion else None
-        source = _source(visit, patient, pseudonyms, options, read, mask[1] if mask else "")
+        raw = scratch / "raw"
+        raw.mkdir()
+        for name, volume in volumes.items():
+            write_volume(volume, raw / f"{name}.nii.gz")
+        lesion_on, warnings = _with_mask(visit, case, volumes, raw)
+        source = _source(visit, patient, pseudonyms, options, read, lesion_on)
+        source["warnings"] = sorted(warnings)
         telling = {word for image in read.values() for word in image.telling}
         telling |= {word for file in visit.files for word in words_of_path(file)}
+        write_json(scratch / "source.json", source)
+        if leaks([*sorted(raw.iterdir()), scratch / "source.json"], telling):
+            raise unusable(Fault.IDENTITY_LEFT, "The last scan found a word of the source's headers or names.")
+        warnings |= {warning for image in read.values() for warning in image.warnings}
+        if _stands(case) and _is_there(case, raw, read_json(scratch / "source.json")):
+            return False, tuple(sorted(warnings))
         with case.filling("raw") as fresh:
-            for name, volume in (volumes | ({LESION: mask[0]} if mask else {})).items():
-                write_volume(volume, fresh / f"{name}.nii.gz")
-            write_json(scratch / "source.json", source)
-            if leaks([*sorted(fresh.iterdir()), scratch / "source.json"], telling):
-                raise unusable(Fault.IDENTITY_LEFT, "The last scan found a word of the source's headers or names.")
+            for file in raw.iterdir():
+                file.replace(fresh / file.name)
             (scratch / "source.json").replace(case.folder / "source.json")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if diffs := {name: image.changes for name, image in read.items() if image.changes}:
         write_whole(private / "changes" / f"{case.id}.html", as_html(diffs).encode())
-    return tuple(sorted({warning for image in read.values() for warning in image.warnings}))
+    return True, tuple(sorted(warnings))
+
+
+def _stands(case: Case) -> bool:
+    """What lies in its folder came in whole."""
+    return case.standing.state is not State.FOUND
+
+
+def _with_mask(visit: Visit, case: Case, images: Mapping[str, Volume], raw: Path) -> tuple[str, set[str]]:
+    """Put the lesion mask beside the images: which of them it is on, and what there is to say.
+
+    A source without a mask does not take away the one that was there, as long as the images are the same.
+    """
+    warnings = set(visit.warnings)
+    file = raw / f"{LESION}.nii.gz"
+    if visit.lesion:
+        mask, lesion_on = read_mask(visit.lesion, images)
+        write_volume(mask, file)
+        return lesion_on, warnings
+    if not _stands(case):
+        return "", warnings
+    if case.has_lesion and all(_same(raw / f"{name}.nii.gz", case.raw(name)) for name in images):
+        shutil.copyfile(case.raw(LESION), file)
+        return str(case.source["lesion_on"]), warnings | {"mask_kept"}
+    gone = case.has_lesion or "mask_gone" in case.source.get("warnings", ())
+    return "", warnings | ({"mask_gone"} if gone else set())
+
+
+def _is_there(case: Case, raw: Path, source: JsonObject) -> bool:
+    """The case is what would be made: nothing that was made of it has to be made again."""
+    there, fresh = ({f.name: file_sha256(f) for f in folder.glob("*")} for folder in (case.folder / "raw", raw))
+    said: JsonObject = {"warnings": []}
+    return there == fresh and case.source | said == source | said
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and file_sha256(one) == file_sha256(other)
 
 
 Look: TypeAlias = Callable[[Volume], Weighting]
@@ -184,8 +248,10 @@ def _read(image: ImageSource, patient: str, pseudonyms: Pseudonyms, options: Imp
         converted = convert(image.files, patient, pseudonyms, options.deidentify, scratch)
         shutil.rmtree(scratch)
     else:
-        converted = Converted(read_volume(image.file), read_scrubbed(image.sidecar), frozenset(), ())
+        with about(image.file):
+            converted = Converted(read_volume(image.file), read_scrubbed(image.sidecar), frozenset(), ())
     if fault := fault_of(converted.volume, options.max_slice_mm):
+        fault.files = (image.file,) if isinstance(image, NiftiFile) else image.files
         raise fault
     return converted
 

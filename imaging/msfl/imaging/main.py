@@ -4,8 +4,9 @@
 command         does                                                             exit code
 ==============  ===============================================================  ===========================
 ``import``      brings visits into a dataset, de-identified; with ``--out``      1 when a visit, or anything
-                checks a folder where it lies and writes its record              of the folder, is unusable
-``list``        says where every case stands                                     0
+                checks a folder where it lies and writes its record              of it, is unusable, or none is
+                                                                                 found
+``list``        says where every case stands                                     1 where there is no such dataset
 ``qc``          standardises, measures, judges, writes the report; overrules     1 when a process died over a case
 ``publish``     finishes, splits, and shows a dataset to the federation          1 when nothing can be shown
 ``check``       says what a dataset holds and, line by line, what is wrong       1 when anything is wrong
@@ -23,26 +24,28 @@ import getpass
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from msfl.imaging.custodian import Brought
     from msfl.imaging.quality.verdict import Checked
     from msfl.imaging.record import NotADataset
-    from msfl.imaging.workspace import JsonObject
 
 app = typer.Typer(name="data", help="From scanner to dataset.", no_args_is_help=True)
+
+_WORDS = {"lesion": "lesion mask"}
+"""What a person is asked for."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
@@ -182,7 +185,7 @@ def import_(
         lambda show: import_source(home, dataset, source, options=options, answers=answers, hands=jobs, progress=show)
     )
     if brought.questions and not as_json and sys.stdin.isatty():
-        answers = answers | _ask(brought.questions)
+        answers = answers | _ask(brought)
         brought = _with_progress(
             lambda show: import_source(
                 home, dataset, source, options=options, answers=answers, hands=jobs, progress=show
@@ -192,32 +195,39 @@ def import_(
     if as_json:
         console.print_json(json.dumps({"ok": brought.ok} | asdict(brought)))
     else:
-        _print_brought(console, brought, home)
+        _print_brought(console, brought, home, dataset)
     raise typer.Exit(0 if brought.ok else 1)
 
 
-def _print_brought(console: Console, brought: Brought, home: Path) -> None:
+def _print_brought(console: Console, brought: Brought, home: Path, dataset: str) -> None:
+    from msfl.imaging.faults import WARNINGS
+
     for outcome in brought.outcomes:
         if outcome.code:
             console.print(
                 f"{outcome.case}: {outcome.verdict}: {outcome.code}: {outcome.reason}", style="red", markup=False
             )
         for warning in outcome.warnings:
-            console.print(
-                f"{outcome.case}: {warning}: look at the images before you publish", style="yellow", markup=False
-            )
+            console.print(f"{outcome.case}: {warning}: {WARNINGS[warning]}", style="yellow", markup=False)
     for left in brought.left_out:
         console.print(f"{left['files']} files left out: {left['code']}: {left['reason']}", style="red", markup=False)
     for question in brought.questions:
-        console.print(f"{question['case']}: which is the {question['image']}?", style="yellow", markup=False)
+        console.print(
+            f"{question['case']}: which is the {_WORDS.get(question['image'], question['image'])}?",
+            style="yellow",
+            markup=False,
+        )
         for name, label in question["choices"].items():
             console.print(f"    {name}  {label}", markup=False)
+    if brought.names and any(outcome.code == "ambiguous" for outcome in brought.outcomes):
+        console.print(f"Which series these are, and where they lie: {brought.names}.", style="yellow", markup=False)
     for note in brought.notes:
         console.print(note, style="yellow", markup=False)
     counts = Counter(outcome.verdict for outcome in brought.outcomes)
     console.print(", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "No visit was found.")
-    if not brought.ok:
-        console.print(f"Which patients and files these are: {home / 'secrets' / 'data'} (yours alone).", markup=False)
+    if brought.left_out or any(outcome.code for outcome in brought.outcomes):
+        links = home / "secrets" / "data" / dataset / "links.json"
+        console.print(f"Which patients and files these are: {links} (yours alone).", markup=False)
 
 
 def _answers(file: Path) -> dict[str, str]:
@@ -229,22 +239,30 @@ def _answers(file: Path) -> dict[str, str]:
         name, _, image = (part.strip() for part in line.partition(","))
         if not line.strip() or (number == 1 and name == "series"):
             continue
-        if image not in ("FLAIR", "T1w", "ignore"):
-            raise CannotProceed(f"{file}, line {number}: {image!r} must be FLAIR, T1w or ignore.")
+        if image not in ("FLAIR", "T1w", "lesion", "ignore"):
+            raise CannotProceed(f"{file}, line {number}: {image!r} must be FLAIR, T1w, lesion or ignore.")
         answers[name] = image
     return answers
 
 
-def _ask(questions: Sequence[JsonObject]) -> dict[str, str]:
+def _ask(brought: Brought) -> dict[str, str]:
     answers: dict[str, str] = {}
-    for question in questions:
-        _errors().print(f"{question['case']}: which is the {question['image']}?", markup=False)
-        choices = list(question["choices"].items())
-        for number, (name, label) in enumerate(choices, 1):
-            _errors().print(f"    {number}  {name}  {label}", markup=False)
-        chosen = typer.prompt("Number, or 0 for none", type=click.IntRange(0, len(choices)), default=0, err=True)
+    _errors().print(f"Which series these are, and where they lie: {brought.names}.", markup=False, highlight=False)
+    for question in brought.questions:
+        _errors().print(
+            f"{question['case']}: which is the {_WORDS.get(question['image'], question['image'])}?", markup=False
+        )
+        choices = [([name], f"{name}  {label}") for name, label in question["choices"].items()]
+        if question["image"] == "lesion":  # a tool may write an object for each lesion
+            choices.append((list(question["choices"]), "all of them together"))
+        for number, (_, label) in enumerate(choices, 1):
+            _errors().print(f"    {number}  {label}", markup=False)
+        while (chosen := typer.prompt("Number, or 0 for none", type=int, default=0, err=True)) not in range(
+            len(choices) + 1
+        ):
+            _errors().print(f"It is a number from 0 to {len(choices)}.", highlight=False)
         if chosen:
-            answers[choices[chosen - 1][0]] = str(question["image"])
+            answers |= dict.fromkeys(choices[chosen - 1][0], str(question["image"]))
     return answers
 
 
@@ -280,6 +298,7 @@ def list_(
     """Say where every case of a dataset stands, and what stopped it."""
     with _extra():
         from msfl.imaging.custodian import listing
+        from msfl.imaging.faults import WARNINGS
 
     listed = listing(home, dataset)
     rows = [
@@ -291,6 +310,9 @@ def list_(
             "code": one.standing.failed.code if one.standing.failed else "",
             "reason": one.standing.failed.reason if one.standing.failed else "",
             "warnings": list(one.warnings),
+            "verdict": one.verdict,
+            "finding": one.finding,
+            "part": one.part,
         }
         for one in listed
     ]
@@ -298,13 +320,14 @@ def list_(
     if as_json:
         console.print_json(json.dumps({"dataset": dataset, "cases": rows}))
         return
-    table = Table(
-        "case", "state", "lesion mask", "what stopped it, or was warned of", title=f"{dataset}: {len(rows)} cases"
-    )
+    columns = ("state", "verdict", "part", "mask", "what stopped it, or was found")
+    table = Table(Column("case", no_wrap=True), *columns, title=f"{dataset}: {len(rows)} cases")
     for one in listed:
         failed = one.standing.failed
-        said = f"{failed.code}: {failed.reason}" if failed else ", ".join(one.warnings)
-        table.add_row(one.case, one.standing.state.value, "yes" if one.lesion else "no", said)
+        said = [f"{failed.code}: {failed.reason}"] if failed else [one.finding] if one.finding else []
+        said += [f"{warning}: {WARNINGS[warning]}" for warning in one.warnings]
+        cells = (one.case, one.standing.state.value, one.verdict, one.part, "yes" if one.lesion else "no")
+        table.add_row(*cells, Text("\n".join(said)))
     console.print(table)
 
 

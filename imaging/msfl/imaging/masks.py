@@ -6,7 +6,6 @@ fits, there is no telling where the lesions are, and the case is not used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ import numpy as np
 
 from msfl.imaging.checks import Volume, same_grid
 from msfl.imaging.deidentify.nifti import read_volume
-from msfl.imaging.faults import Fault, unusable
+from msfl.imaging.faults import Fault, about, unusable
 from msfl.imaging.sources.dicom import READ_ERRORS
 from msfl.imaging.sources.found import DicomSeries, ImageSource, NiftiFile
+from msfl.imaging.sources.segments import called_lesion
 
-_LESION = re.compile(r"lesion|(?<![a-z])(wmh|msl?|plaque)(?![a-z])", re.IGNORECASE)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -28,7 +27,8 @@ def read_mask(source: ImageSource, images: Mapping[str, Volume]) -> tuple[Volume
     """The mask (uint8, 0 and 1) on the grid of the image it belongs to, and which image that is. Raises Unusable."""
     match source:
         case NiftiFile(file):
-            return _placed(_binary(read_volume(file)), images)
+            with about(file):
+                return _placed(_binary(read_volume(file)), images)
         case DicomSeries(files):
             return _of_segmentations(files, images)
 
@@ -59,36 +59,37 @@ def _upright(volume: Volume) -> Volume:
 
 
 def _of_segmentations(files: tuple[Path, ...], images: Mapping[str, Volume]) -> tuple[Volume, str]:
-    """All segments that name lesions, together; of an object with one segment, that one."""
+    """All segments that are called lesion, together; no other, not even where it is the only one."""
     import highdicom
 
     found: list[tuple[Volume, str]] = []
     for file in files:
-        try:
-            segmentation = highdicom.seg.segread(file)
-            numbers = [
-                number for number in segmentation.segment_numbers if _LESION.search(_label(segmentation, number))
-            ] or (list(segmentation.segment_numbers) if len(segmentation.segment_numbers) == 1 else [])
-            if not numbers:
-                continue
-            made = segmentation.get_volume(segment_numbers=numbers, combine_segments=False)
-        except (*READ_ERRORS, RuntimeError) as error:
-            raise unusable(Fault.UNREADABLE, "The DICOM segmentation cannot be read.") from error
-        values = np.asarray(made.array).reshape(*made.spatial_shape, -1)
-        voxels = np.asarray(np.any(values > 0, axis=-1))
-        mask = Volume(voxels.astype(np.uint8), _LPS_TO_RAS @ np.asarray(made.affine, dtype=np.float64))
-        found.append(_placed_inside(mask, images))
+        with about(file):
+            try:
+                segmentation = highdicom.seg.segread(file)
+                numbers = [number for number in segmentation.segment_numbers if _is_lesion(segmentation, number)]
+                if not numbers:
+                    continue
+                made = segmentation.get_volume(segment_numbers=numbers, combine_segments=False)
+            except (*READ_ERRORS, RuntimeError) as error:
+                raise unusable(Fault.UNREADABLE, "The DICOM segmentation cannot be read.") from error
+            values = np.asarray(made.array).reshape(*made.spatial_shape, -1)
+            voxels = np.asarray(np.any(values > 0, axis=-1))
+            mask = Volume(voxels.astype(np.uint8), _LPS_TO_RAS @ np.asarray(made.affine, dtype=np.float64))
+            found.append(_placed_inside(mask, images))
     if not found:
-        raise unusable(Fault.MASK_ELSEWHERE, "No segment of the visit's DICOM segmentations is named lesion.")
+        what = "No segment of the visit's DICOM segmentations is called lesion."
+        raise unusable(Fault.MASK_ELSEWHERE, what, "Name the segment, or leave the segmentation out.")
     if len({name for _, name in found}) > 1 or len({mask.voxels.shape for mask, _ in found}) > 1:
-        raise unusable(Fault.AMBIGUOUS, "Several DICOM segmentations hold lesions, on different images.")
+        what = "Several DICOM segmentations hold lesions, on different images."
+        raise unusable(Fault.AMBIGUOUS, what, "Name the one to use with --series FILE, as lesion.")
     together = np.any([mask.voxels for mask, _ in found], axis=0).astype(np.uint8)
     return Volume(together, found[0][0].affine), found[0][1]
 
 
-def _label(segmentation: Any, number: int) -> str:
+def _is_lesion(segmentation: Any, number: int) -> bool:
     described = segmentation.get_segment_description(number)
-    return f"{described.segment_label} {described.segmented_property_type.meaning}"
+    return called_lesion(str(described.segment_label), str(described.segmented_property_type.meaning))
 
 
 def _placed_inside(mask: Volume, images: Mapping[str, Volume]) -> tuple[Volume, str]:

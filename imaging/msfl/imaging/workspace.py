@@ -258,9 +258,24 @@ class Workspace:
         folders = (self.folder / "cases").glob("*/")
         return tuple(Case(folder) for folder in sorted(folders) if _CASE.fullmatch(folder.name))
 
+    @property
+    def exists(self) -> bool:
+        """Something was imported into it, or was tried to be."""
+        return (self.folder / "cases").is_dir()
+
+    def must_exist(self) -> None:
+        """Raises CannotProceed for a dataset that nobody made: its name may be misspelt."""
+        if not self.exists:
+            there = sorted(folder.parent.name for folder in self.folder.parent.glob("*/cases"))
+            has = f"There is {', '.join(there)}." if there else "There is no other, either."
+            raise CannotProceed(f"There is no dataset {self.dataset} in {self.home}. {has} Make it: msfl data import.")
+
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Only one command at a time changes a dataset. Raises CannotProceed while another one does."""
+    def held(self, new: bool = False) -> Iterator[None]:
+        """Only one command at a time changes a dataset; one that is not there is made only where it may be `new`.
+        Raises CannotProceed while another command holds it."""
+        if not new:
+            self.must_exist()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.folder / ".lock").open("w") as lock:
             try:
@@ -275,7 +290,9 @@ class Workspace:
 class Unusable(Exception):
     """This case cannot be used: not a bug, but a fact about the data, for the journal. `code` is from a closed
     vocabulary (`msfl.imaging.faults`, or the step's own); `reason` says what, why and what to do, and names no
-    patient, file or path."""
+    patient, file or path; `files` are named in the custodian's own list only."""
+
+    files: tuple[Path, ...] = ()
 
     def __init__(self, code: str, reason: str, figures: Mapping[str, float] | None = None) -> None:
         super().__init__(f"{code}: {reason}")

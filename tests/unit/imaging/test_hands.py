@@ -57,7 +57,7 @@ def test_nobody_listens_any_more_and_the_processes_end(tmp_path: Path, monkeypat
     monkeypatch.setattr(msfl.imaging.hands, "COMMAND", (sys.executable, str(tmp_path / "dies.py")))
     answers = at_work([{"number": 4 * n} for n in range(50)], refuse, hands=2, log=tmp_path / "hands.log")
     first = next(answers)[1]
-    answers.close()  # type: ignore[attr-defined]
+    answers.close()
     assert first is not None
     deadline = time.monotonic() + 10
     while Path(f"/proc/{first['by']}").exists() and time.monotonic() < deadline:
@@ -98,5 +98,5 @@ def test_an_import_that_was_killed_is_taken_up_where_it_stopped(tmp_path: Path) 
 def test_two_imports_at_once_do_not_meet(tmp_path: Path) -> None:
     source, home = tmp_path / "source", tmp_path / "home"
     visits(source, 1)
-    with Workspace.of(home, "ms-trial").held(), pytest.raises(CannotProceed, match="Another command"):
+    with Workspace.of(home, "ms-trial").held(new=True), pytest.raises(CannotProceed, match="Another command"):
         import_source(home, "ms-trial", source, hands=0)

@@ -1,7 +1,9 @@
 """The ``msfl data`` commands, as a custodian types them."""
 
 import json
+import pty
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,11 +15,11 @@ from typer.testing import CliRunner
 
 from fakes.scanners import FLAIR, T1W, Patient, Scanner, head
 from fakes.workspaces import checked_case, checked_cohort
-from msfl.imaging.faults import ADVICE
+from msfl.imaging.faults import ADVICE, WARNINGS, Fault
 from msfl.imaging.main import app
 from msfl.imaging.quality.limits import default_limits
 from msfl.imaging.quality.verdict import Checked, Overruled, Verdict, judge
-from msfl.imaging.workspace import Workspace
+from msfl.imaging.workspace import Workspace, write_json
 from msfl.policies.refusals import CannotProceed
 
 RUN = CliRunner()
@@ -149,8 +151,32 @@ def test_import_asks_and_the_answer_is_a_file(tmp_path: Path) -> None:
     listed = json.loads(RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path / "home"), "--json"]).stdout)
     assert listed["cases"][0] | {"case": ""} == {
         "case": "", "state": "imported", "channels": ["FLAIR", "T1w"], "lesion_mask": False, "code": "", "reason": "",
-        "warnings": [],
+        "warnings": [], "verdict": "", "finding": "", "part": "",
     }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_on_a_terminal_the_question_is_asked_and_answered_at_once(tmp_path: Path) -> None:
+    series(tmp_path / "source", FLAIR, T1W, T1W)
+    options = ["--dataset", "ms-trial", "--home", str(tmp_path / "home"), "--jobs", "1"]
+    command = [sys.executable, "-c", "from msfl.imaging.main import app; app()", "import", str(tmp_path / "source")]
+    ours, theirs = pty.openpty()
+    with open(theirs, "rb+", buffering=0) as terminal:
+        process = subprocess.Popen([*command, *options], stdin=terminal, stdout=terminal, stderr=terminal)
+    shown, typed = b"", [b"1\n", b"7\n"]  # there is no seventh series
+    with open(ours, "rb+", buffering=0) as screen:
+        while True:
+            try:
+                shown += screen.read(4096)
+            except OSError:  # the other side was closed: the command has ended
+                break
+            if typed and shown.count(b"0 for none") > 2 - len(typed):
+                screen.write(typed.pop())
+    assert process.wait() == 0, shown.decode()
+    assert "which is the T1w?" in shown.decode()
+    assert "It is a number from 0 to 2." in shown.decode()
+    assert "1 imported" in shown.decode()
 
 
 def test_an_answer_that_is_none_is_refused(tmp_path: Path) -> None:
@@ -173,7 +199,46 @@ def test_an_empty_source_is_said(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     command = ["import", str(tmp_path / "source"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
     done = RUN.invoke(app, command)
+    assert done.exit_code == 1
+    assert "Looked for: DICOM" in done.stdout
+    assert "Seen: no file." in done.stdout
     assert "No visit was found" in done.stdout
+
+
+def test_a_table_without_a_line_is_said(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("patient,flair,t1w\n")
+    command = ["import", str(tmp_path / "list.csv"), "--dataset", "ms-trial", "--home", str(tmp_path / "home")]
+    done = RUN.invoke(app, command)
+    assert done.exit_code == 1
+    assert "a first line and no other" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["list"], ["qc"], ["publish", "--site", "site-a"]], ids=lambda c: c[0])
+def test_a_dataset_that_nobody_made_is_an_error_and_makes_nothing(tmp_path: Path, command: list[str]) -> None:
+    checked_case(Workspace.of(tmp_path, "ms-trial"), "p0-s1")
+    done = RUN.invoke(app, [*command, "ms-trail", "--home", str(tmp_path)])
+    assert isinstance(done.exception, CannotProceed)
+    assert "There is ms-trial." in str(done.exception)
+    assert [folder.name for folder in (tmp_path / "datasets").iterdir()] == ["ms-trial"]
+    assert not (tmp_path / "secrets").exists()
+
+
+@pytest.mark.slow
+def test_the_list_has_verdicts_their_reasons_and_who_tests(tmp_path: Path) -> None:
+    workspace = checked_cohort(tmp_path, 8)
+    failed = checked_case(workspace, "pf-s1", verdict="fail")
+    findings = [{"verdict": "warn", "sentence": "It is a bit dark."}, {"verdict": "fail", "sentence": "It moved."}]
+    write_json(failed.qc, {"verdict": "fail", "final": "fail", "overruled": None, "findings": findings})
+    RUN.invoke(app, ["publish", "ms-trial", "--home", str(tmp_path), "--site", "site-a", "--jobs", "1"])
+    tested = next(iter((workspace.nnunet / "imagesTs").iterdir())).name.partition("_")[0]
+    again = f"{tested.partition('-')[0]}-s2"
+    checked_case(workspace, again)
+    command = ["list", "ms-trial", "--home", str(tmp_path)]
+    rows = {row["case"]: row for row in json.loads(RUN.invoke(app, [*command, "--json"]).stdout)["cases"]}
+    assert (rows["pf-s1"]["verdict"], rows["pf-s1"]["finding"], rows["pf-s1"]["part"]) == ("fail", "It moved.", "")
+    assert (rows[tested]["part"], rows[again]["part"]) == ("test", "aside")
+    assert sorted(row["part"] for row in rows.values()) == ["", "aside", *["test"] * 2, *["train"] * 5, "validation"]
+    assert "It moved." in RUN.invoke(app, command).stdout
 
 
 @pytest.mark.slow
@@ -206,3 +271,9 @@ def test_a_site_without_the_extra_is_told_what_to_install(tmp_path: Path, monkey
     done = RUN.invoke(app, ["list", "ms-trial", "--home", str(tmp_path)])
     assert isinstance(done.exception, CannotProceed)
     assert "pip install 'msfl[data]'" in str(done.exception)
+
+
+def test_every_code_that_is_shown_is_explained() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    codes = {*Fault, *WARNINGS, "not_checked", "quality_failed", "no_lesion_mask"}
+    assert [code for code in sorted(codes) if f"`{code}`" not in text] == []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import nibabel as nib
 import numpy as np
@@ -81,6 +82,13 @@ def test_a_table_says_which_file_is_which(tmp_path: Path, separator: str) -> Non
     first, second = found_in(tmp_path / "list.csv").visits
     assert (first.patient, first.day, first.split, first.unusable) == ("17", "a", "test", None)
     assert second.unusable is not None
+
+
+def test_a_column_that_is_called_otherwise_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("patient,flair,t1w,mask\n17,f.nii.gz,t.nii.gz,m.nii.gz\n")
+    assert list(found_in(tmp_path / "list.csv").notes) == [
+        "1 columns of the table were not read; those that are: patient,visit,flair,t1w,lesion,split."
+    ]
 
 
 @pytest.mark.parametrize("text", ["patient,flair\n1,a", "\0\0\0", "", "a;b\n"])
@@ -183,6 +191,148 @@ def test_visits_cross_between_processes_as_json(tmp_path: Path) -> None:
     (other,) = found_in(tmp_path / "bids").visits
     back = visit_of(json.loads(json.dumps(visit_json(other))))
     assert (back.unusable.code, back.images) == ("missing_flair", other.images)  # type: ignore[union-attr]
+
+
+def zipped(file: Path, folder: Path, *below: str) -> Path:
+    """Everything below `folder`, below `below`, with what a Mac puts beside it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for one in sorted(f for f in folder.rglob("*") if f.is_file()):
+            name = PurePosixPath(*below, *one.relative_to(folder).parts)
+            archive.write(one, str(name))
+            archive.writestr(str(PurePosixPath("__MACOSX", name.parent, f"._{name.name}")), b"\0\5\x16\7")
+    return file
+
+
+def test_zips_in_zips_are_opened_and_named_as_where_the_images_lie(tmp_path: Path) -> None:
+    series_in(tmp_path / "images", dict(FLAIR), dict(T1W))
+    zipped(tmp_path / "one" / "inner.zip", tmp_path / "images", "export")
+    zipped(tmp_path / "two" / "middle.zip", tmp_path / "one")
+    outer = zipped(tmp_path / "outer.zip", tmp_path / "two", "disk")
+    found = found_in(outer)
+    assert [visit.unusable for visit in found.visits] == [None]
+    assert found.left_out == []
+    origin = found.origin(found.visits[0].files[0])
+    assert origin == f"{outer}/disk/middle.zip/inner.zip/export/{found.visits[0].files[0].name}"
+
+
+@pytest.mark.parametrize("how", ["one level up", "zip", "zip of a mac's folder"])
+def test_bids_and_nnunet_are_found_wherever_they_lie(tmp_path: Path, how: str) -> None:
+    made = tmp_path / "made"
+    bids(made / "study", "sub-01_FLAIR", "sub-01_T1w", "sub-01_ce-gd_T1w", "sub-01_T2w")
+    tiny_dataset(made / "Dataset001", n_train=1, n_test=1)
+    if how == "one level up":
+        source = made
+    else:
+        source = zipped(tmp_path / "x.zip", made, *(["export"] if "folder" in how else []))
+    found = found_in(source)
+    assert sorted((v.kind, v.unusable) for v in found.visits) == [("bids", None), ("nnunet", None), ("nnunet", None)]
+    assert found.left_out == []
+    assert any(note.startswith("2 further files of the BIDS or nnU-Net folders") for note in found.notes), found.notes
+    assert any("files that are no images" in note for note in found.notes) == (how != "one level up")
+
+
+def test_a_zip_or_another_kind_beside_them_takes_nothing_away(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    tiny_dataset(source, n_train=1, n_test=1)
+    bids(source / "first", "sub-01_FLAIR", "sub-01_T1w")
+    bids(source / "second", "sub-02_FLAIR", "sub-02_T1w")
+    series_in(source / "first" / "dicom", dict(FLAIR), dict(T1W))
+    series_in(source / "first" / "sourcedata", dict(FLAIR))
+    series_in(tmp_path / "images", dict(FLAIR), dict(T1W))
+    zipped(source / "images.zip", tmp_path / "images")
+    found = found_in(source)
+    assert sorted(v.kind for v in found.visits) == ["bids", "bids", "dicom", "nnunet", "nnunet"]
+    assert "12 further files of the BIDS or nnU-Net folders" in " ".join(found.notes)
+    assert "24 DICOM files are copies of others" in " ".join(found.notes)
+
+
+def test_one_visit_in_two_folders_is_nobodys(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        bids(tmp_path / "source" / name, "sub-01_FLAIR", "sub-01_T1w")
+    (visit,) = found_in(tmp_path / "source").visits
+    assert visit.unusable is not None
+    assert visit.unusable.code == "ambiguous"
+    assert "--series" not in visit.unusable.reason
+
+
+def test_what_no_one_claims_is_listed_or_counted(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    series_in(source, dict(FLAIR), dict(T1W), dict(T1W) | {"SeriesDescription": "localizer"})
+    nifti(source / "mask.nii.gz")
+    (source / "more.tar.gz").write_bytes(b"x")
+    (source / "letter.txt").write_text("nobody's business")
+    found = found_in(source)
+    assert [(left.files, left.why.code) for left in found.left_out] == [
+        ((source / "mask.nii.gz",), "no_patient"), ((source / "more.tar.gz",), "unreadable"),
+    ]  # fmt: skip
+    assert "Import a CSV" in found.left_out[0].why.reason
+    assert list(found.notes) == [
+        "12 DICOM files of series that are neither FLAIR, T1w nor lesion mask were passed over.",
+        "1 files that are no images were passed over.",
+    ]
+
+
+def test_nothing_at_all_is_said_with_what_was_seen(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for name in ("Doe.csv", "Doe.doe", "a.json"):
+        (tmp_path / "source" / name).write_text("x")
+    said = " ".join(found_in(tmp_path / "source").notes)
+    assert "Looked for: DICOM" in said
+    assert "1 CSV, 1 of another kind, 1 JSON" in said or "Seen:" in said
+    assert "import the CSV itself" in said
+    assert "oe" not in said.replace("does", "")
+    (tmp_path / "list.csv").write_text("patient,flair,t1w\n")
+    assert "no other" in found_in(tmp_path / "list.csv").notes[0]
+
+
+def test_of_a_whole_series_and_a_cut_copy_the_whole_one_is_taken(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        series_in(tmp_path / "source" / name, dict(FLAIR), dict(T1W))
+    for name in ("a", "c"):
+        for file in (tmp_path / "source" / name).iterdir():
+            file.write_bytes(file.read_bytes()[:-100])
+    (visit,) = found_in(tmp_path / "source").visits
+    assert {file.parent.name for file in visit.files} == {"b"}
+
+
+def test_letters_of_another_alphabet_are_said_to_be_that(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_bytes("patient,flair,t1w\nMüller,a,b\n".encode("cp1252"))
+    with pytest.raises(CannotProceed, match="CSV UTF-8"):
+        found_in(tmp_path / "list.csv")
+
+
+def test_advice_fits_where_the_fault_is(tmp_path: Path) -> None:
+    nifti(tmp_path / "f.nii.gz")
+    rows = ["patient,flair,t1w,split", "1,f.nii.gz,f.nii.gz,maybe", "2,f.nii.gz,gone.nii.gz,", "3,,f.nii.gz,"]
+    rows += ["4,f.nii.gz,f.nii.gz,"] * 2
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    bids(tmp_path / "bids", "sub-01_T1w")
+    visits = [*found_in(tmp_path / "list.csv").visits, *found_in(tmp_path / "bids").visits]
+    assert len(visits) == 5
+    for visit in visits:
+        assert visit.unusable is not None
+        assert not any(word in visit.unusable.reason for word in ("--series", "PACS")), visit.unusable
+
+
+def test_a_question_tells_equal_series_apart_and_says_where_they_are(tmp_path: Path) -> None:
+    series_in(tmp_path / "source", dict(FLAIR), dict(T1W), dict(T1W))
+    brought = import_source(str(tmp_path / "home"), "ms-trial", str(tmp_path / "source"), hands=0)
+    (question,) = brought.questions
+    labels = list(question["choices"].values())
+    assert [label.split(":")[0] for label in labels] == ["series 2, 12 files", "series 3, 12 files"]
+    rows = Path(brought.names).read_text(encoding="utf-8-sig").splitlines()
+    for number, name in zip("23", question["choices"], strict=True):
+        assert f"{name},{question['case']},{number},t1_mprage_sag_p2_iso,12,{tmp_path / 'source'}" in rows
+    with pytest.raises(CannotProceed, match=r"called x00000000\. Nothing was done"):
+        import_source(tmp_path / "home", "ms-trial", tmp_path / "source", answers={"x00000000": "T1w"}, hands=0)
+
+
+def test_two_answers_for_one_image_are_no_answer(tmp_path: Path) -> None:
+    series_in(tmp_path / "source", dict(FLAIR), dict(T1W), dict(T1W))
+    (question,) = found_in(tmp_path / "source").questions
+    found = found_in(tmp_path / "source", **dict.fromkeys(question.choices, "T1w"))
+    assert len(found.questions) == 1
 
 
 SILENT_MR = dict(SILENT) | {"RepetitionTime": None, "EchoTime": None}

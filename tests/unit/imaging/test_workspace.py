@@ -121,9 +121,9 @@ def test_a_second_filling_replaces_the_first_whole(tmp_path: Path) -> None:
 
 def test_only_one_command_at_a_time_changes_a_dataset(tmp_path: Path) -> None:
     workspace = Workspace.of(tmp_path, "ms-trial")
-    with workspace.held(), pytest.raises(CannotProceed, match="Another command"), workspace.held():
+    with workspace.held(new=True), pytest.raises(CannotProceed, match="Another command"), workspace.held(new=True):
         pass
-    with workspace.held():
+    with workspace.held(new=True):
         pass
 
 

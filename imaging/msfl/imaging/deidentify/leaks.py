@@ -19,7 +19,9 @@ from typing import Any, Final
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
+from msfl.imaging.deidentify.headers import CODES
 from msfl.imaging.deidentify.words import imaging_words, maker, model
+from msfl.imaging.faults import WARNINGS
 
 _SHORTEST: Final = 4
 _FEWEST_DIGITS: Final = 6
@@ -29,6 +31,8 @@ _LISTED_OURS = """
 """
 _OURS: Final = frozenset(_LISTED_OURS.split())
 _NAMES = frozenset({"source", "FLAIR", "T1w", "lesion"})
+# A patient may be called like one of our own constants: in these fields they are what they are, and nothing else is.
+_CONSTANTS: Final = {"codes": frozenset(CODES), "warnings": frozenset(WARNINGS)}
 _HEADER_BYTES = 64 << 10
 _PIECES = re.compile(r"[^\W_]+")
 # What stays as it is, and what everybody shares.
@@ -117,10 +121,14 @@ def _strange(name: str) -> list[str]:
     return [] if name.partition(".")[0] in _NAMES else [name]
 
 
+def _constant(key: str, value: Any) -> bool:
+    return isinstance(value, list) and key in _CONSTANTS and _CONSTANTS[key].issuperset(map(str, value))
+
+
 def _values_of(value: Any) -> Iterator[str]:
     """Of JSON; the names of fields are ours, whatever they are."""
     if isinstance(value, dict):
-        yield from (text for inner in value.values() for text in _values_of(inner))
+        yield from (text for key, inner in value.items() if not _constant(key, inner) for text in _values_of(inner))
     elif isinstance(value, list):
         yield from (text for inner in value for text in _values_of(inner))
     elif value is not None and not isinstance(value, bool):

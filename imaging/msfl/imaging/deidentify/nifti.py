@@ -21,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 from msfl.imaging.checks import Volume, fault_of_shape
 from msfl.imaging.faults import Fault, unusable
 
+_ANOTHER = "See that it is the right file; if it is, convert it again from DICOM."
 _UNITS_MM = 2
 _BEGINNING = 1024
 _SLACK = 1 << 20
@@ -35,15 +36,17 @@ def read_volume(file: Path) -> Volume:
     try:
         image: Any = _whole(file) if file.name.endswith(".gz") else nib.load(file)
         if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is one, too
-            raise unusable(Fault.UNREADABLE, "The file is not NIfTI.")
+            raise unusable(Fault.UNREADABLE, "The file is not NIfTI.", _ANOTHER)
         if fault := fault_of_shape(tuple(map(int, image.shape))):
             raise fault
         _check_header(image)
         values = np.asanyarray(image.dataobj).reshape(image.shape[:3])
     except (ImageFileError, HeaderDataError, ValueError, TypeError) as error:
-        raise unusable(Fault.UNREADABLE, "The file is not a NIfTI image that can be read.") from error
+        raise unusable(Fault.UNREADABLE, "The file is not a NIfTI image that can be read.", _ANOTHER) from error
     except (EOFError, zlib.error, OSError) as error:
-        raise unusable(Fault.TRUNCATED, "The file ends early or is damaged.") from error
+        raise unusable(
+            Fault.TRUNCATED, "The file ends early or is damaged.", "Copy it, or convert it from DICOM, again."
+        ) from error
     if values.dtype.kind == "f":
         values = values.astype(np.float32)
     elif values.dtype.kind not in "iu":

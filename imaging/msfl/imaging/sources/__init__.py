@@ -3,6 +3,7 @@
     archive   zips, unpacked where nothing can climb out or blow up
     files     the files of a folder, and no others
     dicom     sorted by what the headers say; names and folders do not matter
+    segments  which segments of a DICOM segmentation are lesions (pure)
     series    which series is the FLAIR, which the T1w (pure)
     weighting the same, from the image, where headers are silent
     bids      sub-*/ses-*/anat

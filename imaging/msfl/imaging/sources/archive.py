@@ -11,7 +11,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from msfl.imaging.faults import Fault, unusable
@@ -30,6 +30,20 @@ class Limits:
     file_bytes: int = 4 << 30
     total_bytes: int = 64 << 30
     ratio: int = 60
+    levels: int = 6  # of archives in archives
+
+    def inside(self, archive: Path) -> Limits:
+        """For all archives inside this one together, however deep: what it may unpack to itself."""
+        return replace(self, total_bytes=min(self.total_bytes, self.ratio * archive.stat().st_size + _CHUNK))
+
+    def less(self, done: Unpacked) -> Limits:
+        return replace(self, files=self.files - done.files, total_bytes=self.total_bytes - done.total_bytes)
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    files: int
+    total_bytes: int
 
 
 def verdict(entries: Sequence[zipfile.ZipInfo], archive_bytes: int, limits: Limits) -> Unusable | None:
@@ -65,7 +79,7 @@ def verdict(entries: Sequence[zipfile.ZipInfo], archive_bytes: int, limits: Limi
     return None
 
 
-def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
+def unpack(archive: Path, into: Path, limits: Limits | None = None) -> Unpacked:
     """Unpack into the empty folder `into`. Raises Unusable; then `into` is gone."""
     limits = limits or Limits()
     try:
@@ -75,11 +89,12 @@ def unpack(archive: Path, into: Path, limits: Limits | None = None) -> None:
                 raise problem
             if (total := sum(e.file_size for e in entries)) > shutil.disk_usage(into).free:
                 raise unusable(
-                    Fault.TOO_LARGE, f"The archive unpacks to {total >> 20} MiB; the disk has not that much."
+                    Fault.DISK_FULL, f"The archive unpacks to {total >> 20} MiB; the disk of HOME has not that much."
                 )
             for entry in entries:
                 if not entry.is_dir():
                     _write(file, entry, into / entry.filename)
+            return Unpacked(sum(not entry.is_dir() for entry in entries), total)
     except Unusable:
         shutil.rmtree(into, ignore_errors=True)
         raise

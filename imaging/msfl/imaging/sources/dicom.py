@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,8 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 import msfl.imaging.deidentify.silence  # noqa: F401  # before any value is read
 from msfl.imaging.deidentify.keys import Pseudonyms
 from msfl.imaging.faults import Fault, unusable
-from msfl.imaging.sources.found import DicomSeries, Found, ImageSource, LeftOut, Question, Visit
+from msfl.imaging.sources.found import DicomSeries, Found, ImageSource, LeftOut, Named, Question, Visit
+from msfl.imaging.sources.segments import labels, lesions_and_others
 from msfl.imaging.sources.series import (
     FEWEST_SLICES,
     SeriesFacts,
@@ -39,7 +40,7 @@ from msfl.imaging.workspace import CHANNELS, Unusable
 
 Progress = Callable[[int, int], None]
 Answers = Mapping[str, str]
-"""What a person said: name of a series (`Pseudonyms.uid`, its last eight digits) to FLAIR, T1w or ignore."""
+"""What a person said: name of a series (`Pseudonyms.uid`, its last eight digits) to FLAIR, T1w, lesion or ignore."""
 
 READ_ERRORS = (
     InvalidDicomError, BytesLengthException, EOFError, ValueError, NotImplementedError, AttributeError, TypeError,
@@ -55,6 +56,7 @@ _TAGS = [
     "RepetitionTime", "EchoTime", "InversionTime", "FlipAngle", "ScanningSequence", "SequenceVariant", "ImageType",
     "ContrastBolusAgent", "MRAcquisitionType", "SliceThickness", "SpacingBetweenSlices", "NumberOfFrames", "Modality",
     "SharedFunctionalGroupsSequence", "FrameOfReferenceUID", "ImagesInAcquisition",
+    "SeriesNumber", "SegmentSequence",
 ]  # fmt: skip
 _DESCRIBING = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName")
 _ENCRYPTED_BEGINNINGS = (b"Salted__", b"-----BEGIN PGP MESSAGE", b"-----BEGIN PKCS7", b"age-encryption.org")
@@ -87,7 +89,7 @@ def find_dicom(
     files: Sequence[Path], pseudonyms: Pseudonyms, answers: Answers, progress: Progress | None = None
 ) -> Found:
     """Sort the files into visits; what is no DICOM is left out, with a reason if it was meant to be."""
-    read, left_out = _read_all(files, progress)
+    read, left_out, rest = _read_all(files, progress)
     visits: dict[tuple[str, str], list[_File]] = defaultdict(list)
     nameless: list[Path] = []
     for file in read:
@@ -100,15 +102,61 @@ def find_dicom(
     mixed = _mixed(read)
     found: list[Visit] = []
     questions: list[Question] = []
+    named: list[Named] = []
+    passed: Counter[str] = Counter()
     for (patient, day), members in sorted(visits.items(), key=lambda item: item[0]):
-        visit = _visit(patient, day, members, pseudonyms, answers, questions)
-        found.append(replace(visit, unusable=mixed[patient]) if patient in mixed else visit)
-    notes = _notes(read)
-    return Found(found, left_out, [q for q in questions if q.patient not in mixed], notes)
+        whole = _whole_ones(members)
+        visit = _visit(patient, day, whole, pseudonyms, answers, questions)
+        visit = replace(visit, seen=tuple(file.path for file in members))
+        visit = replace(visit, unusable=mixed[patient]) if patient in mixed else visit
+        passed["copies"] += len(members) - len(whole)
+        passed["others"] += len(whole) - len(visit.files) if visit.unusable is None else 0
+        found.append(visit)
+        named += _names(patient, day, whole, pseudonyms)
+    questions = [q for q in questions if q.patient not in mixed]
+    return Found(found, left_out, questions, [*_notes(read), *_passed(passed)], named, rest)
 
 
-def _read_all(files: Sequence[Path], progress: Progress | None) -> tuple[list[_File], list[LeftOut]]:
+def _passed(passed: Mapping[str, int]) -> list[str]:
+    words = {
+        "copies": "{} DICOM files are copies of others; of each image the largest file was taken.",
+        "others": "{} DICOM files of series that are neither FLAIR, T1w nor lesion mask were passed over.",
+    }
+    return [sentence.format(passed[what]) for what, sentence in words.items() if passed[what]]
+
+
+def _whole_ones(members: Iterable[_File]) -> list[_File]:
+    """Each image once. Of a whole file and one that was cut short the whole one."""
+    whole: dict[str, _File] = {}
+    for file in members:
+        uid = file.text("SOPInstanceUID") or str(file.path)
+        if uid not in whole or file.path.stat().st_size > whole[uid].path.stat().st_size:
+            whole[uid] = file
+    return list(whole.values())
+
+
+def _names(patient: str, day: str, members: Iterable[_File], pseudonyms: Pseudonyms) -> list[Named]:
+    files: dict[str, list[_File]] = defaultdict(list)
+    for file in members:
+        uid = "SOPInstanceUID" if file.text("SOPClassUID") == SEGMENTATION else "SeriesInstanceUID"
+        files[file.text(uid)].append(file)
+    return [
+        Named(
+            series_name(uid, pseudonyms),
+            patient,
+            day,
+            labels(of[0].header) or of[0].text("SeriesDescription"),
+            of[0].text("SeriesNumber"),
+            tuple(f.path for f in of),
+        )
+        for uid, of in files.items()
+    ]
+
+
+def _read_all(files: Sequence[Path], progress: Progress | None) -> tuple[list[_File], list[LeftOut], list[Path]]:
+    """What can be read, what should have been readable, and what is no DICOM."""
     read: list[_File] = []
+    rest: list[Path] = []
     left: dict[Fault, list[Path]] = defaultdict(list)
     for done, path in enumerate(files):
         match _header(path):
@@ -117,7 +165,7 @@ def _read_all(files: Sequence[Path], progress: Progress | None) -> tuple[list[_F
             case Fault() as fault:
                 left[fault].append(path)
             case None:
-                pass
+                rest.append(path)
         if progress is not None:
             progress(done + 1, len(files))
     words = {
@@ -125,7 +173,8 @@ def _read_all(files: Sequence[Path], progress: Progress | None) -> tuple[list[_F
         Fault.UNREADABLE: "{} files look like DICOM but cannot be read.",
         Fault.TRUNCATED: "{} files end inside their header, or are damaged there.",
     }
-    return read, [LeftOut(tuple(paths), unusable(f, words[f].format(len(paths)))) for f, paths in sorted(left.items())]
+    left_out = [LeftOut(tuple(paths), unusable(f, words[f].format(len(paths)))) for f, paths in sorted(left.items())]
+    return read, left_out, rest
 
 
 def _header(path: Path) -> Dataset | Fault | None:
@@ -160,12 +209,12 @@ def _mixed(read: Iterable[_File]) -> dict[str, Unusable]:
             of_series[file.text("StudyInstanceUID")].add(file.patient)
             for known, said in zip(persons[file.patient], file.person, strict=True):
                 known.update({said} - {""})
-    mixed = {
-        patient: unusable(Fault.MIXED_PATIENTS, "One series or one study holds images of more than one patient.")
-        for patients in of_series.values()
-        if len(patients) > 1
-        for patient in patients
-    }
+    shared = unusable(
+        Fault.MIXED_PATIENTS,
+        "One series or one study holds images of more than one patient.",
+        "Correct the patient ID, or the UIDs of series and study, at the archive; folders play no part.",
+    )
+    mixed = {patient: shared for patients in of_series.values() if len(patients) > 1 for patient in patients}
     for patient, (names, births) in persons.items():
         if len(births) > 1:
             mixed[patient] = unusable(Fault.MIXED_PATIENTS, "One patient ID stands for birth dates that differ.")
@@ -208,43 +257,70 @@ def _visit(
     questions: list[Question],
 ) -> Visit:
     series: dict[str, list[_File]] = defaultdict(list)
-    masks: dict[str, list[_File]] = defaultdict(list)
-    # The same object twice, from a folder and a zip, is one.
-    for file in {file.text("SOPInstanceUID"): file for file in members}.values():
+    segmentations: list[_File] = []
+    for file in members:
         kind = file.text("SOPClassUID")
         if kind == SEGMENTATION:
-            masks[file.text("SOPInstanceUID")].append(file)
+            segmentations.append(file)
         elif file.text("Modality") == "MR" and not kind.startswith(_SCREENS):
             series[file.text("SeriesInstanceUID")].append(file)
     facts = {uid: _facts(files) for uid, files in series.items()}
     judged = {uid: (f, recognise(f).weighting) for uid, f in facts.items()}
     open_ = {uid: entry for uid, entry in judged.items() if series_name(uid, pseudonyms) not in answers}
     silent = tuple(uid for uid, (_, weighting) in open_.items() if weighting is Weighting.UNKNOWN)
-    answered = {answers[name]: uid for uid in series if (name := series_name(uid, pseudonyms)) in answers}
+    answered: dict[str, list[str]] = defaultdict(list)
+    for uid in series:
+        answered[answers.get(series_name(uid, pseudonyms), "")].append(uid)
     images: dict[str, ImageSource] = {}
     unseen: tuple[ImageSource, ...] = ()
     problem: Unusable | None = None
     for role in CHANNELS:
         weighting = Weighting(role)
-        chosen = (answered[role],) if role in answered else choose(open_, weighting)
+        chosen = tuple(answered[role]) or choose(open_, weighting)
         if not chosen and silent:
             unseen = tuple(DicomSeries(tuple(f.path for f in series[uid])) for uid in silent)
         elif not chosen:
             missing = Fault.MISSING_FLAIR if role == "FLAIR" else Fault.MISSING_T1W
             problem = problem or unusable(missing, _none_of(role, [recognise(f) for f in facts.values()]))
-        elif role not in answered and needs_a_person(judged, chosen, weighting):
-            choices = {series_name(uid, pseudonyms): _label(facts[uid]) for uid in chosen}
+        elif len(chosen) > 1 if answered[role] else needs_a_person(judged, chosen, weighting):
+            choices = {series_name(uid, pseudonyms): _label(facts[uid], series[uid]) for uid in chosen}
             questions.append(Question(patient, day, role, choices))
             problem = problem or unusable(Fault.AMBIGUOUS, f"{len(chosen)} series could be the {role}.")
         else:
             images[role] = DicomSeries(tuple(f.path for f in series[chosen[0]]))
-    return Visit("dicom", patient, day, images, _mask(masks), unseen, unusable=problem)
+    mask, warnings, question = _mask(segmentations, pseudonyms, answers)
+    if question:
+        questions.append(Question(patient, day, "lesion", question))
+        problem = problem or unusable(Fault.AMBIGUOUS, f"{len(question)} segmentations of this visit hold lesions.")
+    return Visit("dicom", patient, day, images, mask, unseen, unusable=problem, warnings=warnings)
 
 
-def _mask(masks: Mapping[str, Sequence[_File]]) -> DicomSeries | None:
-    """All segmentation objects of the visit; which of them holds lesions is decided when they are read."""
-    files = tuple(file.path for files in masks.values() for file in files[:1])
-    return DicomSeries(files) if files else None
+def _mask(
+    segmentations: Sequence[_File], pseudonyms: Pseudonyms, answers: Answers
+) -> tuple[DicomSeries | None, tuple[str, ...], dict[str, str]]:
+    """The objects that hold lesions, what there is to be said of them, and what a person is asked.
+
+    Several objects may be of several people who drew the same lesions: only an answer puts them together.
+    """
+    held = {series_name(file.text("SOPInstanceUID"), pseudonyms): file for file in segmentations}
+    # Where the header does not list its segments it is opened later, and the fault is named then.
+    counts = {name: lesions_and_others(file.header) or (1, 0) for name, file in held.items()}
+    chosen = [name for name in held if answers.get(name) == "lesion"]
+    able = chosen or [name for name, (lesions, _) in counts.items() if lesions and name not in answers]
+    warnings = []
+    if any(others for _, others in counts.values()):
+        warnings.append("segments_left_out")
+    if sum(counts[name][0] for name in able) > 1:
+        warnings.append("segments_united")
+    if len(able) > 1 and not chosen:
+        choices = {}
+        for name in able:
+            number = held[name].text("SeriesNumber")
+            choices[name] = (
+                f"series {number}, " if number.isdigit() else ""
+            ) + f"{counts[name][0]} segments called lesion"
+        return None, (), choices
+    return (DicomSeries(tuple(held[name].path for name in able)) if able else None), tuple(warnings), {}
 
 
 def series_name(uid: str, pseudonyms: Pseudonyms) -> str:
@@ -257,13 +333,15 @@ def _none_of(role: str, judged: Sequence[Any]) -> str:
     return f"No series of this visit was recognised as {role}; there were: {seen}."
 
 
-def _label(facts: SeriesFacts) -> str:
+def _label(facts: SeriesFacts, files: Sequence[_File]) -> str:
     """For a person who must choose; numbers and what was recognised, no free text."""
+    number = files[0].text("SeriesNumber")
+    which = (f"series {number}, " if number.isdigit() else "") + f"{len(files)} files: "
     recognised = recognise(facts)
     times = ", ".join(f"{n} {v:g} ms" for n, v in (("TR", facts.tr_ms), ("TE", facts.te_ms), ("TI", facts.ti_ms)) if v)
     size = f"{facts.slices} slices" + (f" of {facts.slice_mm:g} mm" if facts.slice_mm else "")
     kind = "3D" if facts.three_d else "2D"
-    return f"{recognised.weighting.value} ({recognised.why}); {kind}, {size}; {times or 'no times'}"
+    return f"{which}{recognised.weighting.value} ({recognised.why}); {kind}, {size}; {times or 'no times'}"
 
 
 def _facts(files: Sequence[_File]) -> SeriesFacts:

@@ -40,7 +40,8 @@ class Visit:
 
     `images` maps a channel (FLAIR, T1w) to where it lies; `silent` are images whose headers do not say what they are:
     one of them may be a channel that is not in `images`; `unusable` says why this visit cannot become a case, although
-    it was found; `split` is "train" or "test" where the source has decided already.
+    it was found; `split` is "train" or "test" where the source has decided already; `warnings` are words of
+    `msfl.imaging.faults.WARNINGS`; `seen` is every file of the visit, also where it cannot be used.
     """
 
     kind: Kind
@@ -51,6 +52,8 @@ class Visit:
     silent: tuple[ImageSource, ...] = ()
     split: Literal["", "train", "test"] = ""
     unusable: Unusable | None = None
+    warnings: tuple[str, ...] = ()
+    seen: tuple[Path, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -78,8 +81,32 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Named:
+    """What a name in questions and answers stands for; for the custodian's eyes only."""
+
+    name: str
+    patient: str
+    day: str
+    what: str
+    number: str  # of the series, as the scanner counted
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class Found:
+    """`rest` are files that are part of no visit and of no fault; `unpacked` says which folder is which archive's."""
+
     visits: Sequence[Visit]
     left_out: Sequence[LeftOut] = ()
     questions: Sequence[Question] = ()
     notes: Sequence[str] = ()  # for the custodian; no names in them
+    named: Sequence[Named] = ()
+    rest: Sequence[Path] = ()
+    unpacked: Mapping[Path, Path] = field(default_factory=dict)
+
+    def origin(self, file: Path) -> str:
+        """Where a file lies for a person: inside which archive, not where that was unpacked to."""
+        for folder, archive in self.unpacked.items():
+            if file.is_relative_to(folder):
+                return f"{self.origin(archive)}/{file.relative_to(folder)}"
+        return str(file)

@@ -37,10 +37,14 @@ def find_in_table(table: Path) -> Found:
         key = (row["patient"], row.get("visit", ""))
         visit = _visit(row, table.parent, number)
         if often[key] > 1 and row["patient"]:
-            twice = unusable(Fault.AMBIGUOUS, f"{often[key]} lines of the table are of one patient and visit.")
+            what = f"{often[key]} lines of the table are of one patient and visit."
+            twice = unusable(Fault.AMBIGUOUS, what, "Write which visit each line is, or leave all but one out.")
             visit = Visit("nifti", *key, unusable=twice)
         visits[key if row["patient"] else (f"line {number}", "")] = visit
-    return Found(list(visits.values()))
+    notes = [] if rows else ["The table has a first line and no other."]
+    if unread := len({name for row in rows for name in row} - set(COLUMNS)):
+        notes.append(f"{unread} columns of the table were not read; those that are: {','.join(COLUMNS)}.")
+    return Found(list(visits.values()), notes=notes)
 
 
 def _rows(table: Path) -> list[dict[str, Any]]:
@@ -48,11 +52,17 @@ def _rows(table: Path) -> list[dict[str, Any]]:
         raise CannotProceed(f"{table} is larger than {_MOST_BYTES >> 20} MiB; it is hardly a list of visits.")
     try:
         text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CannotProceed(
+            f"{table} has letters that are not UTF-8. Save it anew: Excel calls the format CSV UTF-8. Its first line "
+            f"must be: {','.join(COLUMNS)}"
+        ) from error
+    try:
         dialect = csv.Sniffer().sniff(text.partition("\n")[0], ",;\t")
         reader = csv.DictReader(io.StringIO(text), dialect=dialect)
         reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
         rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise CannotProceed(
             f"{table} is not a CSV file ({error}). Its first line must be: {','.join(COLUMNS)}"
         ) from error
@@ -65,7 +75,7 @@ def _rows(table: Path) -> list[dict[str, Any]]:
 def _visit(row: Mapping[str, str], folder: Path, number: int) -> Visit:
     patient, day = row["patient"], row.get("visit", "")
     if not patient:
-        why = unusable(Fault.NO_PATIENT, f"Line {number} of the table names no patient.")
+        why = unusable(Fault.NO_PATIENT, f"Line {number} of the table names no patient.", "Write one.")
         return Visit("nifti", f"line {number}", "", unusable=why)
     images: dict[str, ImageSource] = {}
     problem: Unusable | None = None
@@ -75,7 +85,8 @@ def _visit(row: Mapping[str, str], folder: Path, number: int) -> Visit:
         if not name:
             if role != "lesion":
                 missing = Fault.MISSING_FLAIR if role == "FLAIR" else Fault.MISSING_T1W
-                problem = problem or unusable(missing, f"Line {number} of the table names no {role} image.")
+                what = f"Line {number} of the table names no {role} image."
+                problem = problem or unusable(missing, what, f"Write its path into the column {column}.")
             continue
         file = folder / name
         if not stays_inside(file, folder):
@@ -85,7 +96,9 @@ def _visit(row: Mapping[str, str], folder: Path, number: int) -> Visit:
             )
         elif not file.is_file():
             problem = problem or unusable(
-                Fault.UNREADABLE, f"The {role} image on line {number} of the table is not there."
+                Fault.UNREADABLE,
+                f"The {role} image on line {number} of the table is not there.",
+                "Correct its path, which begins in the table's folder.",
             )
         elif role == "lesion":
             lesion = NiftiFile(file)
@@ -94,7 +107,10 @@ def _visit(row: Mapping[str, str], folder: Path, number: int) -> Visit:
     split = row.get("split", "").lower()
     if split not in ("", "train", "test"):
         problem = problem or unusable(
-            Fault.AMBIGUOUS, f"The split on line {number} of the table is neither train nor test."
+            Fault.AMBIGUOUS,
+            f"The split on line {number} of the table is neither train nor test.",
+            "Write one of the two, or nothing.",
         )
         split = ""
-    return Visit("nifti", patient, day, images, lesion, split=split, unusable=problem)  # type: ignore[arg-type]
+    seen = tuple(folder / row[column] for column in (*_ROLES.values(), "lesion") if row.get(column))
+    return Visit("nifti", patient, day, images, lesion, split=split, unusable=problem, seen=seen)  # type: ignore[arg-type]
