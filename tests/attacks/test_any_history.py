@@ -143,7 +143,7 @@ class Plain:
         if paper is None:
             return why | {reason}
         if paper.kind == "not ada":
-            why.add("user_not_beneficiary")
+            why.add("user_not_named")
         if self.now >= POLICY_EXPIRES:
             why.add("policy_expired")
         if self.begun >= MOST_RUNS:
