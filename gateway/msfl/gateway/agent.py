@@ -54,7 +54,6 @@ class Agent:
             threading.Thread(target=self._every, args=(BEAT_S, self._beat), name="beat"),
             threading.Thread(target=self._every, args=(1.0, self._ask_custodian), name="custodian"),
             threading.Thread(target=self._every, args=(LOOK_S, self._look_again), name="look"),
-            threading.Thread(target=self._every, args=(LOOK_S, self._look_at_datasets), name="datasets"),
             threading.Thread(target=self._every, args=(1.0, self._membership.look_after), name="membership"),
             threading.Thread(target=self._every, args=(SWEEP_S, self._sweep), name="sweep"),
             threading.Thread(target=self._around.witness.serve, name="witness"),
@@ -178,6 +177,7 @@ class Agent:
         try:
             for run in list(self._runs.values()):
                 run.look_again()
+            self._look_at_datasets()
         except OSError as error:
             log.error("what is still allowed cannot be looked up", why=str(error))
 

@@ -222,7 +222,8 @@ def confirm(
 ) -> None:
     """Show what would run and what may leave, and sign it: the run begins at this site."""
     from msfl.gateway.confirmations import confirmation, in_words, signed
-    from msfl.policies.keys import BadKey, KeyPair, passphrase_of
+    from msfl.policies.keys import BadKey, KeyPair
+    from msfl.policies.passphrase import secret_for
 
     site = enrolled(home)
     shown = answers.waiting(site, run)
@@ -231,7 +232,7 @@ def confirm(
         typer.echo(line)
     if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
         raise typer.Exit(1)
-    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
+    secret = secret_for(passphrase, os.environ)
     try:
         pair = KeyPair.from_pem(key.read_bytes(), secret)
     except (OSError, BadKey) as error:

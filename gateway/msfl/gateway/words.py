@@ -24,7 +24,8 @@ from msfl.gateway.standing import next_of
 from msfl.policies.documents import DatasetRef, Digest, KeyId, Member, SiteRoot, format_utc
 from msfl.policies.encoding import MAX_BYTES, Malformed, encode, load_json
 from msfl.policies.envelope import MAX_ENVELOPE_BYTES, SITE_ROOT, Signed, add_signature, sign
-from msfl.policies.keys import BadKey, KeyPair, passphrase_of
+from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.passphrase import secret_for
 from msfl.policies.refusals import CannotProceed, Refusal, Refused
 from msfl.policies.trust import next_site_root
 
@@ -105,7 +106,7 @@ def sign_(
     passphrase: Annotated[bool, typer.Option(help="Ask for the key's passphrase.")] = False,
 ) -> None:
     """Sign it; given an envelope, add one more custodian's signature."""
-    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
+    secret = secret_for(passphrase, os.environ)
     out = file.with_suffix(".dsse")
     try:
         pair, data = KeyPair.from_pem(_read(key), secret), _read(file)

@@ -110,13 +110,17 @@ def about(file: Path) -> Iterator[None]:
         raise
 
 
+NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""What the system says of a full disk, or of a share of it that is used up."""
+
+
 @contextmanager
 def room_on(folder: Path) -> Iterator[None]:
     """A full disk is the disk's fault, not the images'. Raises CannotProceed."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise CannotProceed(
             f"There is no room left on the disk of {folder}. What was done is kept. Make room, and run it again."

@@ -35,7 +35,8 @@ from msfl.policies.envelope import (
     add_signature,
     sign,
 )
-from msfl.policies.keys import BadKey, KeyPair, passphrase_of
+from msfl.policies.keys import BadKey, KeyPair
+from msfl.policies.passphrase import secret_for
 from msfl.policies.refusals import Code, Refusal
 from msfl.policies.trust import (
     TrustedFederationRoot,
@@ -348,7 +349,7 @@ def _trusted(found: T | Refusal) -> T:
 
 
 def _pair(key: Path, passphrase: bool) -> KeyPair:
-    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
+    secret = secret_for(passphrase, os.environ)
     try:
         return KeyPair.from_pem(_read(key), secret)
     except BadKey as error:

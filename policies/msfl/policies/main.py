@@ -52,7 +52,8 @@ from msfl.policies.envelope import (
     sign,
 )
 from msfl.policies.identity import User
-from msfl.policies.keys import BadKey, KeyPair, encode_public, passphrase_of
+from msfl.policies.keys import BadKey, KeyPair, encode_public
+from msfl.policies.passphrase import secret_for
 from msfl.policies.refusals import Code, JsonObject, Refusal
 from msfl.policies.resolve import resolve_config
 from msfl.policies.templates import policy_template
@@ -321,7 +322,7 @@ def sign_(
     as_json: AsJson = False,
 ) -> None:
     """Sign exactly these bytes. Given an envelope, add one more custodian's signature to it."""
-    secret = passphrase_of(typer.prompt("Passphrase", hide_input=True) if passphrase else "", os.environ)
+    secret = secret_for(passphrase, os.environ)
     try:
         pair = KeyPair.from_pem(_read(key, MAX_BYTES), secret)
         policy, payload = _policy(file)

@@ -72,7 +72,7 @@ def submit(
 
     pair, opened, issued = key_in(key), open_at(registry, access), now()
     if root is not None:
-        _must_hold(as_json, root, "publishers", publisher, pair)
+        _must_hold(*root_at(as_json, root), "publishers", publisher, pair)
     with built_release(release, base) as built:
         recipe = find_recipe(release)
         try:
@@ -135,8 +135,9 @@ def review(
     pair, opened = key_in(key), open_at(registry, access)
     digest = digest_of(opened, ref)
     if root is not None:
-        _must_hold(as_json, root, "reviewers", reviewer, pair)
-        if digest in root_at(as_json, root)[1].releases:
+        trusted, revoked = root_at(as_json, root)
+        _must_hold(trusted, revoked, "reviewers", reviewer, pair)
+        if digest in revoked.releases:
             what = f"{ref} is revoked, for good: no review changes that."
             refused(as_json, refuse(Code.RELEASE_REVOKED, what, release=ref, digest=digest))
     envelope, statement = statement_at(opened, digest)
@@ -200,7 +201,7 @@ def publish(
         refused(as_json, flaw)
     if publisher != statement.publisher:
         fail(f"{statement.ref} was submitted by {statement.publisher}, who alone publishes it")
-    _must_hold(as_json, root, "publishers", publisher, pair)
+    _must_hold(trusted, revoked, "publishers", publisher, pair)
     word = Publication(
         digest=digest,
         statement_sha256=Signed.parse(envelope, RELEASE_STATEMENT).sha256,
@@ -302,10 +303,13 @@ def _must_be_new(opened: Registry, digest: str, statement: ReleaseStatement, pai
 
 
 def _must_hold(
-    as_json: bool, root: Path, group: Literal["publishers", "reviewers"], person: str, pair: KeyPair
+    trusted: TrustedFederationRoot,
+    revoked: Revoked,
+    group: Literal["publishers", "reviewers"],
+    person: str,
+    pair: KeyPair,
 ) -> None:
     """With another key, or under another name, what is signed would be nobody's word; better said before."""
-    trusted, revoked = root_at(as_json, root)
     members = trusted.document.publishers if group == "publishers" else trusted.document.reviewers
     if (person, pair.id) not in {(m.person, m.key_id) for m in revoked.without(members)}:
         names = ", ".join(sorted({m.person for m in members}))

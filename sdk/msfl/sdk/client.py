@@ -285,21 +285,16 @@ class Client:
         return list(rows)
 
     def _call(self, method: str, request: Any) -> Any:
-        for pause in _ASK_AGAIN_AFTER_S if method in _QUESTIONS else ():
+        ask = getattr(self._people, method)
+        pauses = iter(_ASK_AGAIN_AFTER_S if method in _QUESTIONS else ())
+        while True:
             try:
-                return self._ask(method, request)
+                return ask(request, metadata=self._signed_in(method), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
             except grpc.RpcError as error:
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                pause = next(pauses, None) if error.code() is grpc.StatusCode.UNAVAILABLE else None
+                if pause is None:
                     raise self._translated(error) from error
             time.sleep(pause)
-        try:
-            return self._ask(method, request)
-        except grpc.RpcError as error:
-            raise self._translated(error) from error
-
-    def _ask(self, method: str, request: Any) -> Any:
-        ask = getattr(self._people, method)
-        return ask(request, metadata=self._signed_in(method), timeout=CALL_TIMEOUT_S, wait_for_ready=True)
 
     def _signed_in(self, method: str) -> tuple[tuple[str, str], ...]:
         """A token that is still good, and a signature over this very call. Raises NotConnected."""

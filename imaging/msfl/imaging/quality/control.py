@@ -23,7 +23,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
-from msfl.imaging.faults import Fault, unusable
+from msfl.imaging.faults import NO_ROOM, Fault, unusable
 from msfl.imaging.quality.limits import QualityLimits, default_limits
 from msfl.imaging.quality.overrule import Overrules
 from msfl.imaging.quality.verdict import Checked, Finding, Verdict, also, judge, site_scores, unmeasured
@@ -49,7 +49,6 @@ from msfl.policies.refusals import CannotProceed
 Progress = Callable[[str, int, int], None]
 
 CANNOT_PROCEED = "cannot_proceed"
-DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _GROWTH: Final = 1.5
 """What is made of a case over what was imported: 1.15 where the scans have air around the head set to zero, more where
 they have not."""
@@ -80,7 +79,7 @@ def measure_case(case: Case, settings: Settings, at: datetime) -> JsonObject:
     try:
         return _measure_case(case, settings, at)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in NO_ROOM:
             raise
         return {"outcome": "disk_full"}
 
@@ -198,7 +197,7 @@ def _with_room_for(workspace: Workspace) -> Iterator[set[str]]:
     try:
         yield left
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in NO_ROOM:
             raise
         cases = workspace.cases()
         for case in cases:
