@@ -11,11 +11,13 @@ for every decision, so a story swaps a site's policy, runs, and puts the old one
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -41,6 +43,8 @@ from msfl.sdk.demo.processes import Processes, msfl
 SITES = ("site-a", "site-b", "site-c")
 DATASET = "lesions"
 PATIENCE_S = 60.0
+# For `job`: rounds of half a second, so that there is a middle to strike in. Without, one is a tenth of that.
+STEADY: dict[str, Any] = {"local_epochs": 5, "config": {"batches_per_epoch": 1000}}
 
 
 def tiny_sites(folder: Path, names: tuple[str, ...] = SITES, edge: int = 16) -> tuple[DemoSite, ...]:
@@ -60,6 +64,37 @@ def until(true: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < give_up, f"waited in vain: {what}"
         time.sleep(0.05)
     return found
+
+
+def send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    """To those that are there still: a process may end while one looks at it."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+@contextmanager
+def held(*processes: psutil.Process) -> Iterator[None]:
+    """Stopped, so that whoever talks to them waits in the middle of a sentence. A worker that is silent for too long
+    is ended by its gateway meanwhile."""
+    send(processes, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        send(processes, signal.SIGCONT)
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Its arguments; none when it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def alive(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; who waits to be reaped has."""
+    return [p for p in processes if _status(p) not in ("", psutil.STATUS_ZOMBIE)]
 
 
 @dataclass
@@ -233,7 +268,7 @@ class LiveFederation:
         self.processes.start(name, command)
 
     @contextmanager
-    def over(self, line: Line | TlsProxy, site: str, enough: int = 4000) -> Iterator[None]:
+    def over(self, line: Line | TlsProxy, site: str, enough: int = 2500) -> Iterator[None]:
         """The site's gateway reaches the centre over `line` only; it is started anew for that, and again after.
 
         `enough`: bytes that are a handshake and a first call, on this line.
@@ -256,8 +291,8 @@ class LiveFederation:
     def workers(self, site: str) -> list[psutil.Process]:
         """The contained processes of the site, keeper and sandbox launcher included, whichever gateway started them."""
         boxes = str(self.home(site) / "runs")
-        keepers = [p for p in psutil.process_iter() if "--role" in (said := _command(p)) and boxes in " ".join(said)]
-        found = {p.pid: p for keeper in keepers for p in (keeper, *_children(keeper)) if "--role" in _command(p)}
+        keepers = [p for p in psutil.process_iter() if "--role" in (said := command_of(p)) and boxes in " ".join(said)]
+        found = {p.pid: p for keeper in keepers for p in (keeper, *_children(keeper)) if "--role" in command_of(p)}
         return list(found.values())
 
     def command(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -265,15 +300,15 @@ class LiveFederation:
         return subprocess.run(msfl(*arguments), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
+def _status(process: psutil.Process) -> str:
+    try:
+        return str(process.status()) if process.is_running() else ""
+    except psutil.NoSuchProcess:
+        return ""
+
+
 def _children(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)
     except psutil.NoSuchProcess:
-        return []
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
         return []

@@ -4,6 +4,7 @@
 
     Weather    bandwidth and latency of one direction; loss as what TCP makes of it
     cut        every connection ends now, with a reset; new ones are welcome
+    cut_after  the same as soon as so many more bytes have passed one way, and only then
     refusing   new ones are reset for a while, as with a centre that is down
     hole       nothing passes, nobody hears of it (no FIN, no reset); new ones are taken, and pass nothing
     forget     the connections of now are dead for ever, and nobody hears of it; new ones work, as with a firewall that
@@ -61,6 +62,7 @@ class Line:
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
         self._refusing = False
+        self._cut_at: tuple[Way, float] | None = None
         self._open = threading.Event()  # Not set: in a hole.
         self._open.set()
         self._closed = False
@@ -75,6 +77,14 @@ class Line:
     def cut(self) -> None:
         for pair in self._taken():
             pair.reset()
+
+    def cut_after(self, way: Way, n_bytes: float) -> None:
+        with self._lock:
+            self._cut_at = (way, self.passed[way] + n_bytes)
+
+    @property
+    def to_be_cut(self) -> bool:
+        return self._cut_at is not None
 
     def forget(self) -> None:
         for pair in self._taken():
@@ -203,6 +213,11 @@ class Line:
             return False
         with self._lock:
             self.passed[way] += len(piece)
+            now = self._cut_at is not None and self._cut_at[0] == way and self.passed[way] >= self._cut_at[1]
+            if now:
+                self._cut_at = None
+        if now:
+            self.cut()
         return True
 
 

@@ -6,7 +6,6 @@ whose model is as large as one likes: 8 MB here, and the line's own count of byt
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fakes.federations import LiveFederation, until
+from fakes.federations import STEADY, LiveFederation, held, until
 from fakes.lines import FAIR, FAR_AND_LOSSY, Line, Way, Weather
 from msfl.policies.documents import JobSpec
 from msfl.sdk.reporting import report_document
@@ -25,14 +24,13 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 SITE, OTHER = "site-b", "site-c"
 SILENT_S = 15.0
 AGAIN_S = 60.0  # 30 s until the gateway knows, then a round
-BATCHES = 1000
 
 
 # ------------------------------------------------------------------------------------------ learning
 
 
 def spec(live: LiveFederation, **changes: Any) -> JobSpec:
-    given: dict[str, Any] = {"rounds": 3, "seed": 11, "config": {"batches_per_epoch": BATCHES}}
+    given: dict[str, Any] = {"rounds": 3, "seed": 11, **STEADY}
     return live.job(**(given | changes))
 
 
@@ -63,7 +61,7 @@ def line_of(live: LiveFederation, site: str, weather: Weather = FAIR) -> Iterato
 
 
 def begun(live: LiveFederation, run: Run, task: str, site: str = SITE) -> bool:
-    entries = live.audit(site, run.run_id)
+    entries = live.said(site, run.run_id)
     return any(e["action"] == "task begins" and e["fields"]["task"] == task for e in entries)
 
 
@@ -72,21 +70,16 @@ def computes(live: LiveFederation, run: Run) -> None:
 
 
 def waits(live: LiveFederation, run: Run) -> None:
-    """The site has reported; another, whose worker was held until then, has not."""
+    """The site has reported; another, whose worker was held until then, has not. Which round that is depends on when
+    the other's worker was met: it is held from the first on, at work or between two tasks."""
 
     def waiting() -> bool:
         step = run.state()["step"] or {"task_id": "", "waiting": []}
-        return bool(step["task_id"] == "train/2" and step["waiting"] == [OTHER])
+        return bool(step["task_id"].startswith("train/") and step["waiting"] == [OTHER])
 
-    until(lambda: begun(live, run, "train/2", OTHER), f"{OTHER} to train")
-    held = live.workers(OTHER)
-    for process in held:
-        process.send_signal(signal.SIGSTOP)
-    try:
+    until(lambda: begun(live, run, "train/1", OTHER), f"{OTHER} to train")
+    with held(*live.workers(OTHER)):
         until(waiting, f"{SITE} to be done before {OTHER}")
-    finally:
-        for process in held:
-            process.send_signal(signal.SIGCONT)
 
 
 def test_a_far_slow_and_lossy_line_changes_no_bit(live: LiveFederation, undisturbed: list[str]) -> None:
@@ -118,7 +111,7 @@ def test_a_short_hole_is_waited_through(live: LiveFederation, undisturbed: list[
         assert line.connections == 1
 
 
-LONG: dict[str, Any] = {"rounds": 20, "min_sites": 2, "config": {"batches_per_epoch": 1000, "local_epochs": 50}}
+LONG: dict[str, Any] = {"rounds": 20, "min_sites": 2, "local_epochs": 50}
 
 
 @pytest.mark.full
@@ -185,11 +178,9 @@ def test_what_was_cut_goes_on_where_it_was_cut(
     """`up`: in the middle of an upload, `down`: of a download. From the beginning again it would be 6 MB more."""
     with line_of(echo, FAR_SITE, FAST_ENOUGH_TO_STRIKE) as line:
         before = dict(line.passed)
-        run = echo.client.submit(big(echo))
-        until(lambda: line.passed[way] - before[way] > 6 * MB, f"the first 6 MB {way}")
-        line.cut()
-        assert line.passed[way] - before[way] < MODEL_MB * MB, "in the middle"
-        report = finished(run)
+        line.cut_after(way, 6 * MB)
+        report = finished(echo.client.submit(big(echo)))
+        assert not line.to_be_cut
         took = {w: line.passed[w] - before[w] for w in ("up", "down")}
         assert line.connections >= 2
     weights, usual = plain

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fakes.federations import alive, command_of
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks/round.py"
 
 pytestmark = pytest.mark.system
@@ -55,7 +57,7 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     try:
         began = psutil.Process(child.pid)
         give_up = time.monotonic() + 60
-        while not any("--role" in part for part in _commands(began)):  # until workers train
+        while not any("--role" in command_of(p) for p in began.children(recursive=True)):  # until workers train
             assert time.monotonic() < give_up
             time.sleep(0.1)
         family = began.children(recursive=True)
@@ -63,18 +65,8 @@ def test_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
         _, said = child.communicate(timeout=60)
         assert child.returncode == 130
         assert said.decode().splitlines()[-1] == "round.py: stopped; every process it started has ended"
-        assert not [p for p in family if p.is_running()]
+        assert not alive(family)
         assert not list(tmp_path.iterdir())
     finally:
         child.kill()
         child.wait()
-
-
-def _commands(process: psutil.Process) -> list[list[str]]:
-    found = []
-    for child in process.children(recursive=True):
-        try:
-            found.append(child.cmdline())
-        except psutil.Error:
-            continue
-    return found

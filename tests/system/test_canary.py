@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fakes.federations import LiveFederation, until
+from fakes.federations import STEADY, LiveFederation, held, until
 from fakes.tls_proxy import TlsProxy
 from msfl.gateway.home import Home
 from msfl.gateway.record import RunRecord
@@ -113,30 +113,24 @@ def begun(run: Run) -> bool:
 
 def test_an_update_is_nowhere_in_clear(own: LiveFederation) -> None:
     with proxy_before(own).up() as proxy, own.over(proxy, SITE, enough=400):
-        run = own.client.submit(own.job(rounds=12, min_sites=3))
+        run = own.client.submit(own.job(rounds=12, min_sites=3, **STEADY))
         until(lambda: begun(run), "the first round")
-        workers = own.workers(SLOW)
-        for worker in workers:
-            worker.suspend()
-        sealed = bytes(until(lambda: upload(own, run.run_id), "the update of a round that waits"))
-        secrets = canaries(opened(own, run.run_id, sealed))
-        assert len(secrets) >= 4
-        cipher, process, centre = sealed[-64:], own.process("orchestrator"), own.federation.folder / "centre"
+        with held(*own.workers(SLOW)):
+            sealed = bytes(until(lambda: upload(own, run.run_id), "the update of a round that waits"))
+            secrets = canaries(opened(own, run.run_id, sealed))
+            assert len(secrets) >= 4
+            cipher, process, centre = sealed[-64:], own.process("orchestrator"), own.federation.folder / "centre"
 
-        # The store, out of which the ciphertext was just read.
-        assert store_holds(centre / "artifacts", secrets) == []
-        assert [w for w in secrets for f in centre.glob("runs.sqlite*") if w in f.read_bytes()] == []
-        # Whoever ends TLS reads all of it, and has ciphertext.
-        assert cipher in proxy.read["up"]
-        assert run.run_id.encode() in proxy.read["down"]
-        assert [w for w in secrets if w in proxy.read["up"] or w in proxy.read["down"]] == []
-        # The orchestrator's memory: the run's id is there, the values are not.
-        assert memory_holds(process, [run.run_id.encode()])
-        assert memory_holds(process, secrets) == []
-        for worker in workers:
-            # One that kept silent for too long has been ended, and started again, by its gateway.
-            with contextlib.suppress(psutil.NoSuchProcess):
-                worker.resume()
+            # The store, out of which the ciphertext was just read.
+            assert store_holds(centre / "artifacts", secrets) == []
+            assert [w for w in secrets for f in centre.glob("runs.sqlite*") if w in f.read_bytes()] == []
+            # Whoever ends TLS reads all of it, and has ciphertext.
+            assert cipher in proxy.read["up"]
+            assert run.run_id.encode() in proxy.read["down"]
+            assert [w for w in secrets if w in proxy.read["up"] or w in proxy.read["down"]] == []
+            # The orchestrator's memory: the run's id is there, the values are not.
+            assert memory_holds(process, [run.run_id.encode()])
+            assert memory_holds(process, secrets) == []
         state = run.wait()
     assert state["phase"] == "finished"
     assert [sorted(r["sites"]) for r in state["rounds"]] == [["site-a", "site-b", "site-c"]] * 12

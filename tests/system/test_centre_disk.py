@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from fakes.disks import filled, read_only, small_disk
-from fakes.federations import SITES, LiveFederation, until
+from fakes.federations import SITES, STEADY, LiveFederation, until
 from msfl.sdk.reporting import report_document
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-JOB: dict[str, Any] = {"rounds": 3, "seed": 11, "config": {"batches_per_epoch": 250}}
+JOB: dict[str, Any] = {"rounds": 3, "seed": 11, **STEADY}
 
 
 @pytest.fixture(scope="module")

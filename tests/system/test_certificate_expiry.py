@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from fakes.federations import LiveFederation, until
+from fakes.federations import STEADY, LiveFederation, held, until
 from msfl.gateway.home import Home
 from msfl.orchestrator.keyring.authority import sign_site
 from msfl.protos.certificates import CertificateFacts, Identity, certificate_facts
@@ -62,21 +61,10 @@ def training(run: Run) -> bool:
     return len(run.state()["rounds"]) >= 1
 
 
-@contextmanager
-def slow(live: LiveFederation, site: str) -> Iterator[None]:
-    """The round waits for a site's worker meanwhile."""
-    workers = live.workers(site)
-    for worker in workers:
-        worker.suspend()
-    yield
-    for worker in workers:
-        worker.resume()
-
-
 def test_it_is_renewed_while_a_run_goes_on(own: LiveFederation) -> None:
-    run = own.client.submit(own.job(rounds=12, min_sites=3))
+    run = own.client.submit(own.job(rounds=12, min_sites=3, **STEADY))
     until(lambda: training(run), "the first round")
-    with slow(own, "site-b"):
+    with held(*own.workers("site-b")):  # The round waits for it meanwhile.
         give_certificate(own, timedelta(minutes=1))
         until(lambda: facts(own).not_after - datetime.now(UTC) > timedelta(days=29), "the renewal")
         until(lambda: dialled(own) >= 2, "the gateway to dial with the renewed certificate")
@@ -91,12 +79,12 @@ def test_it_is_renewed_while_a_run_goes_on(own: LiveFederation) -> None:
 
 
 def test_a_run_ends_over_an_open_line_and_after_a_cut_a_token_brings_the_site_back(own: LiveFederation) -> None:
-    run = own.client.submit(own.job(rounds=20, min_sites=3))
+    run = own.client.submit(own.job(rounds=20, min_sites=3, **STEADY))
     until(lambda: training(run), "the first round")
     # Nobody renews: the keyring is down.
     own.end("keyring")
     before = dialled(own)
-    with slow(own, "site-b"):
+    with held(*own.workers("site-b")):  # The round waits for it meanwhile.
         give_certificate(own, timedelta(seconds=4))
         until(lambda: dialled(own) > before, "the gateway to dial with it")
         until(lambda: datetime.now(UTC) > facts(own).not_after, "the certificate to expire")

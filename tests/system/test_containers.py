@@ -14,7 +14,7 @@ from typing import Any
 import docker
 import pytest
 
-from fakes.federations import SITES, LiveFederation, until
+from fakes.federations import SITES, STEADY, LiveFederation, until
 from fakes.os_image import saved_base
 from fakes.registry_server import INSTALLED, MISSING, Server, registry_server
 from msfl.gateway.home import Home
@@ -25,7 +25,6 @@ from msfl.sdk.run import Run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.skipif(not INSTALLED, reason=MISSING)]
 NEEDS = ("numpy", "scipy", "nibabel", "matplotlib", "cryptography", "blake3")
-BATCHES = 250
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,7 @@ def client(engine: str) -> Iterator[docker.APIClient]:
 
 
 def spec(live: LiveFederation) -> Any:
-    return live.job(rounds=3, seed=11, config={"batches_per_epoch": BATCHES})
+    return live.job(rounds=3, seed=11, **STEADY)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +160,7 @@ def isolation_of(live: LiveFederation) -> dict[str, Any]:
 
 
 def begun(live: LiveFederation, run: Run, task: str) -> int:
-    entries = live.audit("site-b", run.run_id)
+    entries = live.said("site-b", run.run_id)
     return sum(e["action"] == "task begins" and e["fields"]["task"] == task for e in entries)
 
 

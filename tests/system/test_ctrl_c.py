@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fakes.federations import tiny_sites, until
+from fakes.federations import alive, command_of, tiny_sites, until
 from msfl.sdk.demo.processes import msfl
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -30,21 +30,17 @@ def working_demo(folder: Path) -> Iterator[tuple[subprocess.Popen[str], list[psu
 
         def working() -> bool:
             assert demo.poll() is None
-            return any("--role" in _command(p) for p in me.children(recursive=True))
+            return any("--role" in command_of(p) for p in me.children(recursive=True))
 
         try:
             until(working, "a worker to start")
             family = me.children(recursive=True)
             # By their homes: one that starts a worker is there twice for a moment.
-            homes = {command[-1] for command in map(_command, family) if "gateway" in command}
+            homes = {command[-1] for command in map(command_of, family) if "gateway" in command}
             assert len(homes) == 3
             yield demo, family
         finally:
             demo.kill()
-
-
-def alive(family: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_the_demo_stops_everything_it_started(tmp_path: Path) -> None:
@@ -64,10 +60,3 @@ def test_a_demo_that_is_killed_takes_everything_with_it(tmp_path: Path) -> None:
     with working_demo(tmp_path) as (demo, family):
         demo.kill()
         until(lambda: not alive(family), "the demo's processes to end")
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []

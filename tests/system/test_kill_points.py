@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fakes.federations import SITES, LiveFederation, until
+from fakes.federations import SITES, LiveFederation, command_of, send, until
 from msfl.gateway.machine import LIVING, Stage
 from msfl.orchestrator.runs.events import Answered, CentralDone, Submitted, TaskDone
 from msfl.orchestrator.runs.machine import advance, submitted
@@ -152,22 +152,7 @@ def step_now(run: Run) -> str:
 
 
 def aggregator(live: LiveFederation) -> list[psutil.Process]:
-    return [p for p in live.process("orchestrator").children(recursive=True) if "--role" in _arguments(p)]
-
-
-def _arguments(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def send(processes: list[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        try:
-            process.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+    return [p for p in live.process("orchestrator").children(recursive=True) if "--role" in command_of(p)]
 
 
 @contextmanager

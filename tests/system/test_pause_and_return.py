@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakes.federations import SITES, LiveFederation, until
+from fakes.federations import SITES, STEADY, LiveFederation, until
 from fakes.governance import edit
 from msfl.policies.documents import JobSpec
 from msfl.sdk.client import NotNow
@@ -27,9 +27,7 @@ ROUNDS = 4
 
 
 def spec(live: LiveFederation, **changes: Any) -> JobSpec:
-    """Rounds of a second or so, so that there is a middle to strike in."""
-    given = {"rounds": ROUNDS, "seed": 23, "local_epochs": 5, "config": {"batches_per_epoch": 1000}}
-    return live.job(**(given | changes))
+    return live.job(**({"rounds": ROUNDS, "seed": 23, **STEADY} | changes))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fakes.federations import SITES, LiveFederation, until
+from fakes.federations import SITES, STEADY, LiveFederation, until
 from msfl.sdk.demo.federation import KEEPER, TIMEKEEPER
 from msfl.sdk.run import Run, RunEnded, SiteRefusal
 
@@ -31,7 +31,7 @@ def keepers_say(own: LiveFederation, command: str, who: str, *more: str) -> None
 
 def running(own: LiveFederation, *datasets: str) -> Run:
     """It lasts minutes: whatever befalls it does so before its end."""
-    job = own.job(rounds=20, min_sites=2, local_epochs=20, config={"batches_per_epoch": 1000})
+    job = own.job(rounds=20, min_sites=2, **(STEADY | {"local_epochs": 20}))
     if datasets:
         job = job.model_copy(update={"datasets": datasets})
     run = own.client.submit(job)

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from fakes.federations import PATIENCE_S, LiveFederation, until
+from fakes.federations import PATIENCE_S, STEADY, LiveFederation, until
 from msfl.gateway.home import Home
 from msfl.policies.refusals import Code
 from msfl.sdk.demo.processes import msfl
@@ -102,7 +102,7 @@ def test_a_custodian_logs_in_sees_what_runs_and_stops_it(live: LiveFederation, p
     assert page.ask("GET", "/")[0] == 303
     assert page.ask("POST", "/login", name=custodian, password="a wrong password")[0] == 401
     assert page.ask("POST", "/login", name=custodian, password=PASSWORD)[0] == 303
-    run = live.client.submit(live.job(min_sites=2, rounds=20, config={"batches_per_epoch": 250}))
+    run = live.client.submit(live.job(min_sites=2, rounds=20, **(STEADY | {"local_epochs": 20})))
     until(lambda: "task begins" in live.actions(SITE, run.run_id), "the run to begin")
     status, text = page.ask("GET", "/")
     assert status == 200

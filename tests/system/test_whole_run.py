@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fakes.federations import SITES, LiveFederation, until
+from fakes.federations import SITES, STEADY, LiveFederation, alive, until
 from msfl.evaluation.report import check_report
 from msfl.policies.documents import JobSpec
 from msfl.protos.audit_log import read_entries
@@ -178,7 +178,7 @@ def test_gateways_listen_on_no_port_and_the_centre_on_two_of_this_machine(live: 
 
 
 def test_an_abort_stops_every_worker(live: LiveFederation) -> None:
-    run = live.client.submit(spec(live, rounds=20))
+    run = live.client.submit(spec(live, rounds=20, **STEADY))
     until(lambda: run.state()["rounds"], "the first round")
     run.abort()
     assert run.state()["phase"] == "aborted"
@@ -198,8 +198,7 @@ def test_an_abort_while_workers_are_being_started_leaves_none_behind(live: LiveF
 
 
 def _aggregators(live: LiveFederation) -> list[psutil.Process]:
-    children = live.process("orchestrator").children(recursive=True)
-    return [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return alive(live.process("orchestrator").children(recursive=True))
 
 
 def test_an_extended_run_begins_where_the_earlier_one_was_best(live: LiveFederation, finished: Run) -> None:
