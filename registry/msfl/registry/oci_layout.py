@@ -60,7 +60,7 @@ class LayoutRegistry:
         return cls(root)
 
     def put_blob(self, digest: str, data: Iterable[bytes]) -> None:
-        with _beside(self._path(digest)) as file:
+        with beside(self._path(digest)) as file:
             found = hashlib.sha256()
             for chunk in data:
                 found.update(chunk)
@@ -166,12 +166,12 @@ def _to_bytes(document: JsonObject) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with _beside(path) as file:
+    with beside(path) as file:
         file.write(data)
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[BinaryIO]:
+def beside(path: Path) -> Iterator[BinaryIO]:
     """A temporary file in the same folder that takes `path`'s place when the block ends well."""
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:

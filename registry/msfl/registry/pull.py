@@ -50,6 +50,7 @@ from msfl.registry.interface import (
     checked_digest,
 )
 from msfl.registry.layer import BadLayer, LayerLimits, merge, read_layer
+from msfl.registry.oci_layout import beside
 
 ENVIRONMENT_LABEL = "msfl.environment.sha256"
 NAME_LABEL = "msfl.release.name"
@@ -216,7 +217,8 @@ class _Pull:
             body = self._registry.get_manifest(self._digest)
             if len(body) > MAX_MANIFEST_BYTES or sha256_of(body) != self._digest:
                 raise BadLayer("the registry serves a manifest that does not have this digest")
-            _keep(kept, body)
+            with beside(kept) as file:
+                file.write(body)
         manifest = read_json(body, "image manifest", max_bytes=MAX_MANIFEST_BYTES)
         single = isinstance(manifest, dict) and manifest.get("schemaVersion") == 2
         if not single or manifest.get("mediaType") != MANIFEST:
@@ -347,17 +349,6 @@ def _of_its_kind(kind: LayerKind, files: Iterator[tuple[str, bytes]]) -> Iterato
         if name != FILE_NAME if kind == "environment" else not name.startswith("msfl/"):
             raise BadLayer(f"{name} has no place in the layer of the {kind}")
         yield name, data
-
-
-def _keep(path: Path, data: bytes) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _environment(folder: Path, labels: Mapping[str, str]) -> EnvironmentLock:
