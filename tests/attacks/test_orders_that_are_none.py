@@ -26,8 +26,10 @@ from msfl.protos.v1 import federation_pb2 as wire
 
 POISON = [
     wire.Order(),
-    wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"{")),
-    wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"[]")),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="prepare", document=b"{")),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="prepare", document=b"[]")),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="prepare/\u202e", verb="prepare", document=b"{}")),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="p" * 300_000, verb="prepare", document=b"{}")),
 ]
 
 

@@ -24,6 +24,7 @@ from msfl.gateway.memory import Memory
 from msfl.gateway.staff import words as staff_words
 from msfl.gateway.status import status
 from msfl.policies.audit import verify
+from msfl.policies.encoding import visible
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
 from msfl.policies.words import federation_in_words
@@ -288,8 +289,8 @@ def audit(
     else:
         for line in lines:  # Whole, at any width: names and hashes are what an entry is read for.
             entry = json.loads(line)
-            fields = ", ".join(f"{k}={v}" for k, v in entry["fields"].items() if v)
-            typer.echo(f"{entry['at']}  {entry['action']}  {entry['object']}\n    {fields}")
+            fields = ", ".join(f"{k}={visible(str(v))}" for k, v in entry["fields"].items() if v)
+            typer.echo(f"{entry['at']}  {entry['action']}  {visible(entry['object'])}\n    {fields}")
     if broken is not None:
         console.print(f"[red]the chain is broken[/red]: {broken.why}")
         raise typer.Exit(1)

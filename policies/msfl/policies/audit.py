@@ -6,7 +6,10 @@
 Pure: gateway and orchestrator write the lines (before the effect, and durably: `msfl.protos.audit_log`). A chain alone
 does not show that its end was cut off, or that all of it was made anew: that shows against a checkpoint, the Merkle
 root of the first n lines, which another party keeps (`checkpoints`, `audit_files`).
-Entries hold ids, codes, hashes and counts; never a file name, a case or a word from a log.
+Entries hold ids, codes, hashes and counts; never a file name, a case or a word from a log. Some come from the other
+side of the line, so `append` makes no entry that a reader would refuse, whatever text it is given: characters that
+nobody sees are spelt out, and what does not fit in a line is cut. Lines from before it did so are read, too: a chain
+needs one spelling of each line, not a visible one.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from datetime import datetime
 from typing import Any
 
 from msfl.policies.documents import format_utc
-from msfl.policies.encoding import Malformed, canonical_json, read_json
+from msfl.policies.encoding import MAX_BYTES, Malformed, canonical_json, read_json, visible
 from msfl.policies.merkle import Tree
 
 GENESIS = "sha256:" + "0" * 64
 _DOMAIN = b"msfl/audit/v1\n"
+_MAX_LINE_BYTES = 32 << 20  # No line was ever longer: the longest message, each letter of it escaped.
 _FIELDS = {"seq", "at", "actor", "action", "object", "fields", "previous", "sha256"}
 
 
@@ -53,25 +57,37 @@ class BrokenChain:
 
 
 def append(
-    previous: Entry | None, at: datetime, actor: str, action: str, object: str, fields: Mapping[str, Any] | None = None
+    previous: Entry | None, at: datetime, actor: str, action: str, object: str, fields: Mapping[str, str] | None = None
 ) -> Entry:
-    """The entry that follows `previous` (None: the first)."""
-    body = {
-        "seq": 0 if previous is None else previous.seq + 1,
-        "at": format_utc(at),
-        "actor": actor,
-        "action": action,
-        "object": object,
-        "fields": dict(fields or {}),
-        "previous": GENESIS if previous is None else previous.sha256,
-    }
-    return Entry(**body, sha256=_hash(body))  # type: ignore[arg-type]  # the dict holds exactly Entry's fields
+    """The entry that follows `previous` (None: the first). Its line has at most MAX_BYTES; only texts that would make
+    it longer are cut."""
+    actor, action, object = visible(actor), visible(action), visible(object)
+    seen = {visible(name): visible(value) for name, value in (fields or {}).items()}
+    most = MAX_BYTES
+    while True:
+        body = {
+            "seq": 0 if previous is None else previous.seq + 1,
+            "at": format_utc(at),
+            "actor": _cut(actor, most),
+            "action": _cut(action, most),
+            "object": _cut(object, most),
+            "fields": {_cut(name, most): _cut(value, most) for name, value in seen.items()},
+            "previous": GENESIS if previous is None else previous.sha256,
+        }
+        entry = Entry(**body, sha256=_hash(body))  # type: ignore[arg-type]  # the dict holds exactly Entry's fields
+        if len(entry.to_line()) <= MAX_BYTES or most == 0:
+            return entry
+        most //= 2
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]} [cut: {len(text)} letters]"
 
 
 def from_line(line: bytes) -> Entry | str:
     """The entry of one line, or why it is none. The line must be canonical, newline included."""
     try:
-        raw = read_json(line, "audit line")
+        raw = read_json(line, "audit line", max_bytes=_MAX_LINE_BYTES, any_text=True)
     except Malformed as error:
         return f"unreadable ({error})"
     if not isinstance(raw, dict) or set(raw) != _FIELDS:
@@ -80,7 +96,10 @@ def from_line(line: bytes) -> Entry | str:
     if not texts or type(raw["seq"]) is not int or not isinstance(raw["fields"], dict):
         return "has a field of the wrong type"
     entry = Entry(**raw)
-    return entry if entry.to_line() == line else "is not written canonically"
+    try:
+        return entry if entry.to_line() == line else "is not written canonically"
+    except UnicodeEncodeError:
+        return "holds half a character"
 
 
 class Chain:

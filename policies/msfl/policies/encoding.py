@@ -9,7 +9,8 @@ two readers could understand differently is refused. The YAML reader walks ruame
 constructed before it is checked, and every value knows its line. Arrays become tuples.
 
 Numbers must be finite. Text, comments included, must be NFC without invisible characters, so that what is shown is what
-is signed. `canonical_json` is for hashing what this program made; signed bytes are never re-serialised.
+is signed; `visible` spells out what is not. `canonical_json` is for hashing what this program made; signed bytes are
+never re-serialised.
 """
 
 from __future__ import annotations
@@ -101,6 +102,13 @@ def sha256_of(data: bytes) -> str:
 def canonical_json(value: object) -> bytes:
     """Sorted keys, no spaces, UTF-8, finite numbers only; the same value always gives the same bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def visible(text: str) -> str:
+    """`text`, or where a reader here would refuse its characters, its spelling in ASCII: `\\u200b` for U+200B."""
+    # As it is, and as it will stand: in JSON a newline is an `n`, which an accent after it would compose with.
+    flaw = _flaw(text) or _flaw(json.dumps(text, ensure_ascii=False))
+    return text if flaw is None else text.encode("unicode_escape").decode("ascii")
 
 
 def encode(document: BaseModel) -> bytes:
@@ -262,9 +270,15 @@ def _line(event: Event) -> int:
 # ------------------------------------------------------------------------------------------------ JSON
 
 
-def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES) -> Any:
-    """The plain value of one JSON text: no duplicate members, finite numbers, arrays as tuples. Raises Malformed."""
-    text = _text(data, name, max_bytes)
+def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES, any_text: bool = False) -> Any:
+    """The plain value of one JSON text: no duplicate members, finite numbers, arrays as tuples. Raises Malformed.
+
+    `any_text`: text may hold invisible characters, and be in any Unicode form. For what no one signs by its looks.
+    """
+    text = _text(data, name, max_bytes, any_text)
+
+    def flaw_of(text: str) -> str | None:
+        return None if any_text else _flaw(text)
 
     def error(what: str, allowed: str = "", key: str = "", line: int | None = None) -> Malformed:
         if line is None and key:
@@ -279,7 +293,7 @@ def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES
         for key, value in pairs:
             if key in values:
                 raise error("a duplicate key", "once", key)
-            if flaw := _flaw(key):
+            if flaw := flaw_of(key):
                 raise error(f"a key with {flaw}", "visible NFC text")
             values[key] = freeze(value, key)
         return values
@@ -287,7 +301,7 @@ def read_json(data: bytes, name: str = "document", *, max_bytes: int = MAX_BYTES
     def freeze(value: Any, key: str) -> Any:
         if isinstance(value, list):
             return tuple(freeze(item, key) for item in value)
-        if isinstance(value, str) and (flaw := _flaw(value)):
+        if isinstance(value, str) and (flaw := flaw_of(value)):
             raise error(flaw, "visible NFC text", key)
         if isinstance(value, float) and not math.isfinite(value):
             raise error("a number that is not finite", "finite numbers", key)
@@ -331,7 +345,7 @@ def _json_depth(text: str) -> int:
 # ---------------------------------------------------------------------------------------------- common
 
 
-def _text(data: bytes, name: str, max_bytes: int) -> str:
+def _text(data: bytes, name: str, max_bytes: int, any_text: bool = False) -> str:
     if len(data) > max_bytes:
         raise Malformed(name, (Problem(None, "", f"{len(data)} bytes", f"at most {max_bytes} bytes"),))
     try:
@@ -339,6 +353,8 @@ def _text(data: bytes, name: str, max_bytes: int) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise Malformed(name, (Problem(line, "", "bytes that are not UTF-8", "UTF-8 text"),)) from error
+    if any_text:
+        return text
     # Comments too: a direction override in one changes how the line beside it looks to whoever signs.
     for number, row in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         if flaw := _flaw(row):

@@ -8,7 +8,8 @@
 `write` returns only when the line is durable; whoever is about to start, send or stop something calls it first.
 On opening, the whole chain is verified: nobody goes on writing behind a broken chain. Several processes may write, at a
 site the gateway and its page for staff: each entry is added under a lock on the file, behind those of the others, which
-are verified as they are read.
+are verified as they are read. Whatever text an entry is given, its line is one that is read again (`audit.append`): a
+word from the other side of the line must not end the log.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from msfl.policies.audit import Chain, Entry, append
+from msfl.policies.audit import Chain, Entry, append, from_line
 from msfl.policies.refusals import CannotProceed
 
 LOG_NAME = "log.jsonl"
@@ -56,6 +57,7 @@ class AuditLog:
         with self._alone():
             entry = append(self._chain.last, at, self._actor, action, object, fields)
             line = entry.to_line()
+            assert from_line(line) == entry, line[:1000]
             try:
                 if os.write(self._descriptor, line) < len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

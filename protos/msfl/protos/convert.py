@@ -1,7 +1,7 @@
 """Wire ↔ values: the one place that fills and reads generated messages of the Link service.
 
-Reading checks shapes (JSON is an object, numbers are in range) and raises BadMessage; meaning is checked by whoever
-acts on the value.
+Reading checks shapes (JSON is an object, numbers are in range, ids and codes are words) and raises BadMessage; meaning
+is checked by whoever acts on the value.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ from msfl.protos.v1 import federation_pb2 as wire
 MOST_FIGURES, MOST_LETTERS = 32, 100
 # A run's name becomes the name of folders and files.
 _RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
+# These go into audit logs, and are shown.
+_TASK_ID = re.compile(r"(?=.{1,128}\Z)[0-9A-Za-z_-]+(?:/[0-9A-Za-z_-]+)*")
+_CODE = re.compile(r"[0-9a-z_]{0,64}")
+_ODD_REASON = "odd_reason"
 
 
 class BadMessage(ValueError):
@@ -108,8 +112,8 @@ def order_from_wire(message: wire.Order) -> Order:
             t = message.task
             return TaskOrder(
                 run_id=_run_id(t.run_id),
-                task_id=t.task_id,
-                verb=t.verb,
+                task_id=_task_id(t.task_id),
+                verb=_code(t.verb),
                 round=t.round,
                 attempt=t.attempt,
                 document=json_object(t.document),
@@ -117,7 +121,9 @@ def order_from_wire(message: wire.Order) -> Order:
             )
         case "stop":
             s = message.stop
-            return StopOrder(run_id=_run_id(s.run_id), reason=s.reason, generation=s.generation)
+            # Whatever is wrong with its words, a stop is obeyed.
+            reason = s.reason if _CODE.fullmatch(s.reason) else _ODD_REASON
+            return StopOrder(run_id=_run_id(s.run_id), reason=reason, generation=s.generation)
         case _:
             raise BadMessage("an order of unknown kind")
 
@@ -125,6 +131,18 @@ def order_from_wire(message: wire.Order) -> Order:
 def _run_id(text: str) -> str:
     if _RUN_ID.fullmatch(text) is None:
         raise BadMessage("a run's name is 1 to 128 letters, digits, - and _")
+    return text
+
+
+def _task_id(text: str) -> str:
+    if _TASK_ID.fullmatch(text) is None:
+        raise BadMessage("a task's name is words of letters, digits, - and _, with / between them; 128 letters at most")
+    return text
+
+
+def _code(text: str) -> str:
+    if _CODE.fullmatch(text) is None:
+        raise BadMessage("a code is at most 64 small letters, digits and _")
     return text
 
 
@@ -180,9 +198,9 @@ def report_to_wire(report: TaskReport) -> wire.TaskReport:
 def report_from_wire(message: wire.TaskReport) -> TaskReport:
     return TaskReport(
         run_id=message.run_id,
-        task_id=message.task_id,
+        task_id=_task_id(message.task_id),
         attempt=message.attempt,
-        failure=message.failure[:100],
+        failure=_code(message.failure),
         key=message.key,
         bytes_up=message.bytes_up,
         bytes_down=message.bytes_down,

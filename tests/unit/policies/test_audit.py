@@ -77,6 +77,10 @@ def test_a_line_has_one_spelling() -> None:
     assert "canonically" in broken([lines(1)[0].rstrip(b"\n")]).why
 
 
+def test_half_a_character_shows() -> None:
+    assert "half a character" in broken([lines(1)[0].replace(b"run-0", rb"\ud800")]).why
+
+
 def test_a_field_of_another_type_shows() -> None:
     for old, new in ((b'"seq":0', b'"seq":false'), (b'"actor":"gateway"', b'"actor":1'), (b'{"code":"ok"}', b"[]")):
         log = [lines(1)[0].replace(old, new)]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 
+from msfl.policies.refusals import Code
 from msfl.protos.convert import (
     BadMessage,
     answer_from_wire,
@@ -37,14 +38,14 @@ def test_an_order_comes_out_as_it_went_in(order: Order) -> None:
     "message",
     [
         wire.Order(),
-        wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"[]")),
-        wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"{")),
+        wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="train/1", document=b"[]")),
+        wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="train/1", document=b"{")),
         *(
             kind
             for run_id in ("", "..", "../confirmed/run-2", "/etc/x", "a/b", "a.b", "a b", "a\n", "ä", "x" * 129)
             for kind in (
                 wire.Order(offer=wire.Offer(run_id=run_id)),
-                wire.Order(task=wire.TaskOrder(run_id=run_id, document=b"{}")),
+                wire.Order(task=wire.TaskOrder(run_id=run_id, task_id="train/1", document=b"{}")),
                 wire.Order(stop=wire.StopOrder(run_id=run_id)),
             )
         ),
@@ -56,15 +57,46 @@ def test_what_means_nothing_is_no_order(message: wire.Order) -> None:
         order_from_wire(message)
 
 
+ODD = ("aborted\u200b", "a\u202eb", "A b", "a\n", "\u00e4", "x" * 129)
+
+
+@pytest.mark.parametrize("odd", ["", "/", "a/", "/a", "a//b", "..", "../a", *ODD])
+def test_a_task_has_a_plain_name(odd: str) -> None:
+    with pytest.raises(BadMessage):
+        order_from_wire(wire.Order(task=wire.TaskOrder(run_id="run-1", task_id=odd, verb="train", document=b"{}")))
+    with pytest.raises(BadMessage):
+        report_from_wire(wire.TaskReport(run_id="run-1", task_id=odd))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_verbs_and_codes_are_words(odd: str) -> None:
+    with pytest.raises(BadMessage):
+        order_from_wire(wire.Order(task=wire.TaskOrder(run_id="run-1", task_id="train/1", verb=odd, document=b"{}")))
+    with pytest.raises(BadMessage):
+        report_from_wire(wire.TaskReport(run_id="run-1", task_id="train/1", failure=odd))
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_stop_is_heard_whatever_its_reason_looks_like(odd: str) -> None:
+    order = order_from_wire(wire.Order(stop=wire.StopOrder(run_id="run-1", reason=odd, generation=2)))
+    assert order == StopOrder("run-1", "odd_reason", 2)
+
+
+def test_every_code_of_ours_can_be_reported() -> None:
+    for code in Code:
+        report = wire.TaskReport(run_id="run-1", task_id="start/2", failure=code.value)
+        assert report_from_wire(report).failure == code.value
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_none_is_no_message(number: float) -> None:
     """One site's would break what is written down of the run, and every user's view of it."""
     with pytest.raises(BadMessage):
         progress_from_wire(wire.Progress(run_id="run-1", metrics={"train_loss": number}))
     with pytest.raises(BadMessage):
-        report_from_wire(wire.TaskReport(run_id="run-1", peak_rss_mib={"gateway": number}))
+        report_from_wire(wire.TaskReport(run_id="run-1", task_id="train/1", peak_rss_mib={"gateway": number}))
     with pytest.raises(BadMessage):
-        report_from_wire(wire.TaskReport(run_id="run-1", seconds=number))
+        report_from_wire(wire.TaskReport(run_id="run-1", task_id="train/1", seconds=number))
     with pytest.raises(BadMessage):
         answer_from_wire(wire.OfferAnswer(run_id="run-1", verdict="allow", decision=json.dumps({"x": number}).encode()))
 
