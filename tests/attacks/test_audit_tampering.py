@@ -81,7 +81,7 @@ def rehashed(lines: list[bytes], first: int, change: str) -> list[bytes]:
 def test_logs_that_nobody_touched_verify_and_others_vouch_for_them(parties: list[Party]) -> None:
     verdict = verified(*parties)
     assert verdict.tampering == ()
-    assert verdict.outdated == ()
+    assert verdict.unseen == ()
     # Behind the last exchange each has written down one thing at most: the other's key, at the very first.
     for party in parties[1:]:
         assert verdict.entries[party.name] == len(party.lines())
@@ -123,16 +123,48 @@ def test_a_cut_end_is_found_by_the_checkpoint_that_the_centre_keeps(site: Party,
     assert f"centre:demo keeps its checkpoint of {whole} entries" in found.message
 
 
-def test_a_cut_end_behind_an_early_date_is_not_taken_for_whole(site: Party, centre: Party) -> None:
-    exported = site.exported()
-    early = from_line(exported.entries[-3])
-    assert isinstance(early, Entry)
-    left = exported.entries[:-3]
-    changes = {"entries": len(left), "checkpoints": 0, "at": parse_utc(early.at)}
-    forged = replace(exported, said=exported.said.model_copy(update=changes), entries=left, checkpoints=())
-    centre.time.now += timedelta(hours=2)
+def backdated(exported: Exported, cut: int) -> Exported:
+    """Its last entries gone, its owner's own checkpoints of them, too, and a date from before they were written."""
+    first_gone = from_line(exported.entries[-cut])
+    assert isinstance(first_gone, Entry)
+    left = exported.entries[:-cut]
+    changes = {"entries": len(left), "checkpoints": 0, "at": parse_utc(first_gone.at)}
+    return replace(exported, said=exported.said.model_copy(update=changes), entries=left, checkpoints=())
+
+
+@pytest.mark.parametrize("later", [timedelta(0), timedelta(minutes=59), timedelta(hours=2)], ids=str)
+def test_a_cut_end_behind_an_early_date_is_not_taken_for_whole(
+    tmp_path: Path, site: Party, centre: Party, later: timedelta
+) -> None:
+    """The date is the owner's word, however short the time that it stands for: what the centre has seen is missed."""
+    whole = len(site.lines())
+    forged = backdated(site.exported(), 3)
+    centre.time.now += later
     verdict = verify_files([forged, centre.exported()])
-    assert "have not been seen" in verdict.outdated[0]
+    assert f"entries {whole - 3} to {whole - 1} have not been seen" in verdict.unseen[0]
+    assert (verdict.entries[site.name], verdict.shown[site.name]) == (whole - 3, whole)
+    said = audit("verify", in_a_file(tmp_path, forged), in_a_file(tmp_path, centre.exported()))
+    assert said.exit_code == 1
+    assert "NOT SEEN" in said.stdout
+    assert f"site:site-a: {whole - 3} entries of at least {whole};" in said.stdout
+    assert "all of them" not in next(line for line in said.stdout.splitlines() if line.startswith(site.name))
+
+
+def test_a_newer_file_shows_what_an_older_one_could_not(site: Party, centre: Party) -> None:
+    early = site.exported()
+    site.work(3)
+    meet(site, centre)
+    assert verify_files([early, centre.exported()]).unseen
+    assert verify_files([early, centre.exported(), site.exported()]).unseen == ()
+    forged = backdated(site.exported(), 3)
+    assert verify_files([forged, centre.exported(), early]).unseen
+
+
+def in_a_file(folder: Path, exported: Exported) -> Path:
+    file = folder / f"{exported.said.log.replace(':', '-')}.audit"
+    checkpoints = (c + b"\n" for c in exported.checkpoints)
+    file.write_bytes(b"".join([encode(exported.said) + b"\n", *exported.entries, *checkpoints]))
+    return file
 
 
 def test_a_log_that_is_not_handed_in_is_missed(site: Party, centre: Party) -> None:
@@ -151,7 +183,7 @@ def test_runs_may_go_on_while_an_auditor_collects_the_files(site: Party, centre:
     meet(site, centre)
     verdict = verify_files([early, site.exported()])
     assert verdict.tampering == ()
-    assert verdict.outdated == ()
+    assert f"entries {len(early.entries)} to " in verdict.unseen[0], "an honest file that is older, and says so"
     assert verdict.vouched["centre:demo"] <= verdict.entries["centre:demo"] == len(early.entries)
 
 

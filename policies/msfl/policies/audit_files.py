@@ -7,14 +7,16 @@
 
 What shows, and by what: an edited, deleted, moved entry by the chain; a cut end, or a whole chain made anew, by a
 checkpoint that another party keeps; two histories shown to two parties by their two checkpoints. What no other party
-has a checkpoint of, nobody but the owner vouches for: `Verdict.vouched` says up to where others do. Pure.
+has a checkpoint of, nobody but the owner vouches for: `Verdict.vouched` says up to where others do. What another party
+has seen and no file holds is never passed over: it is missing, or, where the file says that it is older, unseen. When a
+file was made is its owner's word alone, and would be with a signature: it holds the key. Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field
@@ -25,8 +27,6 @@ from msfl.policies.documents import AuditCheckpoint, Count, Document, LogName, U
 from msfl.policies.encoding import Malformed, Problem, encode, load_json
 
 MAX_FIRST_LINE = 4 << 20  # a centre knows the keys of all its sites
-TOGETHER = timedelta(hours=1)
-"""Files that were exported within this time of each other go together; meanwhile runs may go on."""
 
 
 class AuditExport(Document):
@@ -69,13 +69,16 @@ class Tampering:
 class Verdict:
     """`entries` by log; `vouched`: how many of its first entries the checkpoints of others confirm.
 
-    `outdated`: a log that was exported long before another one, which holds a later checkpoint of it: its end has not
-    been seen, and a forger would choose such a date. `absent`: logs with checkpoints here and no file.
+    `unseen`: a log whose file says that it is older than a checkpoint of more entries than it holds. Runs may have gone
+    on while files were collected, and a forger who has cut the end would say so, too: a newer file tells the two apart.
+    `shown`: how many entries each log has had by the longest checkpoint of it. `absent`: logs with checkpoints here and
+    no file.
     """
 
     tampering: tuple[Tampering, ...]
-    outdated: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
     entries: Mapping[str, int] = field(default_factory=dict)
+    shown: Mapping[str, int] = field(default_factory=dict)
     vouched: Mapping[str, int] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
 
@@ -121,25 +124,27 @@ def verify_files(files: Iterable[Exported]) -> Verdict:
         found += _count(exported)
         held += _checkpoints(exported, exports, found)
     found += _two_histories(held)
-    latest = max((e.said.at for e in exports), default=None)
     entries: dict[str, int] = {}
-    vouched: dict[str, int] = {}
-    outdated: list[str] = []
+    for exported in exports:
+        entries[exported.said.log] = max(entries.get(exported.said.log, 0), len(exported.entries))
+    shown = dict.fromkeys(entries, 0)
+    vouched = dict.fromkeys(entries, 0)
+    unseen: list[str] = []
     for exported in exports:
         log, at, n = exported.said.log, exported.said.at, len(exported.entries)
-        unseen: list[_Held] = []
+        later: list[_Held] = []
         wanted: list[_Held] = []
         for one in held:
             if one.said.log == log:
-                (unseen if one.said.at >= at and one.said.size > n else wanted).append(one)
-        if unseen and latest is not None and latest - at > TOGETHER:
-            outdated.append(_outdated(exported, unseen[-1]))
+                (later if one.said.at >= at and one.said.size > n else wanted).append(one)
+        longest = max(later, key=lambda h: h.said.size, default=None)
+        if longest is not None and longest.said.size > entries[log]:
+            unseen.append(_unseen(exported, longest))
         found += _against(exported, wanted)
-        entries[log] = max(entries.get(log, 0), n)
-        others = [h.said.size for h in wanted if h.holder != log and h.said.size <= n]
-        vouched[log] = max(vouched.get(log, 0), *others, 0)
+        shown[log] = max([shown[log], *(h.said.size for h in later), *(h.said.size for h in wanted)])
+        vouched[log] = max([vouched[log], *(h.said.size for h in wanted if h.holder != log and h.said.size <= n)])
     absent = sorted({h.said.log for h in held} - set(entries))
-    return Verdict(tuple(dict.fromkeys(found)), tuple(outdated), entries, vouched, tuple(absent))
+    return Verdict(tuple(dict.fromkeys(found)), tuple(unseen), entries, shown, vouched, tuple(absent))
 
 
 def _count(exported: Exported) -> Iterable[Tampering]:
@@ -226,12 +231,12 @@ def _cut(log: str, size: int, one: _Held) -> Tampering:
     return Tampering("end_missing", log, what, size)
 
 
-def _outdated(exported: Exported, one: _Held) -> str:
+def _unseen(exported: Exported, one: _Held) -> str:
     size = len(exported.entries)
     return (
-        f"{exported.file} was exported {format_utc(exported.said.at)}; {one.holder} keeps a later checkpoint of "
-        f"{exported.said.log} ({format_utc(one.said.at)}, {one.said.size} entries): export it again, entries {size} to "
-        f"{one.said.size - 1} have not been seen"
+        f"{exported.file} says that it was exported {format_utc(exported.said.at)}; {one.holder} keeps a later "
+        f"checkpoint of {exported.said.log} ({format_utc(one.said.at)}, {one.said.size} entries): export it again, "
+        f"entries {size} to {one.said.size - 1} have not been seen"
     )
 
 
@@ -240,8 +245,9 @@ def to_json(verdict: Verdict) -> dict[str, Any]:
         "tampering": [
             {"code": t.code, "log": t.log, "entry": t.entry, "message": t.message} for t in verdict.tampering
         ],
-        "outdated": list(verdict.outdated),
+        "unseen": list(verdict.unseen),
         "entries": dict(verdict.entries),
+        "shown": dict(verdict.shown),
         "vouched": dict(verdict.vouched),
         "absent": list(verdict.absent),
     }

@@ -3,8 +3,8 @@
     export --home HOME --out FILE     the log, its key, and every checkpoint its owner keeps, in one file
     verify FILE…                      what the files prove about each other; needs no network, no home, no secret
 
-Exit codes: 0 nothing speaks against the files, 2 wrong usage: a file that is none, or that was exported too early to be
-compared, 3 tampered.
+Exit codes: 0 nothing speaks against the files, and they hold all that another party has seen; 1 they do not hold all of
+it: export again what is named; 2 wrong usage: a file that is none; 3 tampered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from msfl.policies.encoding import Malformed
 from msfl.protos.notary import export_of
 
 app = typer.Typer(name="audit", help="Export audit logs, and verify exported ones.", no_args_is_help=True)
-TAMPERED = 3
+NOT_SEEN, TAMPERED = 1, 3
 
 
 @app.command()
@@ -53,19 +53,22 @@ def verify(
     else:
         for found in verdict.tampering:
             typer.echo(f"TAMPERED  {found.code}: {found.message}")
-        for line in verdict.outdated:
-            typer.echo(f"TOO EARLY {line}")
+        for line in verdict.unseen:
+            typer.echo(f"NOT SEEN  {line}")
         for log, n in verdict.entries.items():
-            typer.echo(f"{log}: {n} entries{_vouched(n, verdict.vouched[log])}")
+            typer.echo(f"{log}: {n} entries{_vouched(n, verdict.vouched[log], verdict.shown[log])}")
         for log in verdict.absent:
             typer.echo(f"{log}: no file of it was given, though others keep its checkpoints")
     if verdict.tampering:
         raise typer.Exit(TAMPERED)
-    if verdict.outdated:
-        raise typer.Exit(2)
+    if verdict.unseen:
+        raise typer.Exit(NOT_SEEN)
 
 
-def _vouched(entries: int, vouched: int) -> str:
+def _vouched(entries: int, vouched: int, shown: int) -> str:
+    if shown > entries:
+        confirmed = f"the first {vouched} are" if vouched else "none is"
+        return f" of at least {shown}; {confirmed} confirmed by another party's checkpoint"
     if vouched == entries:
         return ", all of them confirmed by another party's checkpoint"
     if vouched:
