@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fakes.audit_logs import Time
@@ -146,9 +146,10 @@ ANY_TEXT = st.text(
 )
 
 
+@settings(deadline=None)
 @given(ANY_TEXT, ANY_TEXT, ANY_TEXT, st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=8), st.integers(1, 100))
-@example("", "\n\u0301", "\t\u030c", {"\u1100\u1161": "\ud83d\ude00"}, 100_000)
-@example("\x1f" * 100_000, "\u212b" * 100_000, "", {"\u200b" * 100_000: '"' * 100_000}, 1)
+@example("", "\n\u0301", "\t\u030c", {"\u1100\u1161": "\ud83d\ude00"}, 40_000)
+@example("\x1f" * 40_000, "\u212b" * 40_000, "", {"\u200b" * 40_000: '"' * 40_000}, 1)
 def test_whatever_is_written_is_read(actor: str, action: str, object: str, fields: dict[str, str], times: int) -> None:
     fields = {**fields, "much": object * times}
     first = append(None, NOW, actor, action, object, fields)
@@ -162,6 +163,7 @@ def test_whatever_is_written_is_read(actor: str, action: str, object: str, field
         assert chain.last == entry
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ANY_TEXT, ANY_TEXT, st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=3)), max_size=5))
 def test_a_log_is_opened_again_whatever_was_written_into_it(
     tmp_path_factory: pytest.TempPathFactory, said: list[tuple[str, str, dict[str, str]]]
