@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from msfl.gateway.differences import Patch, differences
 from msfl.gateway.egress import CheckedTensors, check_document, field_names, head_of
+from msfl.gateway.forms import Known
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.gateway.record import RunRecord
@@ -191,10 +192,12 @@ class TaskFiles:
         rules = allowed_outputs(accepted.policy)
         document = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
         record, candidates = accepted.request.dataset, asked.get("candidates")
-        names = {*record.channel_names, *record.labels}
+        names = frozenset((*record.channel_names, *record.labels))
         if order.verb == "evaluate" and isinstance(candidates, list):
-            names = {name for name in candidates if isinstance(name, str)}
-        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules, names)
+            names = frozenset(name for name in candidates if isinstance(name, str))
+        split = str(asked.get("split"))
+        known = Known(names, len(record.channel_names), record.n_train, record.n_test, split)
+        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules, known)
         if isinstance(passed, Refusal):
             raise CannotDo(passed.code.value, passed.message)
         may_send = template is not None and (asked.get("stream") != "local" or asked.get("send_weights") is True)
