@@ -26,6 +26,7 @@ from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.gateway.record import RunRecord
 from msfl.policies.decide import allowed_outputs
+from msfl.policies.orders import stream_of
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
 from msfl.protos.notes import BadNote, Note, note_in
@@ -200,7 +201,9 @@ class TaskFiles:
         passed = check_document(order.verb, document, accepted.release.statement.outputs, rules, known)
         if isinstance(passed, Refusal):
             raise CannotDo(passed.code.value, passed.message)
-        may_send = template is not None and (asked.get("stream") != "local" or asked.get("send_weights") is True)
+        # By the round, not by what the centre calls it: a local model leaves where the policy lets it.
+        stream = stream_of(order.round) if order.verb == "train" else ""
+        may_send = template is not None and (stream == "federated" or rules.local_model)
         if set(result.files) - ({"weights"} if may_send else set()):
             raise CannotDo(Code.OUTPUT_BLOCKED.value, f"the worker left files that {order.verb} may not send")
         header = StreamHeader(
@@ -213,7 +216,7 @@ class TaskFiles:
             artifact="result",
         )
         sealed = self._folder / "result.sealed"
-        wire = str(accepted.resolved.get("wire", FLOAT32)) if asked.get("stream") == "federated" else FLOAT32
+        wire = str(accepted.resolved.get("wire", FLOAT32)) if stream == "federated" else FLOAT32
         try:
             with _overwriting(sealed) as out:
                 hashed = _Hashed(out)
