@@ -233,6 +233,8 @@ class TaskFiles:
                 sealing.close()
         except (Refused, BadTensors) as error:
             raise CannotDo(Code.OUTPUT_BLOCKED.value, str(error)) from error
+        except SealBroken as error:
+            raise CannotDo(Code.MALFORMED_DOCUMENT.value, f"the order's names cannot be sealed: {error}") from error
         fields, made = field_names(passed), field_names(document)
         return Sealed(
             file=sealed,
