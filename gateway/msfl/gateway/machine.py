@@ -10,7 +10,7 @@
     WORKING, SENDING ─ nobody waits for the result any more ─▶ IDLE
     IDLE … SENDING ─ stop order, policy no longer holds, a refusal, the custodian stops it ─▶ ENDED
     ENDED, REFUSED ─ offer of a higher generation ─▶ OFFERED, judged afresh; a living run is ended first
-    ENDED by the custodian ─ any offer ─▶ the answer is no, for good
+    ENDED or REFUSED by the custodian ─ any offer ─▶ the answer is no, for good
     the gateway comes back (`restored`): SENDING goes on sending; STARTING and WORKING ─▶ IDLE, with the worker if it
     was taken back: asked for the same task again it goes on with it, as another attempt
 
@@ -19,7 +19,7 @@ What must hold, and is walked exhaustively in the tests:
 * no `RunTask` unless the policy was re-checked for that very task, just before;
 * at most one worker and one task at a time; a task that was done already is reported again, never done again;
 * a result is sent only after it was sealed, and each attempt of a task has a number that no other attempt had;
-* what the custodian has stopped is never judged again; its state outlives everything else of the run;
+* what the custodian has stopped or refused is never judged again; its state outlives everything else of the run;
 * from ENDED and REFUSED nothing starts; whoever asks an ended run for a task hears why it ended;
 * what is over is over up to the newest generation that a stop order named, also where it never began.
 """
@@ -35,7 +35,8 @@ from msfl.policies.refusals import Code
 from msfl.protos.messages import TaskOrder, TaskReport
 
 MOST_LOSSES = 3
-STOPPED_HERE = Code.CUSTODIAN_STOPPED.value
+STOPPED_HERE, REFUSED_HERE = Code.CUSTODIAN_STOPPED.value, Code.CUSTODIAN_REFUSED.value
+FORBIDDEN_HERE = frozenset({STOPPED_HERE, REFUSED_HERE})
 KEPT_REPORTS = 16  # the orchestrator asks again for its current step only
 
 
@@ -69,7 +70,7 @@ class SiteRun:
     """`reports` are the tasks that are done, by id: what was said once is said again to whoever asks again.
 
     `attempts` counts by task how often it was begun, over all generations; `losses` by task how often a worker was
-    lost over it. `code` says why an ended run ended. `worker`: one is up.
+    lost over it. `code` says why an ended run ended, or that the custodian refused it. `worker`: one is up.
     """
 
     run_id: str
@@ -245,7 +246,7 @@ def advance(state: SiteRun, event: Event) -> Step:
         case Declined():
             if state.stage is not Stage.PARKED:
                 return state, ()
-            return replace(state, stage=Stage.REFUSED), (Answer("refuse"),)
+            return replace(state, stage=Stage.REFUSED, code=REFUSED_HERE), (Answer("refuse"),)
         case Ordered(order=order, recheck=recheck):
             return _ordered(state, order, recheck)
         case WorkerUp(recheck=recheck):
@@ -289,7 +290,7 @@ def restored(state: SiteRun, *, sealed_is_whole: bool, worker: bool = False) -> 
 
 
 def _offered(state: SiteRun, offer: Offered) -> Step:
-    if state.stage is Stage.ENDED and state.code == STOPPED_HERE:
+    if state.code in FORBIDDEN_HERE:
         return replace(state, generation=max(state.generation, offer.generation)), (Answer("refuse"),)
     if offer.generation > state.generation and state.stage is not Stage.OFFERED:
         fresh = SiteRun(state.run_id, generation=offer.generation, dry_run=offer.dry_run, attempts=state.attempts)

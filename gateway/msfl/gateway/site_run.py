@@ -40,7 +40,9 @@ from msfl.gateway.disk import GivenUp
 from msfl.gateway.home import write
 from msfl.gateway.judge import Accepted, EngineError, fail_closed, refused
 from msfl.gateway.machine import (
+    FORBIDDEN_HERE,
     LIVING,
+    REFUSED_HERE,
     STOPPED_HERE,
     Answer,
     Broken,
@@ -202,10 +204,10 @@ class RunAtSite:
         match item:
             case Offer():
                 self._offer = item
-                if self._state.stage is Stage.ENDED and self._state.code == STOPPED_HERE:
-                    no = refuse(Code.CUSTODIAN_STOPPED, f"The custodian of {self._site} has stopped {self.run_id}.")
-                    self._decision = refused(no).decision
-                    self._say.audit("offer refused", code=STOPPED_HERE, generation=str(item.generation))
+                self._hear_no()
+                if (code := self._state.code) in FORBIDDEN_HERE:
+                    self._decision = self._custodians_no(code)
+                    self._say.audit("offer refused", code=code, generation=str(item.generation))
                 elif self._state.stage is Stage.ENDED and item.generation <= self._state.generation:
                     self._say.audit("offer refused", code="run_over", generation=str(item.generation))
                 self._post(Offered(item.generation, item.dry_run))
@@ -214,6 +216,7 @@ class RunAtSite:
                 self._say.task_id = item.task_id
                 self._post(Ordered(item, self._recheck(item)))
             case StopOrder(reason=reason, generation=generation):
+                self._hear_no()
                 self._home.unpark(self.run_id)
                 self._home.forget_said(self.run_id)
                 self._post(Stopped(reason, generation))
@@ -233,6 +236,16 @@ class RunAtSite:
                 self._post(WorkerUp(self._recheck(task) if task is not None else ""))
             case _:
                 self._post(item)
+
+    def _hear_no(self) -> None:
+        """A no of the custodian that lies in the home counts before whatever else is heard of the run."""
+        if self._state.stage is Stage.PARKED and self._home.declined(self.run_id) is not None:
+            self._decision = self._custodians_no(REFUSED_HERE)
+            self._post(Declined())
+
+    def _custodians_no(self, code: str) -> Decision:
+        did = "stopped" if code == STOPPED_HERE else "refused"
+        return refused(refuse(Code(code), f"The custodian of {self._site} has {did} {self.run_id}.")).decision
 
     def _post(self, event: Event) -> None:
         before = self._state
@@ -315,6 +328,9 @@ class RunAtSite:
         if kept.state.stage not in LIVING:
             self._worker.end_leftovers()
         if kept.state.stage not in LIVING and kept.state.stage is not Stage.PARKED:
+            return
+        self._hear_no()
+        if self._state.stage is Stage.REFUSED:
             return
         for leftover in self._folder.glob("incoming*"):
             leftover.unlink()

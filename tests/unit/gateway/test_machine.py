@@ -92,6 +92,9 @@ def test_the_custodian_may_decline() -> None:
     state, asked = follow(Decided("confirm"), Declined(), Ordered(START))
     assert state.stage is Stage.REFUSED
     assert asked == [Answer("confirm"), Answer("refuse")]
+    for generation in (1, 2):  # For good: also where it is aborted in between.
+        state, asked = follow(Offered(generation), Decided("allow"), Stopped("aborted"), Ordered(START), state=state)
+        assert asked == [Answer("refuse"), failure("custodian_refused", "start")]
 
 
 def test_an_offer_that_comes_again_is_answered_again_and_not_judged_again() -> None:
