@@ -70,7 +70,8 @@ class SiteRun:
     """`reports` are the tasks that are done, by id: what was said once is said again to whoever asks again.
 
     `attempts` counts by task how often it was begun, over all generations; `losses` by task how often a worker was
-    lost over it. `code` says why an ended run ended, or that the custodian refused it. `worker`: one is up.
+    lost over it. `code` says why an ended run ended, or that the custodian refused it. `worker`: one is up;
+    `worked`: one was, in this generation, so the run has begun.
     """
 
     run_id: str
@@ -78,6 +79,7 @@ class SiteRun:
     generation: int = 1
     dry_run: bool = False
     worker: bool = False
+    worked: bool = False
     task: TaskOrder | None = None
     sealed: SealedResult | None = None
     attempts: Mapping[str, int] = field(default_factory=dict)
@@ -349,7 +351,7 @@ def _worker_up(state: SiteRun, recheck: str) -> Step:
     order = state.task
     if state.stage is not Stage.STARTING or order is None:
         return state, ()
-    state = replace(state, worker=True)
+    state = replace(state, worker=True, worked=True)
     if recheck:
         return _broken(state, recheck)
     attempt = state.attempts[order.task_id]

@@ -203,6 +203,7 @@ def _state_of(raw: Mapping[str, Any]) -> SiteRun:
         generation=int(raw["generation"]),
         dry_run=bool(raw["dry_run"]),
         worker=bool(raw["worker"]),
+        worked=bool(raw.get("worked", False)),
         sealed=None if sealed is None else SealedResult(TaskReport(**sealed["report"]), str(sealed["file"])),
         attempts={str(k): int(v) for k, v in raw["attempts"].items()},
         losses={str(k): int(v) for k, v in raw["losses"].items()},

@@ -483,8 +483,8 @@ class RunAtSite:
             return ""
         if self._accepted is None:
             return Code.NO_POLICY.value
-        accepted = self._accepted
-        refusal = self._say.with_room(lambda: self._around.judge.recheck(accepted, order, self._around.clock()))
+        accepted, judge, begun = self._accepted, self._around.judge, self._state.worked
+        refusal = self._say.with_room(lambda: judge.recheck(accepted, order, self._around.clock(), begun=begun))
         if refusal is not None:
             self._say.audit("task refused", task=order.task_id, **_coded(refusal))
             return refusal.code.value
@@ -501,6 +501,7 @@ class RunAtSite:
             self._unconfirmed(accepted),
             unwanted.is_set,
             wall_time_s=self._time_left(wall_time_s),
+            begun=self._state.worked,
         )
         if not isinstance(event, WorkerUp):
             return event

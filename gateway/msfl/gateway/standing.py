@@ -6,9 +6,10 @@ well enough to begin a run.
     `may_begin`    clock not set back ▸ roots as remembered ▸ timestamp fresh ▸ list as named ▸ site not revoked
     `policies`     signed by custodians ▸ not revoked ▸ no older than the newest that was in force here
 
-A version that goes back is refused, also after a restart. What is stale or missing keeps new runs from beginning and
-leaves running ones alone: nobody would be helped by ending them because the line is down. What is revoked ends them
-(`judge.Judge.stands`). Whatever is taken up is written to the audit log first.
+A version that goes back is refused, also after a restart. What is stale or missing keeps new runs from beginning, when
+they are offered and when their first worker is to start, and leaves running ones alone: nobody would be helped by
+ending them because the line is down. What is revoked ends them (`judge.Judge.stands`). Whatever is taken up is written
+to the audit log first.
 """
 
 from __future__ import annotations

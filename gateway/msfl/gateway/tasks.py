@@ -1,6 +1,7 @@
 """A run's worker at this site, and its tasks, step by step.
 
-    start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker
+    start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker;
+            before the first one: may a run begin here now?
     take_back   after a restart of the gateway: the worker of before, if its keeper still has it
     do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ the worker does the verb ▸
             collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸ within what a run may send?
@@ -80,9 +81,10 @@ class Worker:
         cancelled: Cancelled,
         *,
         wall_time_s: float,
+        begun: bool,
     ) -> Event:
         """Verify data and image, and start it; what is left of an earlier one is ended first. `wall_time_s`: what the
-        run has left of its time."""
+        run has left of its time; `begun`: it had a worker before."""
         self.end(0.0)
         if unconfirmed is not None:
             return self._broken(order, unconfirmed.code.value, unconfirmed.message)
@@ -119,7 +121,8 @@ class Worker:
             why = f"{most} runs of {policy.id} have begun"
             return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
         # The image may have taken its time: nothing starts once it is known that it must not.
-        refusal = self._say.with_room(lambda: self._around.judge.stands(accepted, self._around.clock()))
+        stands = self._around.judge.stands if begun else self._around.judge.begins
+        refusal = self._say.with_room(lambda: stands(accepted, self._around.clock()))
         if refusal is not None:
             return self._broken(order, refusal.code.value, refusal.message)
         protections = self._around.runtime.protections()
