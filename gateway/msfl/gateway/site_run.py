@@ -14,7 +14,8 @@ What goes wrong, and what becomes of it:
     what it rests on is revoked or expires          the same, within seconds, whatever the worker is doing
     this gateway is killed, or restarted            `record`: the next one goes on where it was, and the worker with it,
                                                     if it comes within `tasks.RESTART_PATIENCE_S`
-    the disk is full or read-only                   `reporting`: wait until there is room; costs no attempt
+    the disk is full or read-only                   `reporting`: wait until there is room; costs no attempt. What is to
+                                                    end ends first, and is written down when there is room
     the line is down                                `reporting`: again, until it is up
 
 When a run ends, patient data and keys go with it. Only where it may be resumed (aborted, failed, this site was late)
@@ -154,7 +155,12 @@ class RunAtSite:
             self._queue.put(CustodianSigned(envelope))
 
     def custodian_stops(self, by: str) -> None:
+        """The worker is ended here: the run's own thread may be waiting for the line or for room on the disk."""
+        living, unwanted = self._state.stage in LIVING, self._unwanted
         self._queue.put(CustodianStops(by))
+        if living:
+            unwanted.set()
+            self._worker.stop(2.0)
 
     def look_again(self) -> None:
         """Decide anew on a run that has begun, from another thread than its own, which may be waiting for the line or
@@ -222,6 +228,7 @@ class RunAtSite:
                 self._post(Stopped(reason, generation))
             case CustodianStops(by=by):
                 if self._state.stage in LIVING:
+                    self._end_worker()
                     self._say.audit("custodian stops the run", by=by)
                 self._post(Broken(STOPPED_HERE))
                 self._home.forget_stop(self.run_id)
@@ -229,6 +236,7 @@ class RunAtSite:
                 self._take_confirmation(envelope)
             case NotAllowedAnyMore(refusal=refusal):
                 if self._state.stage in LIVING:
+                    self._end_worker()
                     self._say.audit("run not allowed any more", **_coded(refusal))
                 self._post(Broken(refusal.code.value))
             case WorkerUp():
@@ -261,7 +269,10 @@ class RunAtSite:
             self._post(Ordered(latest, self._recheck(latest)))
 
     def _step(self, state: SiteRun, instructions: tuple[Instruction, ...]) -> None:
-        """Durable before its effects."""
+        """Durable before its effects, but for the end of a worker. Should the gateway be killed in between, whoever
+        ended it says so again, or what ended it is found out again."""
+        if any(isinstance(instruction, StopWorker) for instruction in instructions):
+            self._end_worker()
         if state != self._state:
             if state.stage in (Stage.ENDED, Stage.REFUSED) and self._ended is None:
                 self._ended = self._around.clock()
@@ -301,14 +312,16 @@ class RunAtSite:
         self._asides = [t for t in self._asides if t.is_alive()] + [thread]
         thread.start()
 
-    def _stop_worker(self, reason: str) -> None:
-        # Ended before it is written down: a stop waits for nothing, not even for a disk that is full.
+    def _end_worker(self) -> None:
+        """Before it is written down: a stop waits for nothing, not even for a disk that is full."""
         self._unwanted.set()
         if self._limit is not None:
             self._limit.cancel()
         self._worker.end(5.0)
         for thread in self._asides:
             thread.join(5.0)  # So that the folder is ours alone; what it was doing has heard by now.
+
+    def _stop_worker(self, reason: str) -> None:
         self._say.audit("run stopped", reason=reason)
         self._worker.tidy(for_good=reason in _FOR_GOOD)
 

@@ -149,10 +149,15 @@ class Standing:
         return self._received
 
     def take(self, papers: TrustPapers, now: datetime) -> tuple[Refusal, ...]:
-        """Take up what is newer; what was refused, and why. Raises OSError on a full disk: it is to be heard again."""
+        """Take up what is newer; what was refused, and why. Raises OSError on a full disk: it is to be heard again,
+        and what is revoked is so all the same."""
         with self._lock:
             refused: list[Refusal | None] = []
-            self._take_roots(papers.roots, now)
+            no_room: OSError | None = None
+            try:
+                self._take_roots(papers.roots, now)
+            except OSError as error:  # The list may be signed by those of today.
+                no_room = error
             root = self.federation_root(now)
             if isinstance(root, Refusal):
                 return (root,)
@@ -162,6 +167,8 @@ class Standing:
                 if isinstance(listed, TrustedRevocations) and self._older("revocations", federation, listed) is None:
                     self._memory.revoke_listed(listed.document)
                 refused.append(self._keep("revocations", listed, papers.revocations, federation, now))
+            if no_room is not None:
+                raise no_room
             if papers.timestamp:
                 timestamp = trust_timestamp(papers.timestamp, root, self.revoked())
                 refused.append(self._keep("timestamp", timestamp, papers.timestamp, federation, now))
