@@ -274,7 +274,8 @@ class Judge:
             return refusal
         policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
-        spent = self._ledger.rounds(policy.document.id) if order.verb == "train" and order.round > 0 else 0
+        trains, beside = order.verb == "train" and order.round > 0, (order.run_id, order.round)
+        spent = self._ledger.rounds(policy.document.id, beside) if trains else 0
         return recheck(policy, order.round, now, spent)
 
     def _twice(

@@ -37,7 +37,7 @@ from msfl.protos.messages import TaskOrder, TaskReport
 MOST_LOSSES = 3
 STOPPED_HERE, REFUSED_HERE = Code.CUSTODIAN_STOPPED.value, Code.CUSTODIAN_REFUSED.value
 FORBIDDEN_HERE = frozenset({STOPPED_HERE, REFUSED_HERE})
-KEPT_REPORTS = 16  # the orchestrator asks again for its current step only
+KEPT_REPORTS = 16  # of tasks without a result; of which there are as many as somebody orders
 
 
 class Stage(StrEnum):
@@ -377,8 +377,9 @@ def _idle(state: SiteRun) -> SiteRun:
 
 def _reported(state: SiteRun, report: TaskReport) -> Step:
     reports = {**state.reports, report.task_id: report}
-    newest = dict(list(reports.items())[-KEPT_REPORTS:])
-    return replace(_idle(state), reports=newest, losses={}), (Report(report),)
+    for task_id in [task_id for task_id, said in reports.items() if not said.key][:-KEPT_REPORTS]:
+        del reports[task_id]
+    return replace(_idle(state), reports=reports, losses={}), (Report(report),)
 
 
 def _broken(state: SiteRun, code: str, order: TaskOrder | None = None) -> Step:

@@ -54,12 +54,13 @@ class Papers:
 @dataclass(frozen=True)
 class Asked:
     """What a worker was given for an order: `document` and `files` of its task; `received`: bytes that came for it.
-    `sha256` is that of the order, whichever attempt, and of the run's resolved config."""
+    `sha256` is that of the order, whichever attempt, and of the run's resolved config; `inputs` of what came in."""
 
     sha256: str
     document: JsonObject
     files: dict[str, str]
     received: int
+    inputs: str
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ class RunRecord:
         """None when there is none, or none that can be read: the task is then begun anew."""
         try:
             raw = json.loads(self._asked.read_bytes())
-            return Asked(str(raw["sha256"]), dict(raw["document"]), dict(raw["files"]), int(raw["received"]))
+            document, files = dict(raw["document"]), dict(raw["files"])
+            return Asked(str(raw["sha256"]), document, files, int(raw["received"]), str(raw["inputs"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 

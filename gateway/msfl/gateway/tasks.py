@@ -3,8 +3,9 @@
     start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker;
             before the first one: may a run begin here now?
     take_back   after a restart of the gateway: the worker of before, if its keeper still has it
-    do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ the worker does the verb ▸
-            collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸ within what a run may send?
+    do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ within the budget of rounds ▸
+            the worker does the verb ▸ collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸
+            within what a run may send?
             a worker that was taken back and has this very order already is only waited for
     send    upload; the next order may have made that needless
 
@@ -201,28 +202,21 @@ class Worker:
 
     def do(self, order: TaskOrder, attempt: int, accepted: Accepted) -> Event:
         began = time.monotonic()
-        if order.verb == "train" and order.round > 0:
-            policy_id = accepted.policy.document.id
-            self._say.with_room(lambda: self._around.ledger.begin_round(self._run_id, order.round, policy_id))
         again = {"attempt": str(attempt)} if attempt > 1 else {}
         wire = str(accepted.resolved.get("wire", "float32"))
         shown = "steps, train_loss" if "loss" in allowed_outputs(accepted.policy).metrics else "steps"
         files_here, process = self._files, self.process
         assert process is not None
-        asked = self._begun_before(order, accepted, process)
-        begins = "task begins" if asked is None else "task goes on"
+        before = self._begun_before(order, accepted, process)
+        begins = "task begins" if before is None else "task goes on"
         self._say.audit(begins, task=order.task_id, verb=order.verb, round=str(order.round), progress=shown, **again)
         try:
-            if asked is None:
-                files_here.clear()
-                taken = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
-                document, files, received = taken
-                new = Asked(_order_hash(order, accepted), *taken)
-                self._say.with_room(lambda: self._record.save_asked(new))
-            else:
-                document, files, received = asked.document, asked.files, asked.received
+            asked = before or self._take_inputs(order, accepted, wire)
+            document, files = asked.document, asked.files
             if (refusal := self._around.judge.unasked(accepted, order, document)) is not None:
                 raise CannotDo(refusal.code.value, refusal.message)
+            if order.verb == "train" and order.round > 0:
+                self._begin_round(order, accepted, asked.inputs)
             weights = next((files_here.inbox / f for f in files.values()), None)
             template = weights if order.verb == "train" else None
             if order.verb == "train" and document.get("stream") == "local":
@@ -230,7 +224,7 @@ class Worker:
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
             onward = Onward()
             result = process.call(
-                task, lambda said: self._on_progress(order, said, accepted, onward), begun=asked is not None
+                task, lambda said: self._on_progress(order, said, accepted, onward), begun=before is not None
             )
             sealed = self._say.with_room(
                 lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
@@ -257,7 +251,7 @@ class Worker:
             attempt=attempt,
             key=result_key(order.task_id, self._site, attempt),
             bytes_up=sealed.file.stat().st_size,
-            bytes_down=received,
+            bytes_down=asked.received,
             seconds=time.monotonic() - began,
             peak_rss_mib=self._peaks(result),
         )
@@ -281,6 +275,23 @@ class Worker:
             report="bytes, seconds, peak memory",
         )
         return ResultSealed(SealedResult(report, sealed.file.name))
+
+    def _take_inputs(self, order: TaskOrder, accepted: Accepted, wire: str) -> Asked:
+        """What the worker is to be asked. Raises CannotDo, NotWanted, GivenUp."""
+        files_here = self._files
+        files_here.clear()
+        document, files, received = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
+        inputs = files_here.inputs_hash(document, files)
+        asked = Asked(_order_hash(order, accepted), document, files, received, inputs)
+        self._say.with_room(lambda: self._record.save_asked(asked))
+        return asked
+
+    def _begin_round(self, order: TaskOrder, accepted: Accepted, inputs: str) -> None:
+        """Raises CannotDo."""
+        policy, ledger = accepted.policy.document, self._around.ledger
+        most = policy.approval.max_rounds
+        if not self._say.with_room(lambda: ledger.begin_round(self._run_id, order.round, inputs, policy.id, most)):
+            raise CannotDo(Code.ROUND_BUDGET_SPENT.value, f"{most} rounds of {policy.id} have been trained")
 
     def send(self, result: SealedResult) -> Event:
         file = self._folder / result.file

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from msfl.gateway.machine import (
+    KEPT_REPORTS,
     LIVING,
     MOST_LOSSES,
     Answer,
@@ -124,6 +125,23 @@ def test_a_policy_that_expires_while_the_worker_is_started_again_stops_the_task(
 def test_what_was_done_is_said_again_and_not_done_again() -> None:
     state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Sent())
     assert advance(state, Ordered(TRAIN)) == (state, (Report(DONE),))
+
+
+def test_what_was_done_long_ago_is_not_done_again_either() -> None:
+    state, _ = follow(*UP)
+    for n in range(100):
+        task = replace(TRAIN, task_id=f"train/{n}", round=n)
+        sealed = SealedResult(TaskReport("run-1", task.task_id, 1, key="k"), "result.sealed")
+        state, _ = follow(Ordered(task), ResultSealed(sealed), Sent(), state=state)
+    assert advance(state, Ordered(replace(TRAIN, task_id="train/0")))[1] == (
+        Report(TaskReport("run-1", "train/0", 1, key="k")),
+    )
+
+
+def test_of_what_has_no_result_only_the_newest_is_kept() -> None:
+    starts = (Ordered(order(f"start/{n}", "start")) for n in range(100))
+    state, _ = follow(*UP, *starts, Ordered(TRAIN), ResultSealed(SEALED), Sent())
+    assert len(state.reports) == KEPT_REPORTS + 1
 
 
 def test_a_lost_worker_is_started_again_and_the_third_loss_is_the_last() -> None:
