@@ -66,6 +66,7 @@ class Asked:
 @dataclass(frozen=True)
 class Kept:
     """`started`: when the run's worker was first started, for the policy's wall time. `ended`: when the run ended.
+    `used`: seconds of its time that were used before it was resumed.
 
     `boot`: while the machine is up, what a killed process wrote is there. After a power cut it may not be, so a sealed
     result of before is made again; syncing each of them would cost every round, and that saves one.
@@ -75,6 +76,7 @@ class Kept:
     started: datetime | None = None
     ended: datetime | None = None
     boot: str = ""
+    used: float = 0.0
 
 
 class RunRecord:
@@ -90,14 +92,16 @@ class RunRecord:
     def save(self, kept: Kept) -> None:
         """Durable on return. The task under way is not kept: the orchestrator asks for it again."""
         state = asdict(replace(kept.state, task=None))
-        document = {"state": state, "started": _text(kept.started), "ended": _text(kept.ended), "boot": boot_id()}
+        times = {"started": _text(kept.started), "ended": _text(kept.ended), "used": kept.used}
+        document = {"state": state, **times, "boot": boot_id()}
         write(self._state, json.dumps(document).encode())
 
     def load(self) -> Kept | None:
         """None when there is none. Raises BadRecord."""
         try:
             raw = json.loads(self._state.read_bytes())
-            return Kept(_state_of(raw["state"]), _time(raw["started"]), _time(raw["ended"]), str(raw["boot"]))
+            started, ended, used = _time(raw["started"]), _time(raw["ended"]), float(raw.get("used", 0.0))
+            return Kept(_state_of(raw["state"]), started, ended, str(raw["boot"]), used)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:

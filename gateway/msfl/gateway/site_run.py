@@ -129,6 +129,7 @@ class RunAtSite:
         self._state = SiteRun(run_id)
         self._started: datetime | None = None
         self._ended: datetime | None = None
+        self._used = 0.0  # seconds of its time, before it was resumed
         self._decision: Decision | None = None
         self._accepted: Accepted | None = None
         self._offer: Offer | None = None
@@ -271,19 +272,18 @@ class RunAtSite:
     def _step(self, state: SiteRun, instructions: tuple[Instruction, ...]) -> None:
         """Durable before its effects, but for the end of a worker. Should the gateway be killed in between, whoever
         ended it says so again, or what ended it is found out again."""
+        changed, self._state = state != self._state, state
+        if changed and state.stage in (Stage.ENDED, Stage.REFUSED) and self._ended is None:
+            self._ended = self._around.clock()
         if any(isinstance(instruction, StopWorker) for instruction in instructions):
             self._end_worker()
-        if state != self._state:
-            if state.stage in (Stage.ENDED, Stage.REFUSED) and self._ended is None:
-                self._ended = self._around.clock()
-            self._state = state
-            if not state.dry_run and state.stage is not Stage.OFFERED:
-                self._save()
+        if changed and not state.dry_run and state.stage is not Stage.OFFERED:
+            self._save()
         for instruction in instructions:
             self._perform(instruction)
 
     def _save(self) -> None:
-        kept = Kept(self._state, self._started, self._ended)
+        kept = Kept(self._state, self._started, self._ended, used=self._used)
         self._say.with_room(lambda: self._record.save(kept))
 
     def _perform(self, instruction: Instruction) -> None:
@@ -337,7 +337,7 @@ class RunAtSite:
             return
         if kept is None:
             return
-        self._state, self._started, self._ended = kept.state, kept.started, kept.ended
+        self._state, self._started, self._ended, self._used = kept.state, kept.started, kept.ended, kept.used
         if kept.state.stage not in LIVING:
             self._worker.end_leftovers()
         if kept.state.stage not in LIVING and kept.state.stage is not Stage.PARKED:
@@ -409,7 +409,7 @@ class RunAtSite:
             self._accepted = None
         self._decision = decision = judgement.decision
         if decision.verdict is not Verdict.REFUSE:  # What was kept of it is not kept for longer by offers in vain.
-            self._started = self._ended = None
+            self._used, self._started, self._ended = self._time_used(), None, None
         self._say.audit(
             "run explained" if offer.dry_run else "run decided",
             verdict=decision.verdict.value,
@@ -419,6 +419,7 @@ class RunAtSite:
             release=judgement.job.release if judgement.job else "",
             user=judgement.user.name if judgement.user else "",
             **({"generation": str(offer.generation)} if offer.generation > 1 else {}),
+            **({"nonce": judgement.job.nonce} if judgement.job and decision.verdict is not Verdict.REFUSE else {}),
         )
         if (papers := judgement.papers) is not None and not offer.dry_run:
             self._say.with_room(lambda: self._record.save_papers(papers))
@@ -529,8 +530,8 @@ class RunAtSite:
         return self._worker.do(order, attempt, self._trusted())
 
     def _keep_time(self, wall_time_s: float) -> None:
-        """By the clock since the first start of a worker of this run, whatever happened since: the machine then ends
-        it and says so."""
+        """By the clock since the first start of a worker of this run, whatever happened since, less the time from
+        an end to the offer that resumed it: the machine then ends it and says so."""
         if self._started is None:
             self._started = self._around.clock()
             self._save()
@@ -542,9 +543,13 @@ class RunAtSite:
         self._limit.start()
 
     def _time_left(self, wall_time_s: float) -> float:
+        return max(wall_time_s - self._time_used(), 0.0)
+
+    def _time_used(self) -> float:
         if self._started is None:
-            return wall_time_s
-        return max(wall_time_s - (self._around.clock() - self._started).total_seconds(), 0.0)
+            return self._used
+        until = self._ended or self._around.clock()
+        return self._used + max((until - self._started).total_seconds(), 0.0)
 
     # ------------------------------------------------------------------- small
 

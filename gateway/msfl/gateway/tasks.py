@@ -272,6 +272,7 @@ class Worker:
             withheld=", ".join(sealed.withheld),
             weights=sealed.weights,
             stream=str(document.get("stream", "")),
+            inputs=asked.inputs,
             report="bytes, seconds, peak memory",
         )
         return ResultSealed(SealedResult(report, sealed.file.name))
