@@ -130,7 +130,9 @@ def resume(site: GovernedSite, generation: int, *, after: timedelta, over: timed
 
 
 def hours_left(site: GovernedSite) -> float:
-    return site.runtime.started[-1].limits.wall_time_s / 3600
+    seconds = site.runtime.started[-1].limits.wall_time_s
+    assert seconds is not None
+    return seconds / 3600
 
 
 @pytest.mark.parametrize("restarts", [False, True])
