@@ -385,6 +385,8 @@ def _reported(state: SiteRun, report: TaskReport) -> Step:
 def _broken(state: SiteRun, code: str, order: TaskOrder | None = None) -> Step:
     if code == STOPPED_HERE and state.stage in (Stage.ENDED, Stage.REFUSED):
         return _ended(state, code), ()  # It was over when the custodian's word was heard; it does not come back.
+    if code == STOPPED_HERE and state.stage is Stage.PARKED:
+        return _ended(state, code), (Answer("refuse"),)  # It was resumed meanwhile.
     if state.stage not in LIVING:
         return state, ()
     stop = StopWorker(code)

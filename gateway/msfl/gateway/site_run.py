@@ -231,6 +231,9 @@ class RunAtSite:
                 if self._state.stage in LIVING:
                     self._end_worker()
                     self._say.audit("custodian stops the run", by=by)
+                elif self.parked:
+                    self._decision = self._custodians_no(STOPPED_HERE)
+                    self._say.audit("custodian stops the run", by=by)
                 self._post(Broken(STOPPED_HERE))
                 self._home.forget_stop(self.run_id)
             case CustodianSigned(envelope=envelope):

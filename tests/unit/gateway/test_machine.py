@@ -225,6 +225,12 @@ def test_whoever_asks_an_ended_run_hears_why_it_ended() -> None:
     assert asked[-2:] == [StopWorker("custodian_stopped"), failure("custodian_stopped")]
 
 
+def test_a_run_that_was_resumed_and_waits_when_the_custodian_stops_it_waits_no_more() -> None:
+    state, asked = follow(Offered(1), Decided("confirm"), Broken("custodian_stopped"), Confirmed(), Ordered(START))
+    assert asked[2:] == [Answer("refuse"), failure("custodian_stopped", "start")]
+    assert follow(Offered(2), state=state)[1] == [Answer("refuse")]
+
+
 def test_a_resumed_run_is_judged_afresh_and_its_attempts_go_on_counting() -> None:
     state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Sent(), Stopped("aborted"))
     state, asked = follow(
