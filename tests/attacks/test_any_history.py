@@ -123,9 +123,9 @@ class Plain:
             why |= {"too_few_reviewers", "release_not_reviewed"}
         return why
 
-    def against_beginning(self) -> set[str]:
-        """Why no run may begin now; empty: it may."""
-        why = self.against_release(self.reviewers, self.rejected)
+    def against_any_run(self) -> set[str]:
+        """Why no run may begin now, whichever it is."""
+        why = set()
         if self.clock_is_behind():
             why.add("clock_set_back")
         stamp, listed = self.held.get("timestamp"), self.held.get("revocations")
@@ -137,6 +137,11 @@ class Plain:
             why.add("version_rolled_back")  # Also one that has expired since: either is a reason.
         elif stamp is None or listed is None or listed.number < max(stamp.number, self.heard["revocations"]):
             why.add("trust_stale")
+        return why
+
+    def against_beginning(self) -> set[str]:
+        """Why no run may begin now; empty: it may."""
+        why = self.against_release(self.reviewers, self.rejected) | self.against_any_run()
         if "site-b" in self.revoked:
             why.add("site_revoked")
         paper, reason = self.policy_now()
@@ -460,7 +465,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def it_is_to_start(self) -> None:
         assert self.run is not None
-        why = self.plain.against(self.run)
+        why = self.plain.against(self.run) | self.plain.against_any_run()
         spent = self.plain.begun >= MOST_RUNS
         self.counter += 1
         self.site.order("start", nth=self.counter)

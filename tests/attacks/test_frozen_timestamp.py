@@ -1,4 +1,7 @@
-"""The centre keeps new revocations back, or the clock is set back to when an old timestamp was good: no new run."""
+"""The centre keeps new revocations back, or the clock is set back to when an old timestamp was good: no new run.
+
+Nor one that was let in while all was well: the centre orders the start, and may take weeks over it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import pytest
 
 from fakes.governance import NOW, key
 from fakes.governed_sites import PATIENCE_S, GovernedSite
+from msfl.gateway.confirmations import confirmation, signed
 from msfl.policies.refusals import Code
 from msfl.protos.messages import TrustPapers
 
@@ -44,6 +48,82 @@ def test_a_list_is_kept_back_that_the_timestamp_names(site: GovernedSite) -> Non
     site.hear(TrustPapers((), b"", newer.timestamp))
     assert site.offer() == Code.TRUST_STALE.value
     site.nothing_started("trust_stale")
+
+
+@pytest.mark.parametrize("between", ["nothing", "a restart", "the custodian's yes"])
+def test_a_run_that_was_let_in_does_not_start_weeks_later(site: GovernedSite, between: str) -> None:
+    if between == "the custodian's yes":
+        site.sign_policy(4, text=site.world.policy_yaml.replace("mode: auto", "mode: confirm"))
+    assert site.offer() == ("confirm" if between == "the custodian's yes" else "allow")
+    site.now += 60 * DAY
+    if between == "a restart":
+        site.restart()
+        site.come_back("run-1")
+    if between == "the custodian's yes":
+        asked = confirmation(site.home.pending()["run-1"]["asked"])
+        site.runs[-1].custodian_signed(signed(asked, key("cleo"), None))
+        assert site.answered() == "allow"
+    must_not_start(site, Code.TRUST_STALE)
+
+
+def test_nor_once_the_clock_is_set_back_to_when_it_was_let_in(site: GovernedSite) -> None:
+    assert site.offer() == "allow"
+    site.standing.tick(NOW + 300 * DAY)
+    must_not_start(site, Code.CLOCK_SET_BACK)
+
+
+def test_nor_when_the_timestamp_grows_old_while_the_image_comes(
+    site: GovernedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = site.registry.get_manifest
+
+    def slowly(digest: str) -> bytes:
+        if digest == site.digest:
+            site.now += DAY
+        return served(digest)
+
+    assert site.offer() == "allow"
+    monkeypatch.setattr(site.registry, "get_manifest", slowly)
+    site.order()
+    assert site.failure() == Code.TRUST_STALE.value
+    assert site.runtime.started == []
+    assert site.audited("task failed") == [Code.TRUST_STALE.value]
+    assert site.audited("worker starts") == []
+
+
+def test_a_resumed_run_begins_anew(site: GovernedSite) -> None:
+    assert site.offer() == "allow"
+    site.order()
+    assert site.failure() == ""
+    site.resend(2)
+    assert site.answered() == "allow"
+    assert site.runtime.ended.wait(PATIENCE_S)
+    site.now += DAY
+    site.order()
+    assert site.failure() == Code.TRUST_STALE.value
+    assert len(site.runtime.started) == 1
+
+
+def test_a_run_that_has_begun_has_its_next_worker(site: GovernedSite) -> None:
+    """Its first one died, or the gateway was restarted: it is the same run."""
+    assert site.offer() == "allow"
+    site.order()
+    assert site.failure() == ""
+    site.now += DAY
+    site.restart()
+    site.come_back("run-1")
+    site.order("prepare")
+    assert site.runtime.busy.wait(PATIENCE_S)
+    assert len(site.runtime.started) == 1
+
+
+def must_not_start(site: GovernedSite, code: Code) -> None:
+    site.order()
+    assert site.failure() == code.value
+    assert site.runtime.started == []
+    assert site.line.uploads == []
+    assert site.audited("task refused") == [code.value]
+    assert site.audited("worker starts") == []
 
 
 @pytest.mark.parametrize("forger", ["otto", "paul", "rosa", "cleo", "mallory"])

@@ -42,6 +42,20 @@ def test_its_user_resumes_it(stopped: GovernedSite) -> None:
         must_stay_away(stopped, generation)
 
 
+def test_its_user_had_resumed_it_before_the_word_was_heard(site: GovernedSite) -> None:
+    """And the policy asks for a yes by now, which is not asked for any more."""
+    assert site.offer() == "allow"
+    site.order()
+    assert site.failure() == ""
+    site.sign_policy(4, text=site.world.policy_yaml.replace("mode: auto", "mode: confirm"))
+    site.resend(2)
+    assert site.answered() == "confirm"
+    site.runs[-1].custodian_stops("cleo")
+    assert site.answered() == STOPPED
+    assert site.home.pending() == {}
+    must_stay_away(site, 3)
+
+
 def test_its_user_aborts_it_first(stopped: GovernedSite) -> None:
     stopped.runs[-1].hear(StopOrder("run-1", "aborted", 1))
     must_stay_away(stopped, 2)

@@ -192,9 +192,11 @@ class GovernedSite:
         log = self.home.root / "audit/log.jsonl"
         self.audit_log = AuditLog(log, f"gateway {SITE}")
         self.memory = Memory(self.home.memory_file)
-        self.memory.recall(read_entries(log))
+        said = read_entries(log)
+        self.memory.recall(said)
         self.standing = Standing(self.home, self.memory, self.audit_log)
         self.ledger = Ledger(self.home.root / "ledger.sqlite")
+        self.ledger.recall(said, SITE)
         self.runtime, self.line = IdleRuntime(), Line()
         notary = Notary(self.audit_log, self.home.audit, f"site:{SITE}", lambda: self.now)
         self.judge = Judge(self.home, self.registry, self.ledger, Isolation.SANDBOX, self.standing)
@@ -349,9 +351,13 @@ class GovernedSite:
 
     def nothing_started(self, code: str) -> None:
         """And the audit log says why."""
+        assert self.audited("worker starts") == []
+        self.nothing_started_since(code)
+
+    def nothing_started_since(self, code: str) -> None:
+        """The same of the time after the last restart of the gateway."""
         assert self.runtime.started == []
         assert self.line.uploads == []
-        assert self.audited("worker starts") == []
         assert self.audited("run decided")[-1] == code
 
 

@@ -12,6 +12,7 @@ that had not ended goes on from its record; of one that has ended, only what is 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ class Agent:
         return arrival
 
     def _restore(self) -> None:
+        with contextlib.suppress(OSError):  # Now, for a disk that is full has no room for it when it is needed.
+            (self._around.home.root / "stopped").mkdir(exist_ok=True, mode=0o700)
         self._sweep()
         living = [folder for folder in self._folders() if RunRecord(folder).living()]
         self._around.images.tidy({folder.name for folder in living})

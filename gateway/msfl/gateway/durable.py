@@ -9,6 +9,7 @@ import errno
 import os
 import sqlite3
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ class DurableTables:
 
     def do(self, sql: str, *values: str | int | bytes) -> None:
         """Raises OSError when the disk is full or read-only, as the other files of a gateway do."""
+        self.do_all([(sql, values)])
+
+    def do_all(self, statements: Iterable[tuple[str, tuple[str | int | bytes, ...]]]) -> None:
+        """All of them or none, durable together. Raises OSError likewise."""
         try:
-            with self._lock:
-                self._connection.execute(sql, values)
+            with self._lock, self._connection:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for sql, values in statements:
+                    self._connection.execute(sql, values)
         except sqlite3.OperationalError as error:
             code = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
             if (number := code.get(error.sqlite_errorcode & 0xFF)) is None:

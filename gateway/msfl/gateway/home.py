@@ -31,6 +31,7 @@ from typing import Any
 
 import structlog
 
+from msfl.gateway.disk import is_full
 from msfl.gateway.reveal import Reveal
 from msfl.policies.documents import DatasetRecord, SiteRoot
 from msfl.policies.encoding import Malformed, load_json
@@ -266,12 +267,19 @@ class Home:
             (self.root / "confirmed" / f"{run_id}.{kind}").unlink(missing_ok=True)
 
     def ask_to_stop(self, run_id: str, by: str) -> None:
-        """The custodian's word on a running run: no more of it here."""
-        write(self.root / "stopped" / f"{run_id}.json", json.dumps({"by": by}).encode())
+        """The custodian's word on a running run: no more of it here. On a full disk the file is empty: its name says
+        it. Raises OSError."""
+        file = self.root / "stopped" / f"{run_id}.json"
+        try:
+            write(file, json.dumps({"by": by}).encode())
+        except OSError as error:
+            if not is_full(error):
+                raise
+            file.touch(mode=0o600)
 
     def stop_asked(self, run_id: str) -> dict[str, str] | None:
         file = self.root / "stopped" / f"{run_id}.json"
-        return dict(json.loads(file.read_text())) if file.exists() else None
+        return dict(json.loads(file.read_text() or '{"by": ""}')) if file.exists() else None
 
     def forget_stop(self, run_id: str) -> None:
         (self.root / "stopped" / f"{run_id}.json").unlink(missing_ok=True)

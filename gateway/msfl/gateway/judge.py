@@ -9,6 +9,7 @@ The first step that fails is the refusal. Nothing here starts anything; nothing 
 
 `again` builds the same trust for a run that was allowed before the gateway was restarted, from the papers that it kept.
 `stands` decides anew on a run that has begun: before every task, before its worker starts, and every few seconds.
+`begins` asks before its first worker what is asked of an offer, too: may any run begin here now?
 
 A bug in any of this is a no (`fail_closed`, ENGINE_ERROR): an offer refused, a run ended. Everywhere else a bug ends
 the process. Here whoever makes the offer chooses what is decided on, and sends it anew until it is answered: a gateway
@@ -135,9 +136,15 @@ class Judge:
         stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them."""
         return fail_closed(lambda: self._stands(accepted, now))
 
-    def recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
-        """Does all that the run rests on still stand, and does it bear this very order?"""
-        return fail_closed(lambda: self._recheck(accepted, order, now))
+    def begins(self, accepted: Accepted, now: datetime) -> Refusal | None:
+        """The same of a run that has not begun; and may any begin here now? That was asked when it was offered, and
+        whoever orders the start chooses how long ago that was."""
+        return fail_closed(lambda: self._stands(accepted, now) or self._standing.may_begin(now))
+
+    def recheck(self, accepted: Accepted, order: TaskOrder, now: datetime, *, begun: bool) -> Refusal | None:
+        """Does all that the run rests on still stand, and does it bear this order? Not yet `begun`: may it begin?"""
+        stands = self.stands if begun else self.begins
+        return stands(accepted, now) or fail_closed(lambda: self._recheck(accepted, order, now))
 
     def unasked(self, accepted: Accepted, order: TaskOrder, document: JsonObject) -> Refusal | None:
         """The same, of the order alone, once all its parameters are at hand, also those that come sealed."""
@@ -263,13 +270,12 @@ class Judge:
         return decide(request, (policy,), now).refusal
 
     def _recheck(self, accepted: Accepted, order: TaskOrder, now: datetime) -> Refusal | None:
-        if (refusal := self._stands(accepted, now)) is not None:
-            return refusal
         if (refusal := unasked(accepted.request, order.task_id, order.verb, order.round, order.document)) is not None:
             return refusal
         policy = accepted.policy
         # Only training spends rounds; a run that has trained its last one may still evaluate.
-        spent = self._ledger.rounds(policy.document.id) if order.verb == "train" and order.round > 0 else 0
+        trains, beside = order.verb == "train" and order.round > 0, (order.run_id, order.round)
+        spent = self._ledger.rounds(policy.document.id, beside) if trains else 0
         return recheck(policy, order.round, now, spent)
 
     def _twice(

@@ -10,7 +10,7 @@
     WORKING, SENDING ─ nobody waits for the result any more ─▶ IDLE
     IDLE … SENDING ─ stop order, policy no longer holds, a refusal, the custodian stops it ─▶ ENDED
     ENDED, REFUSED ─ offer of a higher generation ─▶ OFFERED, judged afresh; a living run is ended first
-    ENDED by the custodian ─ any offer ─▶ the answer is no, for good
+    ENDED or REFUSED by the custodian ─ any offer ─▶ the answer is no, for good
     the gateway comes back (`restored`): SENDING goes on sending; STARTING and WORKING ─▶ IDLE, with the worker if it
     was taken back: asked for the same task again it goes on with it, as another attempt
 
@@ -19,7 +19,7 @@ What must hold, and is walked exhaustively in the tests:
 * no `RunTask` unless the policy was re-checked for that very task, just before;
 * at most one worker and one task at a time; a task that was done already is reported again, never done again;
 * a result is sent only after it was sealed, and each attempt of a task has a number that no other attempt had;
-* what the custodian has stopped is never judged again; its state outlives everything else of the run;
+* what the custodian has stopped or refused is never judged again; its state outlives everything else of the run;
 * from ENDED and REFUSED nothing starts; whoever asks an ended run for a task hears why it ended;
 * what is over is over up to the newest generation that a stop order named, also where it never began.
 """
@@ -35,8 +35,9 @@ from msfl.policies.refusals import Code
 from msfl.protos.messages import TaskOrder, TaskReport
 
 MOST_LOSSES = 3
-STOPPED_HERE = Code.CUSTODIAN_STOPPED.value
-KEPT_REPORTS = 16  # the orchestrator asks again for its current step only
+STOPPED_HERE, REFUSED_HERE = Code.CUSTODIAN_STOPPED.value, Code.CUSTODIAN_REFUSED.value
+FORBIDDEN_HERE = frozenset({STOPPED_HERE, REFUSED_HERE})
+KEPT_REPORTS = 16  # of tasks without a result; of which there are as many as somebody orders
 
 
 class Stage(StrEnum):
@@ -69,7 +70,8 @@ class SiteRun:
     """`reports` are the tasks that are done, by id: what was said once is said again to whoever asks again.
 
     `attempts` counts by task how often it was begun, over all generations; `losses` by task how often a worker was
-    lost over it. `code` says why an ended run ended. `worker`: one is up.
+    lost over it. `code` says why an ended run ended, or that the custodian refused it. `worker`: one is up;
+    `worked`: one was, in this generation, so the run has begun.
     """
 
     run_id: str
@@ -77,6 +79,7 @@ class SiteRun:
     generation: int = 1
     dry_run: bool = False
     worker: bool = False
+    worked: bool = False
     task: TaskOrder | None = None
     sealed: SealedResult | None = None
     attempts: Mapping[str, int] = field(default_factory=dict)
@@ -245,7 +248,7 @@ def advance(state: SiteRun, event: Event) -> Step:
         case Declined():
             if state.stage is not Stage.PARKED:
                 return state, ()
-            return replace(state, stage=Stage.REFUSED), (Answer("refuse"),)
+            return replace(state, stage=Stage.REFUSED, code=REFUSED_HERE), (Answer("refuse"),)
         case Ordered(order=order, recheck=recheck):
             return _ordered(state, order, recheck)
         case WorkerUp(recheck=recheck):
@@ -289,7 +292,7 @@ def restored(state: SiteRun, *, sealed_is_whole: bool, worker: bool = False) -> 
 
 
 def _offered(state: SiteRun, offer: Offered) -> Step:
-    if state.stage is Stage.ENDED and state.code == STOPPED_HERE:
+    if state.code in FORBIDDEN_HERE:
         return replace(state, generation=max(state.generation, offer.generation)), (Answer("refuse"),)
     if offer.generation > state.generation and state.stage is not Stage.OFFERED:
         fresh = SiteRun(state.run_id, generation=offer.generation, dry_run=offer.dry_run, attempts=state.attempts)
@@ -348,7 +351,7 @@ def _worker_up(state: SiteRun, recheck: str) -> Step:
     order = state.task
     if state.stage is not Stage.STARTING or order is None:
         return state, ()
-    state = replace(state, worker=True)
+    state = replace(state, worker=True, worked=True)
     if recheck:
         return _broken(state, recheck)
     attempt = state.attempts[order.task_id]
@@ -374,13 +377,16 @@ def _idle(state: SiteRun) -> SiteRun:
 
 def _reported(state: SiteRun, report: TaskReport) -> Step:
     reports = {**state.reports, report.task_id: report}
-    newest = dict(list(reports.items())[-KEPT_REPORTS:])
-    return replace(_idle(state), reports=newest, losses={}), (Report(report),)
+    for task_id in [task_id for task_id, said in reports.items() if not said.key][:-KEPT_REPORTS]:
+        del reports[task_id]
+    return replace(_idle(state), reports=reports, losses={}), (Report(report),)
 
 
 def _broken(state: SiteRun, code: str, order: TaskOrder | None = None) -> Step:
     if code == STOPPED_HERE and state.stage in (Stage.ENDED, Stage.REFUSED):
         return _ended(state, code), ()  # It was over when the custodian's word was heard; it does not come back.
+    if code == STOPPED_HERE and state.stage is Stage.PARKED:
+        return _ended(state, code), (Answer("refuse"),)  # It was resumed meanwhile.
     if state.stage not in LIVING:
         return state, ()
     stop = StopWorker(code)

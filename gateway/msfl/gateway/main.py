@@ -149,7 +149,9 @@ def _serve(home: Path, runtime: RuntimeKind | None, engine: str | None, oci_runt
     threading.excepthook = partial(_end_of_a_thread, audit)
     notary = Notary(audit, site.audit, f"site:{settings.site}", utc_now)
     memory = Memory(site.memory_file)
-    memory.recall(read_entries(site.audit / LOG_NAME))
+    said = read_entries(site.audit / LOG_NAME)
+    memory.recall(said)
+    ledger.recall(said, settings.site)
     standing = Standing(site, memory, audit)
     around = Surroundings(
         home=site,

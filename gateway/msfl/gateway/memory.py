@@ -5,9 +5,10 @@
     revoked    key ids, releases, policies, sites; by a list of the federation or by this site's custodian; for good
     clock      the latest time that was seen
 
-Durable before anything rests on it. The audit log holds the same in other words (`recall`), so that one of the two
-files, put back from an older copy, is corrected by the other. When the whole home is put back, a site can know better
-about the federation's documents only, from the next timestamp.
+Durable before anything rests on it; but what is revoked is so from the moment when it is heard, on a full disk, too.
+The audit log holds the same in other words (`recall`), so that one of the two files, put back from an older copy, is
+corrected by the other. When the whole home is put back, a site can know better about the federation's documents only,
+from the next timestamp.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Word:
 class Memory:
     def __init__(self, file: Path) -> None:
         self._tables = DurableTables(file, _SCHEMA)
+        self._heard = frozenset[tuple[str, str]]()  # revoked, by kind and name, and perhaps not durable yet
 
     # --------------------------------------------------------------- documents
 
@@ -97,13 +99,14 @@ class Memory:
             "policy": document.policies,
             "site": document.sites,
         }
-        for kind, names in listed.items():
-            for what in names:
-                self.revoke(kind, what)
+        found = [(kind, what) for kind, names in listed.items() for what in names]
+        self._heard = self._heard.union(found)
+        for kind, what in found:
+            self.revoke(kind, what)
 
     def revoked(self) -> Revoked:
         found: dict[str, set[str]] = {kind: set() for kind in KINDS}
-        for kind, what in self._tables.ask("SELECT kind, what FROM revoked"):
+        for kind, what in (*self._heard, *self._tables.ask("SELECT kind, what FROM revoked")):
             found[kind].add(what)
         return Revoked(*(frozenset(found[kind]) for kind in KINDS))
 

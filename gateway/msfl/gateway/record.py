@@ -54,17 +54,19 @@ class Papers:
 @dataclass(frozen=True)
 class Asked:
     """What a worker was given for an order: `document` and `files` of its task; `received`: bytes that came for it.
-    `sha256` is that of the order, whichever attempt, and of the run's resolved config."""
+    `sha256` is that of the order, whichever attempt, and of the run's resolved config; `inputs` of what came in."""
 
     sha256: str
     document: JsonObject
     files: dict[str, str]
     received: int
+    inputs: str
 
 
 @dataclass(frozen=True)
 class Kept:
     """`started`: when the run's worker was first started, for the policy's wall time. `ended`: when the run ended.
+    `used`: seconds of its time that were used before it was resumed.
 
     `boot`: while the machine is up, what a killed process wrote is there. After a power cut it may not be, so a sealed
     result of before is made again; syncing each of them would cost every round, and that saves one.
@@ -74,6 +76,7 @@ class Kept:
     started: datetime | None = None
     ended: datetime | None = None
     boot: str = ""
+    used: float = 0.0
 
 
 class RunRecord:
@@ -89,14 +92,16 @@ class RunRecord:
     def save(self, kept: Kept) -> None:
         """Durable on return. The task under way is not kept: the orchestrator asks for it again."""
         state = asdict(replace(kept.state, task=None))
-        document = {"state": state, "started": _text(kept.started), "ended": _text(kept.ended), "boot": boot_id()}
+        times = {"started": _text(kept.started), "ended": _text(kept.ended), "used": kept.used}
+        document = {"state": state, **times, "boot": boot_id()}
         write(self._state, json.dumps(document).encode())
 
     def load(self) -> Kept | None:
         """None when there is none. Raises BadRecord."""
         try:
             raw = json.loads(self._state.read_bytes())
-            return Kept(_state_of(raw["state"]), _time(raw["started"]), _time(raw["ended"]), str(raw["boot"]))
+            started, ended, used = _time(raw["started"]), _time(raw["ended"]), float(raw.get("used", 0.0))
+            return Kept(_state_of(raw["state"]), started, ended, str(raw["boot"]), used)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -144,7 +149,8 @@ class RunRecord:
         """None when there is none, or none that can be read: the task is then begun anew."""
         try:
             raw = json.loads(self._asked.read_bytes())
-            return Asked(str(raw["sha256"]), dict(raw["document"]), dict(raw["files"]), int(raw["received"]))
+            document, files = dict(raw["document"]), dict(raw["files"])
+            return Asked(str(raw["sha256"]), document, files, int(raw["received"]), str(raw["inputs"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
@@ -203,6 +209,7 @@ def _state_of(raw: Mapping[str, Any]) -> SiteRun:
         generation=int(raw["generation"]),
         dry_run=bool(raw["dry_run"]),
         worker=bool(raw["worker"]),
+        worked=bool(raw.get("worked", False)),
         sealed=None if sealed is None else SealedResult(TaskReport(**sealed["report"]), str(sealed["file"])),
         attempts={str(k): int(v) for k, v in raw["attempts"].items()},
         losses={str(k): int(v) for k, v in raw["losses"].items()},

@@ -14,7 +14,8 @@ What goes wrong, and what becomes of it:
     what it rests on is revoked or expires          the same, within seconds, whatever the worker is doing
     this gateway is killed, or restarted            `record`: the next one goes on where it was, and the worker with it,
                                                     if it comes within `tasks.RESTART_PATIENCE_S`
-    the disk is full or read-only                   `reporting`: wait until there is room; costs no attempt
+    the disk is full or read-only                   `reporting`: wait until there is room; costs no attempt. What is to
+                                                    end ends first, and is written down when there is room
     the line is down                                `reporting`: again, until it is up
 
 When a run ends, patient data and keys go with it. Only where it may be resumed (aborted, failed, this site was late)
@@ -40,7 +41,9 @@ from msfl.gateway.disk import GivenUp
 from msfl.gateway.home import write
 from msfl.gateway.judge import Accepted, EngineError, fail_closed, refused
 from msfl.gateway.machine import (
+    FORBIDDEN_HERE,
     LIVING,
+    REFUSED_HERE,
     STOPPED_HERE,
     Answer,
     Broken,
@@ -126,6 +129,7 @@ class RunAtSite:
         self._state = SiteRun(run_id)
         self._started: datetime | None = None
         self._ended: datetime | None = None
+        self._used = 0.0  # seconds of its time, before it was resumed
         self._decision: Decision | None = None
         self._accepted: Accepted | None = None
         self._offer: Offer | None = None
@@ -152,7 +156,12 @@ class RunAtSite:
             self._queue.put(CustodianSigned(envelope))
 
     def custodian_stops(self, by: str) -> None:
+        """The worker is ended here: the run's own thread may be waiting for the line or for room on the disk."""
+        living, unwanted = self._state.stage in LIVING, self._unwanted
         self._queue.put(CustodianStops(by))
+        if living:
+            unwanted.set()
+            self._worker.stop(2.0)
 
     def look_again(self) -> None:
         """Decide anew on a run that has begun, from another thread than its own, which may be waiting for the line or
@@ -202,10 +211,10 @@ class RunAtSite:
         match item:
             case Offer():
                 self._offer = item
-                if self._state.stage is Stage.ENDED and self._state.code == STOPPED_HERE:
-                    no = refuse(Code.CUSTODIAN_STOPPED, f"The custodian of {self._site} has stopped {self.run_id}.")
-                    self._decision = refused(no).decision
-                    self._say.audit("offer refused", code=STOPPED_HERE, generation=str(item.generation))
+                self._hear_no()
+                if (code := self._state.code) in FORBIDDEN_HERE:
+                    self._decision = self._custodians_no(code)
+                    self._say.audit("offer refused", code=code, generation=str(item.generation))
                 elif self._state.stage is Stage.ENDED and item.generation <= self._state.generation:
                     self._say.audit("offer refused", code="run_over", generation=str(item.generation))
                 self._post(Offered(item.generation, item.dry_run))
@@ -214,11 +223,16 @@ class RunAtSite:
                 self._say.task_id = item.task_id
                 self._post(Ordered(item, self._recheck(item)))
             case StopOrder(reason=reason, generation=generation):
+                self._hear_no()
                 self._home.unpark(self.run_id)
                 self._home.forget_said(self.run_id)
                 self._post(Stopped(reason, generation))
             case CustodianStops(by=by):
                 if self._state.stage in LIVING:
+                    self._end_worker()
+                    self._say.audit("custodian stops the run", by=by)
+                elif self.parked:
+                    self._decision = self._custodians_no(STOPPED_HERE)
                     self._say.audit("custodian stops the run", by=by)
                 self._post(Broken(STOPPED_HERE))
                 self._home.forget_stop(self.run_id)
@@ -226,6 +240,7 @@ class RunAtSite:
                 self._take_confirmation(envelope)
             case NotAllowedAnyMore(refusal=refusal):
                 if self._state.stage in LIVING:
+                    self._end_worker()
                     self._say.audit("run not allowed any more", **_coded(refusal))
                 self._post(Broken(refusal.code.value))
             case WorkerUp():
@@ -233,6 +248,16 @@ class RunAtSite:
                 self._post(WorkerUp(self._recheck(task) if task is not None else ""))
             case _:
                 self._post(item)
+
+    def _hear_no(self) -> None:
+        """A no of the custodian that lies in the home counts before whatever else is heard of the run."""
+        if self._state.stage is Stage.PARKED and self._home.declined(self.run_id) is not None:
+            self._decision = self._custodians_no(REFUSED_HERE)
+            self._post(Declined())
+
+    def _custodians_no(self, code: str) -> Decision:
+        did = "stopped" if code == STOPPED_HERE else "refused"
+        return refused(refuse(Code(code), f"The custodian of {self._site} has {did} {self.run_id}.")).decision
 
     def _post(self, event: Event) -> None:
         before = self._state
@@ -248,18 +273,20 @@ class RunAtSite:
             self._post(Ordered(latest, self._recheck(latest)))
 
     def _step(self, state: SiteRun, instructions: tuple[Instruction, ...]) -> None:
-        """Durable before its effects."""
-        if state != self._state:
-            if state.stage in (Stage.ENDED, Stage.REFUSED) and self._ended is None:
-                self._ended = self._around.clock()
-            self._state = state
-            if not state.dry_run and state.stage is not Stage.OFFERED:
-                self._save()
+        """Durable before its effects, but for the end of a worker. Should the gateway be killed in between, whoever
+        ended it says so again, or what ended it is found out again."""
+        changed, self._state = state != self._state, state
+        if changed and state.stage in (Stage.ENDED, Stage.REFUSED) and self._ended is None:
+            self._ended = self._around.clock()
+        if any(isinstance(instruction, StopWorker) for instruction in instructions):
+            self._end_worker()
+        if changed and not state.dry_run and state.stage is not Stage.OFFERED:
+            self._save()
         for instruction in instructions:
             self._perform(instruction)
 
     def _save(self) -> None:
-        kept = Kept(self._state, self._started, self._ended)
+        kept = Kept(self._state, self._started, self._ended, used=self._used)
         self._say.with_room(lambda: self._record.save(kept))
 
     def _perform(self, instruction: Instruction) -> None:
@@ -288,14 +315,16 @@ class RunAtSite:
         self._asides = [t for t in self._asides if t.is_alive()] + [thread]
         thread.start()
 
-    def _stop_worker(self, reason: str) -> None:
-        # Ended before it is written down: a stop waits for nothing, not even for a disk that is full.
+    def _end_worker(self) -> None:
+        """Before it is written down: a stop waits for nothing, not even for a disk that is full."""
         self._unwanted.set()
         if self._limit is not None:
             self._limit.cancel()
         self._worker.end(5.0)
         for thread in self._asides:
             thread.join(5.0)  # So that the folder is ours alone; what it was doing has heard by now.
+
+    def _stop_worker(self, reason: str) -> None:
         self._say.audit("run stopped", reason=reason)
         self._worker.tidy(for_good=reason in _FOR_GOOD)
 
@@ -311,10 +340,13 @@ class RunAtSite:
             return
         if kept is None:
             return
-        self._state, self._started, self._ended = kept.state, kept.started, kept.ended
+        self._state, self._started, self._ended, self._used = kept.state, kept.started, kept.ended, kept.used
         if kept.state.stage not in LIVING:
             self._worker.end_leftovers()
         if kept.state.stage not in LIVING and kept.state.stage is not Stage.PARKED:
+            return
+        self._hear_no()
+        if self._state.stage is Stage.REFUSED:
             return
         for leftover in self._folder.glob("incoming*"):
             leftover.unlink()
@@ -380,7 +412,7 @@ class RunAtSite:
             self._accepted = None
         self._decision = decision = judgement.decision
         if decision.verdict is not Verdict.REFUSE:  # What was kept of it is not kept for longer by offers in vain.
-            self._started = self._ended = None
+            self._used, self._started, self._ended = self._time_used(), None, None
         self._say.audit(
             "run explained" if offer.dry_run else "run decided",
             verdict=decision.verdict.value,
@@ -390,6 +422,7 @@ class RunAtSite:
             release=judgement.job.release if judgement.job else "",
             user=judgement.user.name if judgement.user else "",
             **({"generation": str(offer.generation)} if offer.generation > 1 else {}),
+            **({"nonce": judgement.job.nonce} if judgement.job and decision.verdict is not Verdict.REFUSE else {}),
         )
         if (papers := judgement.papers) is not None and not offer.dry_run:
             self._say.with_room(lambda: self._record.save_papers(papers))
@@ -467,8 +500,8 @@ class RunAtSite:
             return ""
         if self._accepted is None:
             return Code.NO_POLICY.value
-        accepted = self._accepted
-        refusal = self._say.with_room(lambda: self._around.judge.recheck(accepted, order, self._around.clock()))
+        accepted, judge, begun = self._accepted, self._around.judge, self._state.worked
+        refusal = self._say.with_room(lambda: judge.recheck(accepted, order, self._around.clock(), begun=begun))
         if refusal is not None:
             self._say.audit("task refused", task=order.task_id, **_coded(refusal))
             return refusal.code.value
@@ -485,6 +518,7 @@ class RunAtSite:
             self._unconfirmed(accepted),
             unwanted.is_set,
             wall_time_s=self._time_left(wall_time_s),
+            begun=self._state.worked,
         )
         if not isinstance(event, WorkerUp):
             return event
@@ -499,8 +533,8 @@ class RunAtSite:
         return self._worker.do(order, attempt, self._trusted())
 
     def _keep_time(self, wall_time_s: float) -> None:
-        """By the clock since the first start of a worker of this run, whatever happened since: the machine then ends
-        it and says so."""
+        """By the clock since the first start of a worker of this run, whatever happened since, less the time from
+        an end to the offer that resumed it: the machine then ends it and says so."""
         if self._started is None:
             self._started = self._around.clock()
             self._save()
@@ -512,9 +546,13 @@ class RunAtSite:
         self._limit.start()
 
     def _time_left(self, wall_time_s: float) -> float:
+        return max(wall_time_s - self._time_used(), 0.0)
+
+    def _time_used(self) -> float:
         if self._started is None:
-            return wall_time_s
-        return max(wall_time_s - (self._around.clock() - self._started).total_seconds(), 0.0)
+            return self._used
+        until = self._ended or self._around.clock()
+        return self._used + max((until - self._started).total_seconds(), 0.0)
 
     # ------------------------------------------------------------------- small
 

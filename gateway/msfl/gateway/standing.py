@@ -6,9 +6,10 @@ well enough to begin a run.
     `may_begin`    clock not set back ▸ roots as remembered ▸ timestamp fresh ▸ list as named ▸ site not revoked
     `policies`     signed by custodians ▸ not revoked ▸ no older than the newest that was in force here
 
-A version that goes back is refused, also after a restart. What is stale or missing keeps new runs from beginning and
-leaves running ones alone: nobody would be helped by ending them because the line is down. What is revoked ends them
-(`judge.Judge.stands`). Whatever is taken up is written to the audit log first.
+A version that goes back is refused, also after a restart. What is stale or missing keeps new runs from beginning, when
+they are offered and when their first worker is to start, and leaves running ones alone: nobody would be helped by
+ending them because the line is down. What is revoked ends them (`judge.Judge.stands`). Whatever is taken up is written
+to the audit log first.
 """
 
 from __future__ import annotations
@@ -148,10 +149,15 @@ class Standing:
         return self._received
 
     def take(self, papers: TrustPapers, now: datetime) -> tuple[Refusal, ...]:
-        """Take up what is newer; what was refused, and why. Raises OSError on a full disk: it is to be heard again."""
+        """Take up what is newer; what was refused, and why. Raises OSError on a full disk: it is to be heard again,
+        and what is revoked is so all the same."""
         with self._lock:
             refused: list[Refusal | None] = []
-            self._take_roots(papers.roots, now)
+            no_room: OSError | None = None
+            try:
+                self._take_roots(papers.roots, now)
+            except OSError as error:  # The list may be signed by those of today.
+                no_room = error
             root = self.federation_root(now)
             if isinstance(root, Refusal):
                 return (root,)
@@ -161,6 +167,8 @@ class Standing:
                 if isinstance(listed, TrustedRevocations) and self._older("revocations", federation, listed) is None:
                     self._memory.revoke_listed(listed.document)
                 refused.append(self._keep("revocations", listed, papers.revocations, federation, now))
+            if no_room is not None:
+                raise no_room
             if papers.timestamp:
                 timestamp = trust_timestamp(papers.timestamp, root, self.revoked())
                 refused.append(self._keep("timestamp", timestamp, papers.timestamp, federation, now))

@@ -9,6 +9,7 @@ may leave the site.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,7 @@ from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.gateway.record import RunRecord
 from msfl.policies.decide import allowed_outputs
+from msfl.policies.encoding import sha256_of
 from msfl.policies.orders import stream_of
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
@@ -103,6 +105,11 @@ class TaskFiles:
             if tensors:
                 files[wanted.name] = bare
         return document, files, received
+
+    def inputs_hash(self, document: JsonObject, files: Mapping[str, str]) -> str:
+        """Of what `take_inputs` brought: the same for the same parameters and models, however they were sealed."""
+        models = {name: self._held[self.inbox / bare] for name, bare in files.items()}
+        return sha256_of(json.dumps([document, models], sort_keys=True).encode())
 
     def _fetch(self, wanted: Input, target: Path, download: Download) -> tuple[JsonObject, int, int]:
         """One input and, when it is a note, the file that it is about: document, bytes of tensors, bytes received."""

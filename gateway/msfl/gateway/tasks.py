@@ -1,9 +1,11 @@
 """A run's worker at this site, and its tasks, step by step.
 
-    start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker
+    start   data as published? ▸ image by digest, verified ▸ within the budget of runs ▸ still allowed? ▸ the worker;
+            before the first one: may a run begin here now?
     take_back   after a restart of the gateway: the worker of before, if its keeper still has it
-    do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ the worker does the verb ▸
-            collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸ within what a run may send?
+    do      download sealed inputs ▸ open them into the inbox ▸ an order of this job? ▸ within the budget of rounds ▸
+            the worker does the verb ▸ collect its outputs safely ▸ the egress gate ▸ seal in the same pass ▸
+            within what a run may send?
             a worker that was taken back and has this very order already is only waited for
     send    upload; the next order may have made that needless
 
@@ -81,9 +83,10 @@ class Worker:
         cancelled: Cancelled,
         *,
         wall_time_s: float,
+        begun: bool,
     ) -> Event:
         """Verify data and image, and start it; what is left of an earlier one is ended first. `wall_time_s`: what the
-        run has left of its time."""
+        run has left of its time; `begun`: it had a worker before."""
         self.end(0.0)
         if unconfirmed is not None:
             return self._broken(order, unconfirmed.code.value, unconfirmed.message)
@@ -120,7 +123,8 @@ class Worker:
             why = f"{most} runs of {policy.id} have begun"
             return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
         # The image may have taken its time: nothing starts once it is known that it must not.
-        refusal = self._say.with_room(lambda: self._around.judge.stands(accepted, self._around.clock()))
+        stands = self._around.judge.stands if begun else self._around.judge.begins
+        refusal = self._say.with_room(lambda: stands(accepted, self._around.clock()))
         if refusal is not None:
             return self._broken(order, refusal.code.value, refusal.message)
         protections = self._around.runtime.protections()
@@ -199,28 +203,21 @@ class Worker:
 
     def do(self, order: TaskOrder, attempt: int, accepted: Accepted) -> Event:
         began = time.monotonic()
-        if order.verb == "train" and order.round > 0:
-            policy_id = accepted.policy.document.id
-            self._say.with_room(lambda: self._around.ledger.begin_round(self._run_id, order.round, policy_id))
         again = {"attempt": str(attempt)} if attempt > 1 else {}
         wire = str(accepted.resolved.get("wire", "float32"))
         shown = "steps, train_loss" if "loss" in allowed_outputs(accepted.policy).metrics else "steps"
         files_here, process = self._files, self.process
         assert process is not None
-        asked = self._begun_before(order, accepted, process)
-        begins = "task begins" if asked is None else "task goes on"
+        before = self._begun_before(order, accepted, process)
+        begins = "task begins" if before is None else "task goes on"
         self._say.audit(begins, task=order.task_id, verb=order.verb, round=str(order.round), progress=shown, **again)
         try:
-            if asked is None:
-                files_here.clear()
-                taken = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
-                document, files, received = taken
-                new = Asked(_order_hash(order, accepted), *taken)
-                self._say.with_room(lambda: self._record.save_asked(new))
-            else:
-                document, files, received = asked.document, asked.files, asked.received
+            asked = before or self._take_inputs(order, accepted, wire)
+            document, files = asked.document, asked.files
             if (refusal := self._around.judge.unasked(accepted, order, document)) is not None:
                 raise CannotDo(refusal.code.value, refusal.message)
+            if order.verb == "train" and order.round > 0:
+                self._begin_round(order, accepted, asked.inputs)
             weights = next((files_here.inbox / f for f in files.values()), None)
             template = weights if order.verb == "train" else None
             if order.verb == "train" and stream_of(order.round) == "local":
@@ -228,7 +225,7 @@ class Worker:
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
             onward = Onward()
             result = process.call(
-                task, lambda said: self._on_progress(order, said, accepted, onward), begun=asked is not None
+                task, lambda said: self._on_progress(order, said, accepted, onward), begun=before is not None
             )
             sealed = self._say.with_room(
                 lambda: files_here.gate_and_seal(accepted, order, attempt, document, result, template)
@@ -255,7 +252,7 @@ class Worker:
             attempt=attempt,
             key=result_key(order.task_id, self._site, attempt),
             bytes_up=sealed.file.stat().st_size,
-            bytes_down=received,
+            bytes_down=asked.received,
             seconds=time.monotonic() - began,
             peak_rss_mib=self._peaks(result),
         )
@@ -276,9 +273,27 @@ class Worker:
             withheld=", ".join(sealed.withheld),
             weights=sealed.weights,
             stream=str(document.get("stream", "")),
+            inputs=asked.inputs,
             report="bytes, seconds, peak memory",
         )
         return ResultSealed(SealedResult(report, sealed.file.name))
+
+    def _take_inputs(self, order: TaskOrder, accepted: Accepted, wire: str) -> Asked:
+        """What the worker is to be asked. Raises CannotDo, NotWanted, GivenUp."""
+        files_here = self._files
+        files_here.clear()
+        document, files, received = self._say.with_room(lambda: files_here.take_inputs(order, self._download, wire))
+        inputs = files_here.inputs_hash(document, files)
+        asked = Asked(_order_hash(order, accepted), document, files, received, inputs)
+        self._say.with_room(lambda: self._record.save_asked(asked))
+        return asked
+
+    def _begin_round(self, order: TaskOrder, accepted: Accepted, inputs: str) -> None:
+        """Raises CannotDo."""
+        policy, ledger = accepted.policy.document, self._around.ledger
+        most = policy.approval.max_rounds
+        if not self._say.with_room(lambda: ledger.begin_round(self._run_id, order.round, inputs, policy.id, most)):
+            raise CannotDo(Code.ROUND_BUDGET_SPENT.value, f"{most} rounds of {policy.id} have been trained")
 
     def send(self, result: SealedResult) -> Event:
         file = self._folder / result.file

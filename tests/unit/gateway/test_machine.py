@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from msfl.gateway.machine import (
+    KEPT_REPORTS,
     LIVING,
     MOST_LOSSES,
     Answer,
@@ -92,6 +93,9 @@ def test_the_custodian_may_decline() -> None:
     state, asked = follow(Decided("confirm"), Declined(), Ordered(START))
     assert state.stage is Stage.REFUSED
     assert asked == [Answer("confirm"), Answer("refuse")]
+    for generation in (1, 2):  # For good: also where it is aborted in between.
+        state, asked = follow(Offered(generation), Decided("allow"), Stopped("aborted"), Ordered(START), state=state)
+        assert asked == [Answer("refuse"), failure("custodian_refused", "start")]
 
 
 def test_an_offer_that_comes_again_is_answered_again_and_not_judged_again() -> None:
@@ -121,6 +125,23 @@ def test_a_policy_that_expires_while_the_worker_is_started_again_stops_the_task(
 def test_what_was_done_is_said_again_and_not_done_again() -> None:
     state, _ = follow(*UP, Ordered(TRAIN), ResultSealed(SEALED), Sent())
     assert advance(state, Ordered(TRAIN)) == (state, (Report(DONE),))
+
+
+def test_what_was_done_long_ago_is_not_done_again_either() -> None:
+    state, _ = follow(*UP)
+    for n in range(100):
+        task = replace(TRAIN, task_id=f"train/{n}", round=n)
+        sealed = SealedResult(TaskReport("run-1", task.task_id, 1, key="k"), "result.sealed")
+        state, _ = follow(Ordered(task), ResultSealed(sealed), Sent(), state=state)
+    assert advance(state, Ordered(replace(TRAIN, task_id="train/0")))[1] == (
+        Report(TaskReport("run-1", "train/0", 1, key="k")),
+    )
+
+
+def test_of_what_has_no_result_only_the_newest_is_kept() -> None:
+    starts = (Ordered(order(f"start/{n}", "start")) for n in range(100))
+    state, _ = follow(*UP, *starts, Ordered(TRAIN), ResultSealed(SEALED), Sent())
+    assert len(state.reports) == KEPT_REPORTS + 1
 
 
 def test_a_lost_worker_is_started_again_and_the_third_loss_is_the_last() -> None:
@@ -202,6 +223,12 @@ def test_a_worker_is_not_back_in_a_run_that_has_ended() -> None:
 def test_whoever_asks_an_ended_run_hears_why_it_ended() -> None:
     _, asked = follow(*UP, Broken("custodian_stopped"), Ordered(TRAIN))
     assert asked[-2:] == [StopWorker("custodian_stopped"), failure("custodian_stopped")]
+
+
+def test_a_run_that_was_resumed_and_waits_when_the_custodian_stops_it_waits_no_more() -> None:
+    state, asked = follow(Offered(1), Decided("confirm"), Broken("custodian_stopped"), Confirmed(), Ordered(START))
+    assert asked[2:] == [Answer("refuse"), failure("custodian_stopped", "start")]
+    assert follow(Offered(2), state=state)[1] == [Answer("refuse")]
 
 
 def test_a_resumed_run_is_judged_afresh_and_its_attempts_go_on_counting() -> None:

@@ -32,8 +32,8 @@ def test_a_state_comes_back_but_for_the_task_under_way(tmp_path: Path) -> None:
     kept = Kept(SiteRun("run-1", stage=Stage.WORKING, task=order, attempts={"train/1": 1}), NOW, None, boot_id())
     record.save(kept)
     assert record.load() == Kept(SiteRun("run-1", stage=Stage.WORKING, attempts={"train/1": 1}), NOW, None, boot_id())
-    record.save(Kept(STATE, NOW, NOW + timedelta(hours=1)))
-    assert record.load() == Kept(STATE, NOW, NOW + timedelta(hours=1), boot_id())
+    record.save(Kept(STATE, NOW, NOW + timedelta(hours=1), used=7.5))
+    assert record.load() == Kept(STATE, NOW, NOW + timedelta(hours=1), boot_id(), 7.5)
     assert record.living()
 
 
