@@ -30,6 +30,7 @@ from msfl.policies.issuers import TrustedKeySet, trust_key_set
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import (
     CLOCK_LEEWAY,
+    NotTrusted,
     Revoked,
     TrustedFederationRoot,
     TrustedPolicy,
@@ -39,6 +40,7 @@ from msfl.policies.trust import (
     freshness,
     next_federation_root,
     next_site_root,
+    not_trusted,
     trust_revocations,
     trust_timestamp,
 )
@@ -84,20 +86,22 @@ class Standing:
                 return root
             return self._as_remembered("federation-root", self._settings.federation, root, now) or root
 
-    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
+    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
         """As `Home.policies`, and none that an earlier one of the same id has taken the place of."""
         with self._lock:
             root = self.site_root(now)
             if isinstance(root, Refusal):
-                return (), (root,)
+                return (), (not_trusted(root),)
             found, refused = self._home.policies(now, self.revoked())
-            trusted = []
+            trusted: list[TrustedPolicy] = []
             for policy in sorted(found, key=lambda p: -p.document.version):
-                refusal = self._not_older("policy", policy.document.id, policy, now)
+                refusal = self._not_older("policy", policy.id, policy, now)
                 if refusal is None:
                     trusted.append(policy)
-                else:
-                    refused = (*refused, refusal)
+                    continue
+                # Its own newer version beside it has taken back what it said, also whom it refused.
+                newer = any(p.id == policy.id and p.document.version > policy.document.version for p in trusted)
+                refused = (*refused, not_trusted(refusal, frozenset() if newer else policy.datasets))
             return tuple(trusted), refused
 
     def may_begin(self, now: datetime) -> Refusal | None:

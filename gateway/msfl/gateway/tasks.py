@@ -119,7 +119,7 @@ class Worker:
             why = f"{most} runs of {policy.id} have begun"
             return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
         # The image may have taken its time: nothing starts once it is known that it must not.
-        refusal = self._say.with_room(lambda: self._around.judge.stands(accepted, self._around.clock()))
+        refusal = self._say.with_room(lambda: self._around.judge.stands(accepted, self._around.clock(), starting=True))
         if refusal is not None:
             return self._broken(order, refusal.code.value, refusal.message)
         protections = self._around.runtime.protections()

@@ -101,6 +101,17 @@ class TrustedPolicy:
 
 
 @dataclass(frozen=True)
+class NotTrusted(Refusal):
+    """Why a policy at the site counts for nothing. `datasets` are those that it names, by nobody's word, which is
+    enough to refuse by: whom it keeps out nobody can say any more. None where they cannot be read: any dataset."""
+
+    datasets: frozenset[str] | None = None
+
+    def concerns(self, dataset_id: str) -> bool:
+        return self.datasets is None or dataset_id in self.datasets
+
+
+@dataclass(frozen=True)
 class TrustedRelease:
     """`reviewers` are the different people, other than the publisher, who approve exactly this statement now."""
 
@@ -293,8 +304,28 @@ def trust_policy(
     now: datetime,
     file: str = "policy",
     revoked: Revoked = NOTHING_REVOKED,
-) -> TrustedPolicy | Refusal:
+) -> TrustedPolicy | NotTrusted:
     """Verified against the site's own root; the policy's time in force is left to `decide`."""
+    policy = _trust_policy(envelope, root, now, file, revoked)
+    return not_trusted(policy, _datasets_of(envelope, file)) if isinstance(policy, Refusal) else policy
+
+
+def not_trusted(why: Refusal, datasets: frozenset[str] | None = None) -> NotTrusted:
+    return NotTrusted(why.code, why.message, why.fields, datasets)
+
+
+def _datasets_of(envelope: bytes, file: str) -> frozenset[str] | None:
+    """Read without a signature, and for nothing but `NotTrusted`."""
+    try:
+        signed = Signed.parse(envelope, ASSET_POLICY, file)
+        return frozenset(ASSET_POLICY.load(signed.payload_of_kind(), file).datasets)
+    except Malformed:
+        return None
+
+
+def _trust_policy(
+    envelope: bytes, root: TrustedSiteRoot, now: datetime, file: str, revoked: Revoked
+) -> TrustedPolicy | Refusal:
     if root.document.expires <= now:
         return _root_expired("site root", root.document.expires)
     signed = _open(envelope, ASSET_POLICY, file)
