@@ -35,7 +35,7 @@ from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, issuer_key_revoked, verify_job, verify_token
 from msfl.policies.orders import unasked
-from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import (
     NotTrusted,
@@ -322,6 +322,8 @@ class Judge:
             return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
         try:
             return statements_of(self._registry, job.digest)
+        except Refused as flooded:  # Kept papers do not serve then: a reject may have come since.
+            return flooded.refusal
         except (NotInRegistry, FileNotFoundError, RegistryFails) as error:
             if kept is not None:
                 return kept.statement, kept.reviews

@@ -45,6 +45,7 @@ class Code(StrEnum):
     RELEASE_EXPIRED = "release_expired"
     RELEASE_REJECTED = "release_rejected"
     RELEASE_NOT_REVIEWED = "release_not_reviewed"
+    TOO_MANY_PAPERS = "too_many_papers"
     MATERIALS_DIFFER = "materials_differ"
     OWN_RELEASE = "own_release"
     # People
@@ -143,6 +144,7 @@ ADVICE: Mapping[Code, str] = {
     Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
     Code.RELEASE_REJECTED: "Submit a corrected release under a new version, or have who rejected it approve this one.",
     Code.RELEASE_NOT_REVIEWED: "Ask further reviewers of the federation root for a signed review.",
+    Code.TOO_MANY_PAPERS: "Ask the registry's operator who attached them, or publish the release under a new version.",
     Code.MATERIALS_DIFFER: "Submit the release anew, with the list and the card that belong to it.",
     Code.OWN_RELEASE: "Nobody reviews their own release; ask a reviewer of the federation root.",
     Code.TOKEN_INVALID: "Log in again: msfl login.",
