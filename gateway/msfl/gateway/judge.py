@@ -288,7 +288,9 @@ class Judge:
         self, policy: TrustedPolicy, release: TrustedRelease, root: TrustedFederationRoot, now: datetime
     ) -> Refusal | None:
         site = self._standing.site_root(now)
-        return site if isinstance(site, Refusal) else separate_roles(policy, release, site, root)
+        if isinstance(site, Refusal):
+            return site
+        return separate_roles(f"The policy {policy.id}", policy.signers, release.people, site, root)
 
     def _request(
         self,

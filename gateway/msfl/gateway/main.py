@@ -25,7 +25,7 @@ from msfl.gateway.staff import words as staff_words
 from msfl.gateway.status import status
 from msfl.policies.audit import verify
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
-from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
+from msfl.policies.trust import Revoked, TrustedFederationRoot, separate_roles, trust_confirmation
 from msfl.policies.words import federation_in_words
 from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
 from msfl.runtime.choice import RuntimeChoice
@@ -239,14 +239,19 @@ def confirm(
         raise CannotProceed(f"{key}: {error}") from error
     now = datetime.now(UTC).replace(microsecond=0)
     envelope = signed(asked.model_copy(update={"issued": now}), pair, site.confirmed(run))
-    trusted, revoked = site.site_root(now), _revoked(site)
-    root = (
-        trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now, revoked=revoked)
-    )
-    if isinstance(root, Refusal) and root.code is not Code.TOO_FEW_SIGNERS:
+    root, federation = site.site_root(now), site.federation_root(now)
+    if isinstance(root, Refusal):
         raise Refused(root)
+    if isinstance(federation, Refusal):
+        raise Refused(federation)
+    people = trust_confirmation(envelope, asked, root, now, revoked=_revoked(site))
+    if isinstance(people, Refusal):
+        if people.code is not Code.TOO_FEW_SIGNERS:
+            raise Refused(people)
+    elif twice := separate_roles(f"The yes to {run}", people, (asked.publisher, *asked.reviewers), root, federation):
+        raise Refused(twice)
     site.confirm(run, envelope)
-    console.print(f"signed {run}; {root.message}" if isinstance(root, Refusal) else f"confirmed {run}")
+    console.print(f"signed {run}; {people.message}" if isinstance(people, Refusal) else f"confirmed {run}")
 
 
 @app.command()

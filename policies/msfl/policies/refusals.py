@@ -129,7 +129,7 @@ ADVICE: Mapping[Code, str] = {
     Code.WRONG_DOCUMENT_KIND: "A signature is valid for one kind of document only; sign the document as what it is.",
     Code.WRONG_SIGNER: "Have the document signed by a person whom the trust root of this site or federation names.",
     Code.TOO_FEW_SIGNERS: "Have further, different people of the trust root sign the same bytes.",
-    Code.ONE_PERSON_TWO_ROLES: "Have the policy signed by a custodian who did not publish or review the release.",
+    Code.ONE_PERSON_TWO_ROLES: "Have it signed by a custodian who did not publish or review the release.",
     Code.ROOT_EXPIRED: "Make and sign the next version of the trust root.",
     Code.ROOT_DIFFERS: "Compare the root's hash with the one in the registration token before accepting it.",
     Code.VERSION_ROLLED_BACK: "Count the version up from the newest that was in force here, and sign it again.",

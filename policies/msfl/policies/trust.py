@@ -124,6 +124,11 @@ class TrustedRelease:
     def __post_init__(self, seal: object) -> None:
         _only_here(seal)
 
+    @property
+    def people(self) -> frozenset[str]:
+        """Those whose word it rests on; see `separate_roles`."""
+        return frozenset({self.publisher, *self.reviewers})
+
 
 @dataclass(frozen=True)
 class TrustedRevocations:
@@ -369,22 +374,27 @@ def trust_confirmation(
 
 
 def separate_roles(
-    policy: TrustedPolicy, release: TrustedRelease, site: TrustedSiteRoot, federation: TrustedFederationRoot
+    what: str,
+    signers: tuple[str, ...],
+    of_the_release: Iterable[str],
+    site: TrustedSiteRoot,
+    federation: TrustedFederationRoot,
 ) -> Refusal | None:
     """Nobody counts twice: whoever published or reviewed the release, or has a key in the federation root too, is not
-    also the custodian who lets it in. Enough of the policy's signers must be left."""
+    also the custodian who lets it in. Enough of the signers of `what`, a policy or a run's confirmation, must be left.
+    """
     root = federation.document
     central = {
         m.public_key for group in (root.keepers, root.timekeepers, root.publishers, root.reviewers) for m in group
     }
     twice = {m.person for m in site.document.custodians if m.public_key in central}
-    twice |= {release.publisher, *release.reviewers}
-    left = [person for person in policy.signers if person not in twice]
+    twice |= set(of_the_release)
+    left = [person for person in signers if person not in twice]
     if len(left) >= site.document.threshold:
         return None
-    who = ", ".join(person for person in policy.signers if person in twice)
-    what = f"The policy {policy.document.id} is signed by {who}, who has another part in this release or federation."
-    return refuse(Code.ONE_PERSON_TWO_ROLES, what, policy=policy.document.id, signers=who)
+    who = ", ".join(person for person in signers if person in twice)
+    why = f"{what} is signed by {who}, who has another part in this release or federation."
+    return refuse(Code.ONE_PERSON_TWO_ROLES, why, signers=who)
 
 
 def trust_release(
