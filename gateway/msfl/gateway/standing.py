@@ -161,7 +161,7 @@ class Standing:
                 return (root,)
             federation = root.document.federation
             if papers.revocations:
-                listed = trust_revocations(papers.revocations, root)
+                listed = self._listed(papers.revocations, root)
                 if isinstance(listed, TrustedRevocations) and self._older("revocations", federation, listed) is None:
                     self._memory.revoke_listed(listed.document)
                 refused.append(self._keep("revocations", listed, papers.revocations, federation, now))
@@ -213,7 +213,7 @@ class Standing:
         for envelope in roots:
             if (current := self._in_force("federation-root")) is None:
                 return
-            if isinstance(root := next_federation_root(current, envelope), TrustedFederationRoot):
+            if isinstance(root := next_federation_root(current, envelope, self.revoked()), TrustedFederationRoot):
                 write(next_of(self._home.federation_root_file), envelope)
                 self._change_root("federation-root", self._settings.federation, root, now)
                 log.info("the federation has a new root", version=root.document.version)
@@ -295,6 +295,14 @@ class Standing:
             return None
         older = self._older("revocations", root.document.federation, listed)
         return listed if older is None else None
+
+    def _listed(self, envelope: bytes, root: TrustedFederationRoot) -> TrustedRevocations | Refusal:
+        """The list that was taken up last stands, also where it revokes a key that signed it; another one needs keepers
+        whose keys are not revoked."""
+        listed = trust_revocations(envelope, root)
+        if isinstance(listed, Refusal) or self._memory.mark("revocations", root.document.federation) == _mark(listed):
+            return listed
+        return trust_revocations(envelope, root, self.revoked())
 
     def _clock(self, now: datetime) -> Refusal | None:
         latest = self._memory.latest()

@@ -225,8 +225,12 @@ def next_site_root(current: bytes, envelope: bytes, site: str) -> TrustedSiteRoo
     return TrustedSiteRoot(root, signed.sha256, _SEAL)
 
 
-def next_federation_root(current: bytes, envelope: bytes) -> TrustedFederationRoot | Refusal:
-    """The same for the federation's root and its keepers. `current` is the root in force, whose bytes were pinned."""
+def next_federation_root(
+    current: bytes, envelope: bytes, revoked: Revoked = NOTHING_REVOKED
+) -> TrustedFederationRoot | Refusal:
+    """The same for the federation's root and its keepers. `current` is the root in force, whose bytes were pinned.
+
+    A keeper whose key is stolen is replaced first and revoked then: a revoked key makes no root."""
     old = _open_and_read(current, FEDERATION_ROOT, "federation root")
     if isinstance(old, Refusal):
         return old
@@ -239,16 +243,19 @@ def next_federation_root(current: bytes, envelope: bytes) -> TrustedFederationRo
     if refusal := _one_version_on(root.version, before.version, "federation root"):
         return refusal
     for who, threshold in ((before.keepers, before.threshold), (root.keepers, root.threshold)):
-        if refusal := _enough(signed, who, threshold, "next federation root"):
+        if refusal := _enough(signed, who, threshold, "next federation root", revoked):
             return refusal
     return TrustedFederationRoot(root, signed.sha256, _SEAL)
 
 
-def trust_revocations(envelope: bytes, root: TrustedFederationRoot) -> TrustedRevocations | Refusal:
+def trust_revocations(
+    envelope: bytes, root: TrustedFederationRoot, revoked: Revoked = NOTHING_REVOKED
+) -> TrustedRevocations | Refusal:
+    """`revoked` is what was revoked before this list: a keeper may sign that their own key is."""
     signed = _open(envelope, REVOCATIONS, "revocation list")
     if isinstance(signed, Refusal):
         return signed
-    if refusal := _enough(signed, root.document.keepers, root.document.threshold, "revocation list"):
+    if refusal := _enough(signed, root.document.keepers, root.document.threshold, "revocation list", revoked):
         return refusal
     document = _read(signed)
     if isinstance(document, Refusal):
