@@ -32,21 +32,27 @@ def misshapen(verb: str, document: JsonObject, schema: Mapping[str, Any], names:
         schema: the release's, for the names of properties and the constants that it writes out.
         names: what may be a name or a text beside those: the record's channels and labels, the candidates asked for.
     """
+    declared, constants = vocabulary(schema)
+    return _words(document, declared | set(names), constants, set(names)) or _FORMS.get(verb, _counts)(document)
+
+
+def vocabulary(schema: Any) -> tuple[set[str], set[str]]:
+    """All names, and all texts, that a schema writes out, in whatever part of it: nothing beyond them can leave."""
     declared, constants = set[str](), set[str]()
     for part in _parts(schema):
         properties = part.get("properties")
-        declared.update(properties if isinstance(properties, dict) else ())
+        declared.update(properties if isinstance(properties, Mapping) else ())
         listed = part.get("enum")
         words = [part.get("const"), *(listed if isinstance(listed, list | tuple) else ())]
         constants.update(word for word in words if isinstance(word, str))
-    return _words(document, declared | set(names), constants, set(names)) or _FORMS.get(verb, _counts)(document)
+    return declared, constants
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
     waiting = [schema]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, dict):
+        if isinstance(part, Mapping):
             yield part
             waiting.extend(part.values())
         elif isinstance(part, list | tuple):

@@ -222,12 +222,17 @@ def confirm(
 ) -> None:
     """Show what would run and what may leave, and sign it: the run begins at this site."""
     from msfl.gateway.confirmations import confirmation, in_words, signed
+    from msfl.policies.encoding import Malformed
     from msfl.policies.keys import BadKey, KeyPair
     from msfl.policies.passphrase import secret_for
 
     site = enrolled(home)
     shown = answers.waiting(site, run)
-    asked = confirmation(shown["asked"])
+    try:
+        asked = confirmation(shown["asked"])
+    except Malformed as error:
+        what = f"what is asked for {run} cannot be read ({error}); refuse it, and have its user submit it anew"
+        raise CannotProceed(what) from error
     for line in in_words(asked, shown["last"]):
         typer.echo(line)
     if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
