@@ -62,11 +62,11 @@ def test_what_is_signed_names_what_the_release_would_send(mine: RunConfirmation)
 
 
 def test_no_name_is_too_deep_or_too_many_to_be_read(mine: RunConfirmation) -> None:
-    many = {f"a{n:02d}_{'x' * 55}": {} for n in range(40)}
-    deep = {"allOf": [{"$ref": "#/$defs/d"}], "$defs": {"d": {"items": {"properties": {"lesions_of_each": {}}}}}}
-    words = {"properties": {"verdict": {"enum": ["sick", "well", 1]}, "kind": {"const": "scan"}}}
-    outputs = {verb: {"document": schema} for verb, schema in (("prepare", {"properties": many | {"zz": {}}}),)}
-    outputs |= {"fingerprint": {"document": deep}, "train": {"document": words}, "evaluate": {"document": True}}
+    many: dict[str, Any] = {f"a{n:02d}_{'x' * 55}": {} for n in range(40)}
+    deep: Any = {"allOf": [{"$ref": "#/$defs/d"}], "$defs": {"d": {"items": {"properties": {"lesions_of_each": {}}}}}}
+    words: Any = {"properties": {"verdict": {"enum": ["sick", "well", 1]}, "kind": {"const": "scan"}}}
+    declared: dict[str, Any] = {"prepare": {"properties": many | {"zz": {}}}, "fingerprint": deep, "train": words}
+    outputs = {verb: {"document": schema} for verb, schema in (declared | {"evaluate": True}).items()}
     world = World()
     lines = tuple(declared_of(world.statement.model_copy(update={"outputs": outputs})))
     assert [name for name in (*many, "zz") if not any(name in line for line in lines)] == []
