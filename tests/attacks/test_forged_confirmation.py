@@ -14,7 +14,7 @@ from msfl.gateway.confirmations import asked, confirmation, declared_of, in_word
 from msfl.gateway.judge import Accepted
 from msfl.gateway.record import Papers
 from msfl.policies.documents import RunConfirmation, SiteRoot
-from msfl.policies.encoding import encode
+from msfl.policies.encoding import Malformed, encode
 from msfl.policies.envelope import REVIEW, RUN_CONFIRMATION, SITE_ROOT, sign
 from msfl.policies.refusals import Code, Refusal
 from msfl.policies.resolve import resolve_config
@@ -61,6 +61,54 @@ def test_what_is_signed_names_what_the_release_would_send(mine: RunConfirmation)
     assert tuple(declared_of(statement)) == ("train: n_train, train_loss", "evaluate: as the release declares")
 
 
+def test_no_name_is_too_deep_or_too_many_to_be_read(mine: RunConfirmation) -> None:
+    many: dict[str, Any] = {f"a{n:02d}_{'x' * 55}": {} for n in range(40)}
+    deep: Any = {"allOf": [{"$ref": "#/$defs/d"}], "$defs": {"d": {"items": {"properties": {"lesions_of_each": {}}}}}}
+    words: Any = {"properties": {"verdict": {"enum": ["sick", "well", 1]}, "kind": {"const": "scan"}}}
+    declared: dict[str, Any] = {"prepare": {"properties": many | {"zz": {}}}, "fingerprint": deep, "train": words}
+    outputs = {verb: {"document": schema} for verb, schema in (declared | {"evaluate": True}).items()}
+    world = World()
+    lines = tuple(declared_of(world.statement.model_copy(update={"outputs": outputs})))
+    assert [name for name in (*many, "zz") if not any(name in line for line in lines)] == []
+    assert lines[-4:] == (
+        "fingerprint: lesions_of_each",
+        "train: kind, verdict",
+        "train, as texts: scan, sick, well",
+        "evaluate: as the release declares",
+    )
+    assert other(mine, leaves=list(lines)).leaves == lines
+    long = world.statement.model_copy(update={"outputs": {"train": {"document": {"properties": {"n" * 501: {}}}}}})
+    with pytest.raises(Malformed):  # Refused, as nobody could sign it.
+        other(mine, leaves=list(declared_of(long)))
+
+
+def test_fewer_sites_other_data_and_another_model_to_begin_with_are_read(mine: RunConfirmation) -> None:
+    text = "\n".join(in_words(mine, None))
+    assert "  datasets: site-a/ms-trial, site-b/ms-cohort, site-c/ms-clinic\n  evaluate_only: none\n" in text
+    assert "  min_sites: 2\n  start: all\n  baseline: local\n  start_from: none\n" in text
+    before = json.loads(encode(other(mine, run="20261101-120000-00000000")))
+    assert in_words(mine, before)[-1] == "  nothing differs"
+    now = other(
+        mine,
+        datasets=["site-a/ms-trial", "sybil/d"],
+        evaluate_only=["sybil/d"],
+        min_sites=1,
+        start="quorum",
+        baseline=None,
+        start_from={"run": "20261101-120000-00000000"},
+        reviewers=["rui"],
+    )
+    assert [line for line in in_words(now, before) if "→" in line] == [
+        "  reviewers: rosa, rui → rui",
+        "  datasets: site-a/ms-trial, site-b/ms-cohort, site-c/ms-clinic → site-a/ms-trial, sybil/d",
+        "  evaluate_only: none → sybil/d",
+        "  min_sites: 2 → 1",
+        "  start: all → quorum",
+        "  baseline: local → none",
+        "  start_from: none → the model of 20261101-120000-00000000, its best round",
+    ]
+
+
 def test_what_was_asked_and_signed_is_confirmed_whenever_that_was(mine: RunConfirmation) -> None:
     assert code(signed(other(mine, issued="2026-11-20T08:00:00Z"), key("cleo"), None), mine) == "cleo"
 
@@ -82,6 +130,12 @@ def variants(mine: RunConfirmation) -> Iterator[RunConfirmation]:
         "policy": "another",
         "policy_sha256": digest,
         "job_sha256": digest,
+        "datasets": ["site-a/ms-trial", "sybil/d"],
+        "evaluate_only": ["site-a/ms-trial"],
+        "min_sites": 1,
+        "start": "quorum",
+        "baseline": None,
+        "start_from": {"run": "20261101-120000-00000000", "round": 3},
         "config": {**config, "rounds": 51},
         "leaves": ["nothing at all"],
     }.items():

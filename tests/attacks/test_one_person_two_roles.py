@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fakes.governance import NOW, key, member
 from fakes.governed_sites import GovernedSite, later
+from msfl.gateway.confirmations import confirmation, signed
 from msfl.gateway.home import write
+from msfl.gateway.main import app
 from msfl.gateway.standing import next_of
-from msfl.policies.documents import Member
+from msfl.policies.documents import Member, RunConfirmation
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import SITE_ROOT, sign
-from msfl.policies.refusals import Code
+from msfl.policies.refusals import Code, Refused
 
 TWICE = Code.ONE_PERSON_TWO_ROLES.value
 
@@ -46,6 +50,45 @@ def test_with_another_custodian_beside_them_the_threshold_is_reached(site: Gover
     hand_over(site, member("cleo"), member("rosa", "rosa-at-home"), by=())
     site.sign_policy(version=4, by=("cleo", "rosa-at-home"))
     assert site.offer() == "allow"
+
+
+def wait_for_a_yes(site: GovernedSite, *custodians: Member, by: tuple[str, ...]) -> RunConfirmation:
+    """Under a policy that cleo signed alone: what is asked of the custodians."""
+    hand_over(site, member("cleo"), *custodians, by=by)
+    site.sign_policy(version=4, text=site.world.policy_yaml.replace("mode: auto", "mode: confirm"))
+    assert site.offer() == "confirm"
+    return confirmation(site.home.pending()["run-1"]["asked"])
+
+
+@pytest.mark.parametrize(
+    "custodian", [member("paul"), member("paul", "paul-at-home"), member("rosa", "rosa-at-home"), member("carl", "tim")]
+)
+def test_the_publisher_or_a_reviewer_or_a_steward_of_the_federation_confirms_a_run(
+    site: GovernedSite, tmp_path: Path, custodian: Member
+) -> None:
+    names = ("paul", "paul-at-home", "rosa-at-home", "tim")
+    (name,) = [n for n in names if key(n).id == custodian.key_id]
+    asked = wait_for_a_yes(site, custodian, by=())
+    file = tmp_path / "key.pem"
+    file.write_bytes(key(name).to_pem())
+    told = CliRunner().invoke(app, ["confirm", "run-1", "--home", str(site.home.root), "--key", str(file), "--yes"])
+    assert isinstance(told.exception, Refused)
+    assert told.exception.refusal.code is Code.ONE_PERSON_TWO_ROLES
+    assert site.home.confirmed("run-1") is None
+    site.runs[0].custodian_signed(signed(asked, key(name), None))  # Whatever a terminal says.
+    assert site.offer_again() == "confirm", "it waits on"
+    assert site.audited("confirmation not taken") == [TWICE]
+    site.order()
+    assert site.audited("custodian answered") == []
+    assert site.runtime.started == []
+    assert site.audited("worker starts") == []
+
+
+def test_a_yes_of_theirs_beside_another_custodians_hurts_nobody(site: GovernedSite) -> None:
+    asked = wait_for_a_yes(site, member("rosa", "rosa-at-home"), by=())
+    theirs = signed(asked, key("rosa-at-home"), None)
+    site.runs[0].custodian_signed(signed(asked, key("cleo"), theirs))
+    assert site.answered() == "allow"
 
 
 def test_a_threshold_of_two_is_not_reached_by_a_custodian_and_the_reviewer(site: GovernedSite) -> None:

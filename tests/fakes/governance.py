@@ -35,6 +35,7 @@ from msfl.policies.keys import KeyPair, encode_public
 from msfl.policies.refusals import Refusal
 from msfl.policies.resolve import resolve_config
 from msfl.policies.trust import (
+    NotTrusted,
     TrustedFederationRoot,
     TrustedPolicy,
     TrustedRelease,
@@ -214,7 +215,7 @@ class World:
         return _signed(self.policy_yaml.encode(), ASSET_POLICY, self.policy_signers)
 
     @cache  # noqa: B019  # a world is small, frozen and compared by value
-    def trust_policy(self) -> TrustedPolicy | Refusal:
+    def trust_policy(self) -> TrustedPolicy | NotTrusted:
         return trust_policy(self.policy_envelope(), self.site_root, self.now)
 
     @property

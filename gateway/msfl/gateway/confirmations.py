@@ -9,10 +9,11 @@ The gateway signs nothing and believes nobody: what it compares with is what it 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from msfl.gateway.forms import vocabulary
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.policies.documents import ReleaseStatement, RunConfirmation
@@ -24,10 +25,12 @@ from msfl.policies.words import what_may_leave
 
 JsonObject: TypeAlias = dict[str, Any]
 FILE = "confirmation.dsse"
+_OF_THE_JOB = ("datasets", "evaluate_only", "min_sites", "start", "baseline", "start_from")
+_LONGEST = 500  # of a line of `RunConfirmation`
 
 
 def asked(accepted: Accepted, site: str, run_id: str, generation: int, now: datetime) -> RunConfirmation:
-    release, policy = accepted.release, accepted.policy
+    release, policy, job = accepted.release, accepted.policy, accepted.job
     return confirmation(
         {
             "site": site,
@@ -43,6 +46,7 @@ def asked(accepted: Accepted, site: str, run_id: str, generation: int, now: date
             "policy": policy.document.id,
             "policy_sha256": policy.sha256,
             "job_sha256": accepted.job_sha256,
+            **{key: value for key, value in job.model_dump(mode="json").items() if key in _OF_THE_JOB},
             "config": accepted.resolved,
             "leaves": [f"at most: {what_may_leave(policy.document)}", *declared_of(release.statement)],
             "issued": f"{now:%Y-%m-%dT%H:%M:%SZ}",
@@ -51,15 +55,28 @@ def asked(accepted: Accepted, site: str, run_id: str, generation: int, now: date
 
 
 def declared_of(release: ReleaseStatement) -> Iterable[str]:
-    """By verb, the names of what the release says that it sends."""
+    """By verb, all names and texts that the release's schema knows, wherever in it. The gate lets no others through but
+    those of the dataset's own record. What has no room in a line begins another one; nothing is left out."""
     for verb, output in release.outputs.items():
-        schema = output.get("document", {}) if isinstance(output, dict) else {}
-        names = ", ".join(sorted(schema.get("properties", {}))) if isinstance(schema, dict) else ""
-        yield f"{verb}: {names or 'as the release declares'}"[:500]
+        names, texts = vocabulary(output.get("document") if isinstance(output, Mapping) else None)
+        yield from _lines(verb, sorted(names) or ["as the release declares"])
+        if texts:
+            yield from _lines(f"{verb}, as texts", sorted(texts))
+
+
+def _lines(head: str, words: list[str]) -> Iterable[str]:
+    line = f"{head}: {words[0]}"
+    for word in words[1:]:
+        if len(line) + len(word) + 2 > _LONGEST:
+            yield line
+            line = f"{head}, too: {word}"
+        else:
+            line += f", {word}"
+    yield line
 
 
 def confirmation(fields: JsonObject) -> RunConfirmation:
-    """Raises Malformed."""
+    """Raises Malformed, also where something has no room: it is refused then, never cut."""
     return load_json(canonical_json(fields), RunConfirmation, "confirmation")
 
 
@@ -99,6 +116,8 @@ def in_words(asked: RunConfirmation, before: JsonObject | None) -> tuple[str, ..
         f"Run {asked.run}, asked for by {asked.user}, on {asked.dataset}",
         f"Release {asked.release}, image {asked.digest}",
         f"  published by {asked.publisher}; reviewed by {', '.join(asked.reviewers)}",
+        "Together with, and how:",
+        *(f"  {key}: {_said(value)}" for key, value in asked.model_dump(mode="json").items() if key in _OF_THE_JOB),
         f"Allowed by the policy {asked.policy} ({asked.policy_sha256[:19]}…), if you confirm",
         "May leave this site:",
         *(f"  {line}" for line in asked.leaves),
@@ -119,11 +138,24 @@ def _differences(asked: RunConfirmation, before: JsonObject | None) -> Iterable[
         if repr(old.get(key)) != repr(new.get(key))
     ]
     changed += [
-        f"  {key}: {before[key]} → {now[key]}"
-        for key in ("release", "digest", "policy_sha256", "user")
+        f"  {key}: {_said(before[key])} → {_said(now[key])}"
+        for key in ("release", "digest", "publisher", "reviewers", "policy_sha256", "user", *_OF_THE_JOB)
         if before[key] != now[key]
     ]
     changed += [f"  may leave now: {line}" for line in now["leaves"] if line not in before["leaves"]]
     changed += [f"  may not leave any more: {line}" for line in before["leaves"] if line not in now["leaves"]]
     yield f"Compared with {before['run']}, which you confirmed at {before['issued']}:"
     yield from changed or ["  nothing differs"]
+
+
+def _said(value: object) -> str:
+    """One value of the job; `start_from` is a run and a round of it, or its best."""
+    match value:
+        case None | []:
+            return "none"
+        case list():
+            return ", ".join(map(str, value))
+        case {"run": run, "round": round}:
+            return f"the model of {run}, {'its best round' if round is None else f'round {round}'}"
+        case _:
+            return str(value)

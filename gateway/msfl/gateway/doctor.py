@@ -316,7 +316,8 @@ def _judge_policies(facts: SiteFacts) -> Iterable[Finding]:
         return
     trusted, refused = facts.policies
     for refusal in refused:
-        yield Finding("policies", Status.WARN, "a policy counts for nothing", where, refusal.message, do)
+        what = "a policy counts for nothing, and until it is signed anew or removed nothing begins on its datasets"
+        yield Finding("policies", Status.WARN, what, where, refusal.message, do)
     if not trusted:
         yield Finding("policies", Status.WARN, "none is in force, so every run is refused here", where, "", do)
     for policy in trusted:

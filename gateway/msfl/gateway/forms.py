@@ -58,25 +58,31 @@ def misshapen(verb: str, document: JsonObject, schema: Mapping[str, Any], known:
 
     `schema` is the release's, for the names of properties and the constants that it writes out.
     """
-    declared, constants = set[str](), set[str]()
-    for part in _parts(schema):
-        properties = part.get("properties")
-        declared.update(properties if isinstance(properties, dict) else ())
-        listed = part.get("enum")
-        words = [part.get("const"), *(listed if isinstance(listed, list | tuple) else ())]
-        constants.update(word for word in words if isinstance(word, str))
     form = _FORMS.get(verb)
     if form is None:
         return "a verb that has none"
+    declared, constants = vocabulary(schema)
     names = set(known.names)
     return _words(document, declared | names, constants, names) or _many_words(document, names) or form(document, known)
+
+
+def vocabulary(schema: Any) -> tuple[set[str], set[str]]:
+    """All names, and all texts, that a schema writes out, in whatever part of it: nothing beyond them can leave."""
+    declared, constants = set[str](), set[str]()
+    for part in _parts(schema):
+        properties = part.get("properties")
+        declared.update(properties if isinstance(properties, Mapping) else ())
+        listed = part.get("enum")
+        words = [part.get("const"), *(listed if isinstance(listed, list | tuple) else ())]
+        constants.update(word for word in words if isinstance(word, str))
+    return declared, constants
 
 
 def _parts(schema: Any) -> Iterator[Mapping[str, Any]]:
     waiting = [schema]
     while waiting:
         part = waiting.pop()
-        if isinstance(part, dict):
+        if isinstance(part, Mapping):
             yield part
             waiting.extend(part.values())
         elif isinstance(part, list | tuple):

@@ -39,10 +39,12 @@ from msfl.policies.envelope import SITE_ROOT, Signed
 from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
 from msfl.policies.trust import (
     NOTHING_REVOKED,
+    NotTrusted,
     Revoked,
     TrustedFederationRoot,
     TrustedPolicy,
     TrustedSiteRoot,
+    not_trusted,
     trust_federation_root,
     trust_policy,
     trust_site_root,
@@ -190,16 +192,16 @@ class Home:
 
     def policies(
         self, now: datetime, revoked: Revoked = NOTHING_REVOKED
-    ) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
+    ) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
         """Every policy in the folder that its custodians signed, and why the others count for nothing."""
         root = self.site_root(now)
         if isinstance(root, Refusal):
-            return (), (root,)
+            return (), (not_trusted(root),)
         trusted: list[TrustedPolicy] = []
-        refused: list[Refusal] = []
+        refused: list[NotTrusted] = []
         for file in sorted((self.root / "policies").glob("*.dsse")):
             match trust_policy(file.read_bytes(), root, now, file.name, revoked):
-                case Refusal() as refusal:
+                case NotTrusted() as refusal:
                     refused.append(refusal)
                 case policy:
                     trusted.append(policy)

@@ -31,14 +31,21 @@ from msfl.gateway.home import Home
 from msfl.gateway.ledger import Ledger
 from msfl.gateway.record import Papers
 from msfl.gateway.standing import Standing
-from msfl.policies.decide import Decision, Request, Verdict, decide, overruled, recheck
+from msfl.policies.decide import Decision, Request, Verdict, decide, in_doubt, overruled, recheck
 from msfl.policies.documents import DatasetRecord, Isolation, JobSpec
 from msfl.policies.encoding import Malformed, load_json, sha256_of
 from msfl.policies.identity import User, issuer_key_revoked, verify_job, verify_token
 from msfl.policies.orders import unasked
-from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.resolve import resolve_config
-from msfl.policies.trust import Revoked, TrustedFederationRoot, TrustedPolicy, TrustedRelease, separate_roles
+from msfl.policies.trust import (
+    NotTrusted,
+    Revoked,
+    TrustedFederationRoot,
+    TrustedPolicy,
+    TrustedRelease,
+    separate_roles,
+)
 from msfl.protos.messages import Offer, TaskOrder
 from msfl.registry.interface import NotInRegistry, Registry, RegistryFails
 from msfl.registry.publish import statements_of, trust_papers
@@ -131,15 +138,18 @@ class Judge:
         """
         return fail_closed(lambda: self._again(papers, now))
 
-    def stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
+    def stands(self, accepted: Accepted, now: datetime, *, starting: bool = False) -> Refusal | None:
         """Decide anew on a run that has begun: is its release still trusted, does the policy that allowed it still
-        stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them."""
-        return fail_closed(lambda: self._stands(accepted, now))
+        stand, as these very bytes, and does it still allow it? Its budgets are not asked: the run is part of them.
+
+        `starting`: a worker of it is to start now, beside no policy that has stopped being trusted. What works already
+        goes on: when its run was decided on, all of them could be read."""
+        return fail_closed(lambda: self._stands(accepted, now, starting))
 
     def begins(self, accepted: Accepted, now: datetime) -> Refusal | None:
         """The same of a run that has not begun; and may any begin here now? That was asked when it was offered, and
         whoever orders the start chooses how long ago that was."""
-        return fail_closed(lambda: self._stands(accepted, now) or self._standing.may_begin(now))
+        return fail_closed(lambda: self._stands(accepted, now, starting=True) or self._standing.may_begin(now))
 
     def recheck(self, accepted: Accepted, order: TaskOrder, now: datetime, *, begun: bool) -> Refusal | None:
         """Does all that the run rests on still stand, and does it bear this order? Not yet `begun`: may it begin?"""
@@ -246,7 +256,7 @@ class Judge:
         accepted = Accepted(job, papers.user, release, resolved, dataset.id, trains, policy, request, papers)
         return self._stands(accepted, now) or accepted
 
-    def _stands(self, accepted: Accepted, now: datetime) -> Refusal | None:
+    def _stands(self, accepted: Accepted, now: datetime, starting: bool = False) -> Refusal | None:
         if (gone := self._standing.site_revoked()) is not None:
             return gone
         root = self._standing.federation_root(now)
@@ -262,6 +272,8 @@ class Judge:
         policy = _policy(papers, policies, untrusted)
         if isinstance(policy, Refusal):
             return policy
+        if starting and (doubt := in_doubt(untrusted, accepted.dataset_id)) is not None:
+            return doubt
         if against := overruled(policy, policies, accepted.dataset_id, accepted.user, release.statement.digest):
             return against
         if (twice := self._twice(policy, release, root, now)) is not None:
@@ -282,7 +294,9 @@ class Judge:
         self, policy: TrustedPolicy, release: TrustedRelease, root: TrustedFederationRoot, now: datetime
     ) -> Refusal | None:
         site = self._standing.site_root(now)
-        return site if isinstance(site, Refusal) else separate_roles(policy, release, site, root)
+        if isinstance(site, Refusal):
+            return site
+        return separate_roles(f"The policy {policy.id}", policy.signers, release.people, site, root)
 
     def _request(
         self,
@@ -316,6 +330,8 @@ class Judge:
             return refuse(Code.JOB_INCONSISTENT, f"The job names {job.release} without its digest.")
         try:
             return statements_of(self._registry, job.digest)
+        except Refused as flooded:  # Kept papers do not serve then: a reject may have come since.
+            return flooded.refusal
         except (NotInRegistry, FileNotFoundError, RegistryFails) as error:
             if kept is not None:
                 return kept.statement, kept.reviews
@@ -331,7 +347,7 @@ class Judge:
 
 
 def _policy(
-    papers: Papers, policies: tuple[TrustedPolicy, ...], untrusted: tuple[Refusal, ...]
+    papers: Papers, policies: tuple[TrustedPolicy, ...], untrusted: tuple[NotTrusted, ...]
 ) -> TrustedPolicy | Refusal:
     """The policy that allowed a run, if it is still in force as these very bytes; else why it is not."""
     if (policy := next((p for p in policies if p.sha256 == papers.policy_sha256), None)) is not None:

@@ -26,7 +26,7 @@ from msfl.gateway.status import status
 from msfl.policies.audit import verify
 from msfl.policies.encoding import visible
 from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
-from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
+from msfl.policies.trust import Revoked, TrustedFederationRoot, separate_roles, trust_confirmation
 from msfl.policies.words import federation_in_words
 from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
 from msfl.runtime.choice import RuntimeChoice, RuntimeKind
@@ -236,12 +236,17 @@ def confirm(
 ) -> None:
     """Show what would run and what may leave, and sign it: the run begins at this site."""
     from msfl.gateway.confirmations import confirmation, in_words, signed
+    from msfl.policies.encoding import Malformed
     from msfl.policies.keys import BadKey, KeyPair
     from msfl.policies.passphrase import secret_for
 
     site = enrolled(home)
     shown = answers.waiting(site, run)
-    asked = confirmation(shown["asked"])
+    try:
+        asked = confirmation(shown["asked"])
+    except Malformed as error:
+        what = f"what is asked for {run} cannot be read ({error}); refuse it, and have its user submit it anew"
+        raise CannotProceed(what) from error
     for line in in_words(asked, shown["last"]):
         typer.echo(line)
     secret = secret_for(passphrase, os.environ)
@@ -254,14 +259,19 @@ def confirm(
         raise typer.Exit(1)
     now = datetime.now(UTC).replace(microsecond=0)
     envelope = signed(asked.model_copy(update={"issued": now}), pair, site.confirmed(run))
-    trusted, revoked = site.site_root(now), _revoked(site)
-    root = (
-        trusted if isinstance(trusted, Refusal) else trust_confirmation(envelope, asked, trusted, now, revoked=revoked)
-    )
-    if isinstance(root, Refusal) and root.code is not Code.TOO_FEW_SIGNERS:
+    root, federation = site.site_root(now), site.federation_root(now)
+    if isinstance(root, Refusal):
         raise Refused(root)
+    if isinstance(federation, Refusal):
+        raise Refused(federation)
+    people = trust_confirmation(envelope, asked, root, now, revoked=_revoked(site))
+    if isinstance(people, Refusal):
+        if people.code is not Code.TOO_FEW_SIGNERS:
+            raise Refused(people)
+    elif twice := separate_roles(f"The yes to {run}", people, (asked.publisher, *asked.reviewers), root, federation):
+        raise Refused(twice)
     site.confirm(run, envelope)
-    console.print(f"signed {run}; {root.message}" if isinstance(root, Refusal) else f"confirmed {run}")
+    console.print(f"signed {run}; {people.message}" if isinstance(people, Refusal) else f"confirmed {run}")
 
 
 @app.command()

@@ -78,7 +78,7 @@ from msfl.policies.decide import Decision, Verdict, asks_custodian
 from msfl.policies.documents import RunConfirmation, seconds
 from msfl.policies.encoding import encode, sha256_of
 from msfl.policies.refusals import Code, Refusal, refuse
-from msfl.policies.trust import trust_confirmation
+from msfl.policies.trust import separate_roles, trust_confirmation
 from msfl.protos.messages import Offer, OfferAnswer, Order, StopOrder, TaskOrder, TaskReport
 from msfl.protos.sealing import wrap_run_secret
 
@@ -465,12 +465,19 @@ class RunAtSite:
         return confirmations.asked(accepted, self._site, self.run_id, self._state.generation, now)
 
     def _confirmed_by(self, envelope: bytes, accepted: Accepted) -> tuple[str, ...] | Refusal:
-        """The custodians of today's root, none of their keys revoked, who signed a yes to exactly this run."""
+        """The custodians of today's root, none of their keys revoked, who signed a yes to exactly this run, and enough
+        of whom have no other part in its release."""
         standing, now = self._around.standing, self._around.clock()
-        root = standing.site_root(now)
+        root, federation = standing.site_root(now), standing.federation_root(now)
         if isinstance(root, Refusal):
             return root
-        return trust_confirmation(envelope, self._asked(accepted), root, now, revoked=standing.revoked())
+        if isinstance(federation, Refusal):
+            return federation
+        people = trust_confirmation(envelope, self._asked(accepted), root, now, revoked=standing.revoked())
+        if isinstance(people, Refusal):
+            return people
+        what = f"The confirmation of {self.run_id}"
+        return separate_roles(what, people, accepted.release.people, root, federation) or people
 
     def _take_confirmation(self, envelope: bytes) -> None:
         if self._state.stage is not Stage.PARKED:

@@ -31,6 +31,7 @@ from msfl.policies.issuers import TrustedKeySet, trust_key_set
 from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import (
     CLOCK_LEEWAY,
+    NotTrusted,
     Revoked,
     TrustedFederationRoot,
     TrustedPolicy,
@@ -40,6 +41,7 @@ from msfl.policies.trust import (
     freshness,
     next_federation_root,
     next_site_root,
+    not_trusted,
     trust_revocations,
     trust_timestamp,
 )
@@ -85,20 +87,22 @@ class Standing:
                 return root
             return self._as_remembered("federation-root", self._settings.federation, root, now) or root
 
-    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[Refusal, ...]]:
+    def policies(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
         """As `Home.policies`, and none that an earlier one of the same id has taken the place of."""
         with self._lock:
             root = self.site_root(now)
             if isinstance(root, Refusal):
-                return (), (root,)
+                return (), (not_trusted(root),)
             found, refused = self._home.policies(now, self.revoked())
-            trusted = []
+            trusted: list[TrustedPolicy] = []
             for policy in sorted(found, key=lambda p: -p.document.version):
-                refusal = self._not_older("policy", policy.document.id, policy, now)
+                refusal = self._not_older("policy", policy.id, policy, now)
                 if refusal is None:
                     trusted.append(policy)
-                else:
-                    refused = (*refused, refusal)
+                    continue
+                # Its own newer version beside it has taken back what it said, also whom it refused.
+                newer = any(p.id == policy.id and p.document.version > policy.document.version for p in trusted)
+                refused = (*refused, not_trusted(refusal, frozenset() if newer else policy.datasets))
             return tuple(trusted), refused
 
     def may_begin(self, now: datetime) -> Refusal | None:
@@ -163,7 +167,7 @@ class Standing:
                 return (root,)
             federation = root.document.federation
             if papers.revocations:
-                listed = trust_revocations(papers.revocations, root)
+                listed = self._listed(papers.revocations, root)
                 if isinstance(listed, TrustedRevocations) and self._older("revocations", federation, listed) is None:
                     self._memory.revoke_listed(listed.document)
                 refused.append(self._keep("revocations", listed, papers.revocations, federation, now))
@@ -217,7 +221,7 @@ class Standing:
         for envelope in roots:
             if (current := self._in_force("federation-root")) is None:
                 return
-            if isinstance(root := next_federation_root(current, envelope), TrustedFederationRoot):
+            if isinstance(root := next_federation_root(current, envelope, self.revoked()), TrustedFederationRoot):
                 write(next_of(self._home.federation_root_file), envelope)
                 self._change_root("federation-root", self._settings.federation, root, now)
                 log.info("the federation has a new root", version=root.document.version)
@@ -299,6 +303,14 @@ class Standing:
             return None
         older = self._older("revocations", root.document.federation, listed)
         return listed if older is None else None
+
+    def _listed(self, envelope: bytes, root: TrustedFederationRoot) -> TrustedRevocations | Refusal:
+        """The list that was taken up last stands, also where it revokes a key that signed it; another one needs keepers
+        whose keys are not revoked."""
+        listed = trust_revocations(envelope, root)
+        if isinstance(listed, Refusal) or self._memory.mark("revocations", root.document.federation) == _mark(listed):
+            return listed
+        return trust_revocations(envelope, root, self.revoked())
 
     def _clock(self, now: datetime) -> Refusal | None:
         latest = self._memory.latest()

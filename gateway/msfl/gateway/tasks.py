@@ -19,6 +19,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -123,7 +124,7 @@ class Worker:
             why = f"{most} runs of {policy.id} have begun"
             return self._broken(order, Code.RUN_BUDGET_SPENT.value, why)
         # The image may have taken its time: nothing starts once it is known that it must not.
-        stands = self._around.judge.stands if begun else self._around.judge.begins
+        stands = partial(self._around.judge.stands, starting=True) if begun else self._around.judge.begins
         refusal = self._say.with_room(lambda: stands(accepted, self._around.clock()))
         if refusal is not None:
             return self._broken(order, refusal.code.value, refusal.message)

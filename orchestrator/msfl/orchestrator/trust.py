@@ -101,6 +101,10 @@ class CentreTrust:
         said, known = listed.document, self._memory
         if (said.version, listed.sha256) == (known.version, known.sha256):
             return
+        # That one stands, also where it revokes a key that signed it; another one needs keepers who are not revoked.
+        if isinstance(gone := trust_revocations(envelope, root, known.revoked), Refusal):
+            log.error("the revocation list is refused", code=gone.code.value, why=gone.message)
+            return
         if said.version <= known.version:
             what = f"The revocation list has version {said.version}; version {known.version} was in force here before."
             refusal = refuse(Code.VERSION_ROLLED_BACK, what)

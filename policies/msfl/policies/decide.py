@@ -2,6 +2,7 @@
 
     no trusted policy at the site ─────────────────────────────▶ REFUSE no_policy (or why a policy was not trusted)
     no policy names the dataset ───────────────────────────────▶ REFUSE dataset_not_named
+    one that is not trusted names it, or cannot be read ───────▶ REFUSE why it is not trusted
     for each policy that names it: every rule of RULES, pass or fail
         some policy refuses the user or the image by name ─────▶ REFUSE explicitly_refused, whatever others allow
         some policy passes all, mode auto or user in auto_for ─▶ ALLOW
@@ -11,8 +12,10 @@
 The nearest policy is the one that passes most rules; ties go to the smaller id. Lists inside one policy combine with
 AND (`beneficiaries.users` and `beneficiaries.organisations` both given: both must hold). Policies combine with OR, but
 for what one of them lists under `refuse`: that holds for its datasets as long as the policy lies at the site, in force
-or not. Of one policy id only the newest version counts. The config that is judged is the resolved one, and it is
-resolved here again, so that what a caller passes cannot differ from what the job and the release say.
+or not. So one that has stopped being trusted refuses everybody for its datasets, until it is removed or signed anew:
+whom it kept out nobody can say. Of one policy id only the newest version counts. The config that is judged is the
+resolved one, and it is resolved here again, so that what a caller passes cannot differ from what the job and the
+release say.
 
 `recheck` and `overruled` run before every round; `allowed_outputs` is what the egress gate obeys. `rehearse` shows the
 same rules for papers that nobody has verified; it gives no decision, so that nothing can start on it.
@@ -40,7 +43,7 @@ from msfl.policies.documents import (
 from msfl.policies.identity import User
 from msfl.policies.refusals import Code, JsonObject, Refusal, refuse
 from msfl.policies.resolve import resolve_config, violation
-from msfl.policies.trust import TrustedPolicy, TrustedRelease
+from msfl.policies.trust import NotTrusted, TrustedPolicy, TrustedRelease
 
 POLICY_TRUSTED = "policy_trusted"
 """The rule that says of each policy at the site that counts for nothing why it does."""
@@ -165,9 +168,10 @@ Rule: TypeAlias = Callable[[AssetPolicy, Asked[Any], datetime], Finding]
 
 
 def decide(
-    request: Request, policies: tuple[TrustedPolicy, ...], now: datetime, untrusted: tuple[Refusal, ...] = ()
+    request: Request, policies: tuple[TrustedPolicy, ...], now: datetime, untrusted: tuple[NotTrusted, ...] = ()
 ) -> Decision:
-    """`now` is in UTC. `untrusted` says why policies of the site were not trusted; it explains a missing policy."""
+    """`now` is in UTC. `untrusted` says why policies of the site were not trusted; it explains a missing policy, and
+    refuses where there is another."""
     _utc(now)
     dataset = request.dataset.id
     naming = [p for p in policies if dataset in p.datasets]
@@ -175,11 +179,18 @@ def decide(
         return _no_policy(request, policies, untrusted)
     if inconsistent := _inconsistent(request):
         return refused(inconsistent, "request_consistent")
+    if (doubt := in_doubt(untrusted, dataset)) is not None:
+        return Decision(Verdict.REFUSE, None, None, _distrust(untrusted), doubt)
     versions = _versions(naming, policies)
     judged = [_judge(p, request, now, versions[p.id]) for p in naming]
     policy, findings, _, verdict = min(judged, key=_nearest)
     rules = _outcomes(policy.document, findings)
     return Decision(verdict, policy.id, policy.sha256, rules, _refusal(policy, rules, request))
+
+
+def in_doubt(untrusted: Iterable[NotTrusted], dataset_id: str) -> NotTrusted | None:
+    """Why nothing begins on the dataset: a policy that is not trusted may refuse by name whoever asks."""
+    return next((one for one in untrusted if one.concerns(dataset_id)), None)
 
 
 def rehearse(policy: AssetPolicy, asked: Rehearsal, now: datetime) -> tuple[RuleOutcome, ...]:
@@ -523,8 +534,8 @@ def _because(code: Code, detail: str, where: str, fields: Mapping[str, str]) -> 
     return refuse(code, f"{where}: {detail}.", **fields)
 
 
-def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted: tuple[Refusal, ...]) -> Decision:
-    distrust = tuple(RuleOutcome(POLICY_TRUSTED, False, refusal.message, refusal.code) for refusal in untrusted)
+def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted: tuple[NotTrusted, ...]) -> Decision:
+    distrust = _distrust(untrusted)
     if not policies and untrusted:
         return Decision(Verdict.REFUSE, None, None, distrust, untrusted[0])
     ref = request.dataset.ref
@@ -535,6 +546,10 @@ def _no_policy(request: Request, policies: tuple[TrustedPolicy, ...], untrusted:
         refusal = refuse(Code.NO_POLICY, f"{ref}: {request.site} has no asset policy.", dataset=ref)
         decision = refused(refusal, "policy_present")
     return replace(decision, rules=decision.rules + distrust)
+
+
+def _distrust(untrusted: tuple[NotTrusted, ...]) -> tuple[RuleOutcome, ...]:
+    return tuple(RuleOutcome(POLICY_TRUSTED, False, refusal.message, refusal.code) for refusal in untrusted)
 
 
 def _inconsistent(request: Asked[Any]) -> Refusal | None:

@@ -680,7 +680,8 @@ class JobSpec(Document):
 
 class RunConfirmation(Document):
     """A custodian's yes to one run at this site. It says in full what was read before signing: a run that differs in
-    any of it is not confirmed. `config` is the resolved one, which the worker gets; `leaves` is in plain words."""
+    any of it is not confirmed. `config` is the resolved one, which the worker gets; `leaves` is in plain words;
+    `datasets` and what follows are the job's: with whom, from how few sites on, and from which model."""
 
     api_version: Literal["msfl/v1"] = "msfl/v1"
     kind: Literal["RunConfirmation"] = "RunConfirmation"
@@ -697,6 +698,12 @@ class RunConfirmation(Document):
     policy: Slug
     policy_sha256: Digest
     job_sha256: Digest
+    datasets: tuple[DatasetRef, ...]
+    evaluate_only: tuple[DatasetRef, ...]
+    min_sites: Positive
+    start: Literal["all", "quorum"]
+    baseline: Literal["local"] | None
+    start_from: StartFrom | None
     config: Mapping[ConfigKey, ConfigValue]
     leaves: tuple[Line, ...]
     issued: UtcTime

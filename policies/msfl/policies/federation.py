@@ -39,6 +39,8 @@ from msfl.policies.keys import BadKey, KeyPair
 from msfl.policies.passphrase import secret_for
 from msfl.policies.refusals import Code, Refusal
 from msfl.policies.trust import (
+    NOTHING_REVOKED,
+    Revoked,
     TrustedFederationRoot,
     TrustedRevocations,
     TrustedTimestamp,
@@ -166,6 +168,9 @@ def revoke_more(
         )
     except ValueError as error:
         _fail(f"the list cannot be made: {error}", 2)
+    left = Revoked(keys=frozenset(document.keys)).without(root.document.keepers)
+    if len({keeper.person for keeper in left}) < root.document.threshold:
+        _fail("too few keepers would be left to sign the next root; make that first: msfl federation root", 1)
     envelope = sign(encode(document), REVOCATIONS, [pair])
     return _put(folder, "revocations", envelope, _checks(folder, root)["revocations"])
 
@@ -290,11 +295,24 @@ Check = Callable[[bytes], object]
 def _checks(folder: TrustFolder, root: TrustedFederationRoot) -> dict[str, Check]:
     current = folder.read("federation-root")
     assert current is not None
+    revoked = _revoked(folder)
     return {
-        "federation-root": lambda data: next_federation_root(current, data),
-        "revocations": lambda data: trust_revocations(data, root),
+        "federation-root": lambda data: next_federation_root(current, data, revoked),
+        "revocations": lambda data: trust_revocations(data, root, revoked),
         "timestamp": lambda data: trust_timestamp(data, root),
     }
+
+
+def _revoked(folder: TrustFolder) -> Revoked:
+    """By the list at hand, which was verified when it was put there, under whatever root was in force then."""
+    data = folder.read("revocations")
+    if data is None:
+        return NOTHING_REVOKED
+    try:
+        signed = Signed.parse(data, REVOCATIONS, "revocation list")
+        return Revoked(keys=frozenset(REVOCATIONS.load(signed.payload_of_kind(), signed.file).keys))
+    except Malformed as error:
+        _fail(str(error), 1)
 
 
 def _put(folder: TrustFolder, name: str, envelope: bytes, check: Check) -> str:

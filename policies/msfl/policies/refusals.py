@@ -45,6 +45,7 @@ class Code(StrEnum):
     RELEASE_EXPIRED = "release_expired"
     RELEASE_REJECTED = "release_rejected"
     RELEASE_NOT_REVIEWED = "release_not_reviewed"
+    TOO_MANY_PAPERS = "too_many_papers"
     MATERIALS_DIFFER = "materials_differ"
     OWN_RELEASE = "own_release"
     # People
@@ -128,7 +129,7 @@ ADVICE: Mapping[Code, str] = {
     Code.WRONG_DOCUMENT_KIND: "A signature is valid for one kind of document only; sign the document as what it is.",
     Code.WRONG_SIGNER: "Have the document signed by a person whom the trust root of this site or federation names.",
     Code.TOO_FEW_SIGNERS: "Have further, different people of the trust root sign the same bytes.",
-    Code.ONE_PERSON_TWO_ROLES: "Have the policy signed by a custodian who did not publish or review the release.",
+    Code.ONE_PERSON_TWO_ROLES: "Have it signed by a custodian who did not publish or review the release.",
     Code.ROOT_EXPIRED: "Make and sign the next version of the trust root.",
     Code.ROOT_DIFFERS: "Compare the root's hash with the one in the registration token before accepting it.",
     Code.VERSION_ROLLED_BACK: "Count the version up from the newest that was in force here, and sign it again.",
@@ -143,6 +144,7 @@ ADVICE: Mapping[Code, str] = {
     Code.RELEASE_EXPIRED: "Ask the publisher for a statement with a later expiry.",
     Code.RELEASE_REJECTED: "Submit a corrected release under a new version, or have who rejected it approve this one.",
     Code.RELEASE_NOT_REVIEWED: "Ask further reviewers of the federation root for a signed review.",
+    Code.TOO_MANY_PAPERS: "Ask the registry's operator who attached them, or publish the release under a new version.",
     Code.MATERIALS_DIFFER: "Submit the release anew, with the list and the card that belong to it.",
     Code.OWN_RELEASE: "Nobody reviews their own release; ask a reviewer of the federation root.",
     Code.TOKEN_INVALID: "Log in again: msfl login.",

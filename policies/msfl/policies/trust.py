@@ -101,6 +101,17 @@ class TrustedPolicy:
 
 
 @dataclass(frozen=True)
+class NotTrusted(Refusal):
+    """Why a policy at the site counts for nothing. `datasets` are those that it names, by nobody's word, which is
+    enough to refuse by: whom it keeps out nobody can say any more. None where they cannot be read: any dataset."""
+
+    datasets: frozenset[str] | None = None
+
+    def concerns(self, dataset_id: str) -> bool:
+        return self.datasets is None or dataset_id in self.datasets
+
+
+@dataclass(frozen=True)
 class TrustedRelease:
     """`reviewers` are the different people, other than the publisher, who approve exactly this statement now."""
 
@@ -112,6 +123,11 @@ class TrustedRelease:
 
     def __post_init__(self, seal: object) -> None:
         _only_here(seal)
+
+    @property
+    def people(self) -> frozenset[str]:
+        """Those whose word it rests on; see `separate_roles`."""
+        return frozenset({self.publisher, *self.reviewers})
 
 
 @dataclass(frozen=True)
@@ -209,8 +225,12 @@ def next_site_root(current: bytes, envelope: bytes, site: str) -> TrustedSiteRoo
     return TrustedSiteRoot(root, signed.sha256, _SEAL)
 
 
-def next_federation_root(current: bytes, envelope: bytes) -> TrustedFederationRoot | Refusal:
-    """The same for the federation's root and its keepers. `current` is the root in force, whose bytes were pinned."""
+def next_federation_root(
+    current: bytes, envelope: bytes, revoked: Revoked = NOTHING_REVOKED
+) -> TrustedFederationRoot | Refusal:
+    """The same for the federation's root and its keepers. `current` is the root in force, whose bytes were pinned.
+
+    A keeper whose key is stolen is replaced first and revoked then: a revoked key makes no root."""
     old = _open_and_read(current, FEDERATION_ROOT, "federation root")
     if isinstance(old, Refusal):
         return old
@@ -223,16 +243,19 @@ def next_federation_root(current: bytes, envelope: bytes) -> TrustedFederationRo
     if refusal := _one_version_on(root.version, before.version, "federation root"):
         return refusal
     for who, threshold in ((before.keepers, before.threshold), (root.keepers, root.threshold)):
-        if refusal := _enough(signed, who, threshold, "next federation root"):
+        if refusal := _enough(signed, who, threshold, "next federation root", revoked):
             return refusal
     return TrustedFederationRoot(root, signed.sha256, _SEAL)
 
 
-def trust_revocations(envelope: bytes, root: TrustedFederationRoot) -> TrustedRevocations | Refusal:
+def trust_revocations(
+    envelope: bytes, root: TrustedFederationRoot, revoked: Revoked = NOTHING_REVOKED
+) -> TrustedRevocations | Refusal:
+    """`revoked` is what was revoked before this list: a keeper may sign that their own key is."""
     signed = _open(envelope, REVOCATIONS, "revocation list")
     if isinstance(signed, Refusal):
         return signed
-    if refusal := _enough(signed, root.document.keepers, root.document.threshold, "revocation list"):
+    if refusal := _enough(signed, root.document.keepers, root.document.threshold, "revocation list", revoked):
         return refusal
     document = _read(signed)
     if isinstance(document, Refusal):
@@ -293,8 +316,28 @@ def trust_policy(
     now: datetime,
     file: str = "policy",
     revoked: Revoked = NOTHING_REVOKED,
-) -> TrustedPolicy | Refusal:
+) -> TrustedPolicy | NotTrusted:
     """Verified against the site's own root; the policy's time in force is left to `decide`."""
+    policy = _trust_policy(envelope, root, now, file, revoked)
+    return not_trusted(policy, _datasets_of(envelope, file)) if isinstance(policy, Refusal) else policy
+
+
+def not_trusted(why: Refusal, datasets: frozenset[str] | None = None) -> NotTrusted:
+    return NotTrusted(why.code, why.message, why.fields, datasets)
+
+
+def _datasets_of(envelope: bytes, file: str) -> frozenset[str] | None:
+    """Read without a signature, and for nothing but `NotTrusted`."""
+    try:
+        signed = Signed.parse(envelope, ASSET_POLICY, file)
+        return frozenset(ASSET_POLICY.load(signed.payload_of_kind(), file).datasets)
+    except Malformed:
+        return None
+
+
+def _trust_policy(
+    envelope: bytes, root: TrustedSiteRoot, now: datetime, file: str, revoked: Revoked
+) -> TrustedPolicy | Refusal:
     if root.document.expires <= now:
         return _root_expired("site root", root.document.expires)
     signed = _open(envelope, ASSET_POLICY, file)
@@ -338,22 +381,27 @@ def trust_confirmation(
 
 
 def separate_roles(
-    policy: TrustedPolicy, release: TrustedRelease, site: TrustedSiteRoot, federation: TrustedFederationRoot
+    what: str,
+    signers: tuple[str, ...],
+    of_the_release: Iterable[str],
+    site: TrustedSiteRoot,
+    federation: TrustedFederationRoot,
 ) -> Refusal | None:
     """Nobody counts twice: whoever published or reviewed the release, or has a key in the federation root too, is not
-    also the custodian who lets it in. Enough of the policy's signers must be left."""
+    also the custodian who lets it in. Enough of the signers of `what`, a policy or a run's confirmation, must be left.
+    """
     root = federation.document
     central = {
         m.public_key for group in (root.keepers, root.timekeepers, root.publishers, root.reviewers) for m in group
     }
     twice = {m.person for m in site.document.custodians if m.public_key in central}
-    twice |= {release.publisher, *release.reviewers}
-    left = [person for person in policy.signers if person not in twice]
+    twice |= set(of_the_release)
+    left = [person for person in signers if person not in twice]
     if len(left) >= site.document.threshold:
         return None
-    who = ", ".join(person for person in policy.signers if person in twice)
-    what = f"The policy {policy.document.id} is signed by {who}, who has another part in this release or federation."
-    return refuse(Code.ONE_PERSON_TWO_ROLES, what, policy=policy.document.id, signers=who)
+    who = ", ".join(person for person in signers if person in twice)
+    why = f"{what} is signed by {who}, who has another part in this release or federation."
+    return refuse(Code.ONE_PERSON_TWO_ROLES, why, signers=who)
 
 
 def trust_release(

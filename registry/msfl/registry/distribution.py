@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from msfl.policies.refusals import Code, Refused, refuse
 from msfl.registry.interface import (
     INDEX,
     MANIFEST,
@@ -64,6 +65,7 @@ _MAX_ANSWER_BYTES = 1 << 20
 _MAX_REDIRECTS = 3
 _MAX_PAGES = 1000
 _MAX_UNLISTED = 64
+_MAX_REFERRERS = 4096
 _TRIES = 4
 # For a byte, not for a whole blob: a slow line is no error, a silent one is.
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -209,11 +211,21 @@ class DistributionRegistry:
         return tuple(tag for tag in self._all_tags() if not tag.startswith("sha256-"))
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
+        """Raises Refused where there are too many: of a list that is cut, nobody knows what stands on the rest."""
         with self._asked("GET", self._url(f"referrers/{checked_digest(digest)}")) as answer:
             known = answer.status_code == 200 and answer.headers.get("Content-Type", "").startswith(INDEX)
-            found = self._listed(self._json(answer)) if known else None
-        if found is None:
+            found = self._listed(self._json(answer)) if known else ()
+            url = self._link(answer) if known else None
+        if not known:
             found = self._known_referrers(digest)
+        for _ in range(_MAX_PAGES):
+            if url is None or len(found) > _MAX_REFERRERS:
+                break
+            with self._asked("GET", url) as answer:
+                self.expect(answer, 200)
+                found, url = (*found, *self._listed(self._json(answer))), self._link(answer)
+        if url is not None:
+            raise _too_many(len(found), digest)
         return tuple(d for d in found if artifact_type is None or d.artifact_type == artifact_type)
 
     # ---------------------------------------------------------- its own pieces
@@ -250,10 +262,12 @@ class DistributionRegistry:
             self._put_manifest(index, INDEX, referrers_tag(subject))
 
     def _known_referrers(self, subject: str) -> tuple[Descriptor, ...]:
-        """Of the index and of the tags, in the order in which they came."""
+        """Of the index and of the tags, in the order in which they came. Raises Refused."""
         places, found = self._referrer_tags(subject), list(self._index_of(subject))
         unlisted = places.keys() - {_short(d.digest) for d in found}
-        for short in sorted(unlisted, key=lambda short: places[short])[-_MAX_UNLISTED:]:
+        if len(unlisted) > _MAX_UNLISTED:
+            raise _too_many(len(unlisted), subject)
+        for short in sorted(unlisted, key=lambda short: places[short]):
             try:
                 body = self._manifest(f"{referrers_tag(subject)}.{places[short]:04d}-{short}")
             except NotInRegistry:
@@ -558,6 +572,11 @@ def _after(passed_over: int, chunks: Iterator[bytes]) -> Iterator[bytes]:
 def _described(manifest: JsonObject, body: bytes) -> Descriptor:
     digest = "sha256:" + hashlib.sha256(body).hexdigest()
     return Descriptor(str(manifest.get("mediaType", "")), digest, len(body), str(manifest.get("artifactType", "")))
+
+
+def _too_many(number: int, subject: str) -> Refused:
+    what = f"The registry lists {number} papers and more for {subject}, which are too many to be read."
+    return Refused(refuse(Code.TOO_MANY_PAPERS, what, digest=subject))
 
 
 def _short(digest: str) -> str:

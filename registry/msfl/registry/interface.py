@@ -112,7 +112,8 @@ class Registry(Protocol):
         ...
 
     def referrers(self, digest: str, artifact_type: str | None = None) -> tuple[Descriptor, ...]:
-        """Manifests whose `subject` is this digest, in the order in which they came."""
+        """Manifests whose `subject` is this digest, in the order in which they came. Raises Refused where there are too
+        many for all of them to be read."""
         ...
 
 

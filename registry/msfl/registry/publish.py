@@ -11,7 +11,9 @@
 Papers are DSSE envelopes, each the only layer of a small manifest whose `subject` is the image (OCI 1.1 referrers).
 Nobody needs to trust the registry for them: `msfl.policies.trust` checks who signed. What a registry can do is keep a
 paper back, which refuses a release (fail closed), or keep back a reviewer's *reject*; against that, policies name
-digests and revocations come with the heartbeat. A later statement of the same image replaces an earlier one.
+digests and revocations come with the heartbeat. Who may push can only attach more: either all papers are read or, where
+there are more than `MAX_PAPERS` of a kind, none (`too_many_papers`), so that nothing is pushed out of sight. A later
+statement of the same image replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Final
 
 from msfl.policies.encoding import Malformed, canonical_json, read_json, sha256_of
 from msfl.policies.envelope import MAX_ENVELOPE_BYTES
-from msfl.policies.refusals import Code, Refusal, refuse
+from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.policies.trust import NOTHING_REVOKED, Revoked, TrustedFederationRoot, TrustedRelease, trust_release
 from msfl.registry.build import BuiltRelease
 from msfl.registry.interface import (
@@ -42,7 +44,7 @@ REVIEW_TYPE: Final = "application/vnd.msfl.review.v1+dsse"
 PUBLICATION_TYPE: Final = "application/vnd.msfl.publication.v1+dsse"
 CARD_TYPE: Final = "application/vnd.msfl.model-card.v1"
 _DSSE: Final = "application/vnd.dsse.envelope.v1+json"
-_MAX_PAPERS = 64
+MAX_PAPERS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def attach_materials(registry: Registry, digest: str, sbom: bytes, card: ModelCa
 def material_of(registry: Registry, digest: str, artifact_type: str, sha256: str) -> tuple[bytes, str] | None:
     """The attached bytes that have exactly this hash, and their media type; None when nothing attached has it."""
     limit = MAX_SBOM_BYTES if artifact_type == SBOM_TYPE else MAX_CARD_BYTES
-    for referrer in registry.referrers(digest, artifact_type)[-_MAX_PAPERS:]:
+    for referrer in registry.referrers(digest, artifact_type)[-MAX_PAPERS:]:
         manifest = _read_manifest(registry, referrer.digest)
         layer = _only_layer(manifest, digest) if manifest else None
         if layer is not None and layer.digest == sha256:
@@ -110,6 +112,7 @@ def add_publication(registry: Registry, digest: str, envelope: bytes) -> str:
 
 
 def papers_of(registry: Registry, digest: str) -> Papers:
+    """Raises Refused where there are too many."""
     statements = _papers(registry, digest, STATEMENT_TYPE)
     return Papers(
         statements[-1] if statements else None,
@@ -119,7 +122,8 @@ def papers_of(registry: Registry, digest: str) -> Papers:
 
 
 def statements_of(registry: Registry, digest: str) -> tuple[bytes, tuple[bytes, ...]]:
-    """The latest statement's envelope and all reviews' envelopes, unverified. Raises NotInRegistry without one."""
+    """The latest statement's envelope and all reviews' envelopes, unverified. Raises NotInRegistry without one,
+    Refused where there are too many."""
     statements = _papers(registry, digest, STATEMENT_TYPE)
     if not statements:
         raise NotInRegistry(f"the registry holds no signed statement for {digest}")
@@ -157,6 +161,8 @@ def publication(
     """Whether the image's papers satisfy the federation root now, and are about this very image."""
     try:
         statement, reviews = statements_of(registry, digest)
+    except Refused as flooded:
+        return flooded.refusal
     except NotInRegistry:
         return refuse(Code.WRONG_PUBLISHER, f"The registry holds no signed statement for {digest}.", digest=digest)
     return trust_papers(statement, reviews, digest, root, now, revoked)
@@ -200,9 +206,13 @@ def _attach(registry: Registry, digest: str, artifact_type: str, data: bytes, me
 
 
 def _papers(registry: Registry, digest: str, artifact_type: str) -> tuple[bytes, ...]:
-    """Whatever cannot be read is nobody's word, and left out."""
+    """Whatever cannot be read is nobody's word, and left out. Raises Refused."""
     papers = []
-    for referrer in registry.referrers(digest, artifact_type)[-_MAX_PAPERS:]:
+    referrers = registry.referrers(digest, artifact_type)
+    if len(referrers) > MAX_PAPERS:
+        what = f"The registry lists {len(referrers)} papers of one kind for {digest}; {MAX_PAPERS} are the most."
+        raise Refused(refuse(Code.TOO_MANY_PAPERS, what, digest=digest, kind=artifact_type))
+    for referrer in referrers:
         manifest = _read_manifest(registry, referrer.digest)
         envelope = _read_envelope(registry, manifest, digest) if manifest else None
         if envelope is not None:

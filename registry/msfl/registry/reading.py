@@ -36,13 +36,18 @@ _NONE_IN_A_DIFF = "No signature was checked of either: msfl registry show REF --
 
 def list_(registry: RegistryAt, root: MaybeRoot = None, access: AccessFile = None, as_json: AsJson = False) -> None:
     """List the releases that the registry holds; with --root, where each stands."""
+    from msfl.policies.refusals import Refused
     from msfl.registry.publish import list_releases, papers_of
 
     opened = open_at(registry, access)
     trusted = root_at(as_json, root) if root else None
     rows: list[dict[str, Any]] = []
     for ref, digest in list_releases(opened):
-        papers = papers_of(opened, digest)
+        try:
+            papers = papers_of(opened, digest)
+        except Refused as flooded:
+            rows.append({"release": ref, "digest": digest, "state": flooded.refusal.code.value})
+            continue
         row = {"release": ref, "digest": digest, "signed": papers.statement is not None, "reviews": len(papers.reviews)}
         rows.append({**row, "state": standing_of(opened, digest, *trusted).state.value} if trusted else row)
     lines = [

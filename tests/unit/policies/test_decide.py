@@ -27,6 +27,7 @@ from msfl.policies.decide import (
 )
 from msfl.policies.documents import Isolation, ReleaseResources
 from msfl.policies.refusals import ADVICE, Code, Refusal
+from msfl.policies.trust import trust_policy
 
 NEWER = edit(POLICY_YAML, "version: 3", "version: 4")
 REFUSE = "releases:\n  - name"
@@ -416,6 +417,31 @@ def test_of_two_versions_that_refuse_the_newer_one_says_why() -> None:
     decision = among(POLICY_YAML, edit(NEWER, "isolation: sandbox", "isolation: container"))
     assert decision.refusal is not None
     assert decision.refusal.code is Code.ISOLATION_TOO_WEAK
+
+
+@pytest.mark.parametrize("envelope", [World(policy_signers=("mallory",)).policy_envelope(), b"cut sh"])
+def test_a_policy_that_is_not_trusted_refuses_everybody_for_what_it_may_be_about(envelope: bytes) -> None:
+    """Here it lies beside one that allows."""
+    other = World().policy
+    refusal = trust_policy(envelope, World().site_root, NOW)
+    assert isinstance(refusal, Refusal)
+    decision = decide(World().request(), (other,), NOW, (refusal,))
+    assert (decision.verdict, decision.policy_id, decision.refusal) == (Verdict.REFUSE, None, refusal)
+    assert [(rule.rule, rule.passed, rule.code) for rule in decision.rules] == [("policy_trusted", False, refusal.code)]
+    # What is wrong with the job itself is said first.
+    first = decide(World().request(site="site-b"), (other,), NOW, (refusal,)).refusal
+    assert first is not None
+    assert first.code is Code.JOB_INCONSISTENT
+
+
+def test_a_policy_that_is_not_trusted_takes_nothing_from_data_that_it_does_not_name() -> None:
+    text = edit(POLICY_YAML, "datasets: [ms-trial]", "datasets: [ms-other]")
+    elsewhere = World(policy_yaml=text, policy_signers=("mallory",)).trust_policy()
+    here = World(policy_signers=("mallory",)).trust_policy()
+    assert isinstance(elsewhere, Refusal)
+    assert isinstance(here, Refusal)
+    assert decide(World().request(), (World().policy,), NOW, (elsewhere,)).verdict is Verdict.ALLOW
+    assert decide(World().request(), (World().policy,), NOW, (elsewhere, here)).refusal is here
 
 
 def test_a_policy_for_other_data_does_not_stand_in_for_one_that_was_not_trusted() -> None:

@@ -84,6 +84,20 @@ def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path, root_of("otto", timekeepers=("tim",)), "otto")
 
 
+def test_a_keeper_whose_key_is_stolen_is_replaced_first_and_revoked_then(desk: Desk, tmp_path: Path) -> None:
+    code, said = desk.msfl("revoke", "otto", "--key-id", key("otto").id)
+    assert (code, "too few keepers would be left" in said) == (1, True)
+    file = tmp_path / "next.json"
+    file.write_bytes(encode(root_of("otto", "olga", version=2, timekeepers=("tim",))))
+    assert desk.msfl("root", "otto", "--file", str(file))[0] == 0
+    assert desk.msfl("revoke", "olga", "--key-id", key("otto").id)[0] == 0
+    # From now on nothing is signed with it.
+    file.write_bytes(encode(root_of("olga", version=3, timekeepers=("tim",))))
+    assert desk.msfl("root", "otto", "--file", str(file))[0] == 3
+    assert desk.msfl("revoke", "otto", "--site", "site-b")[0] == 3
+    assert desk.msfl("root", "olga", "--file", str(file))[0] == 0
+
+
 def test_a_list_grows_and_a_timestamp_names_the_newest(desk: Desk) -> None:
     assert desk.msfl("revoke", "otto")[0] == 0
     assert desk.msfl("timestamp", "tim", "--hours", "2")[0] == 0
