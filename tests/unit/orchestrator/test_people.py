@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import pytest
 from fakes.governance import AUDIENCE, ISSUER, World, key
 from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.orchestrator.doors.link import Datasets
-from msfl.orchestrator.doors.people import PeopleDoor, standing, watched_event
+from msfl.orchestrator.doors.people import (
+    DAY_S,
+    MOST_OPEN_RUNS,
+    MOST_RUNS_A_DAY,
+    PeopleDoor,
+    standing,
+    watched_event,
+)
 from msfl.orchestrator.runs.events import (
     AbortRequested,
     Answered,
@@ -33,7 +41,7 @@ from msfl.policies.identity import mint_token, sign_call, sign_job
 from msfl.policies.keys import KeyPair
 from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.key_sets import KeySets
-from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD
+from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL
 from msfl.protos.v1 import federation_pb2 as wire
 
 ALL = ("a", "b", "c")
@@ -114,6 +122,9 @@ class FakeEngine:
             self.kept.append(event)
         return news
 
+    def runs(self) -> list[RunState]:
+        return [self.run]
+
     def seen(self, run_id: str, after: int) -> tuple[RunState, list[tuple[int, Event]]]:
         return self.run, list(enumerate(self.kept, start=1))[after:]
 
@@ -139,10 +150,12 @@ def running() -> list[Event]:
     return [Answered(2.0, site, "allow", {}, "s") for site in ALL]
 
 
-def door(engine: FakeEngine, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED) -> PeopleDoor:
+def door(
+    engine: FakeEngine, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED, datasets: Datasets | None = None
+) -> PeopleDoor:
     key_sets, callers = KeySets(Path("none")), Callers.of(LOOPBACK)
     root = World().federation_root
-    return PeopleDoor(engine, root, Datasets(), None, key_sets, callers, revoked)  # type: ignore[arg-type]
+    return PeopleDoor(engine, root, datasets or Datasets(), None, key_sets, callers, revoked)  # type: ignore[arg-type]
 
 
 def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:
@@ -309,3 +322,53 @@ def test_a_watcher_is_cut_when_the_key_that_vouched_for_it_is_revoked() -> None:
     seen = door(engine, lambda: gone).Watch(wire.WatchRun(run_id=RUN), Caller(ADA, "Watch"))
     with pytest.raises(Said, match="issuer_key_revoked"):
         list(seen)
+
+
+class BusyEngine(FakeEngine):
+    """Takes what is submitted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[RunState] = []
+
+    def runs(self) -> list[RunState]:
+        return self.open
+
+    def submit(self, event: Submitted) -> None:
+        self.open.append(submitted(event, SPEC))
+
+
+def busy(engine: BusyEngine, who: str = ADA) -> None:
+    spec, caller = encode(SPEC), Caller(who, "Submit")
+    catalogue = Datasets()
+    for site in ALL:
+        catalogue.put(site, ({"ref": f"{site}/lesions"},))
+    job = wire.Job(protocol=PROTOCOL, spec=spec, proof=sign_job(spec, caller.key), dry_run=False)
+    door(engine, datasets=catalogue).Submit(job, caller)
+
+
+def test_no_user_takes_the_centre_up_alone() -> None:
+    engine = BusyEngine()
+    for _ in range(MOST_OPEN_RUNS):
+        busy(engine)
+    with pytest.raises(Said, match="have not ended") as said:
+        busy(engine)
+    assert said.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    busy(engine, EVE)
+    engine.open = [advance(state, AbortRequested(state.submitted_at, ADA)) for state in engine.open]
+    busy(engine)
+    ended = engine.open[0]
+    engine.open = [ended] * MOST_RUNS_A_DAY
+    with pytest.raises(Said, match="within a day"):
+        busy(engine)
+    engine.open = [replace(ended, submitted_at=ended.submitted_at - DAY_S)] * MOST_RUNS_A_DAY
+    busy(engine)
+
+
+def test_a_run_that_had_ended_is_one_more_when_it_is_resumed() -> None:
+    engine = FakeEngine(*running(), AbortRequested(3.0, ADA))
+    engine.runs = lambda: [submitted(engine.kept[0], SPEC)] * MOST_OPEN_RUNS  # type: ignore[method-assign,arg-type]
+    proof = sign_job(engine.run.spec_text.encode(), key(ADA), generation=2)
+    with pytest.raises(Said, match="have not ended"):
+        door(engine).Resume(wire.ResumeRun(run_id=RUN, proof=proof), Caller(ADA, "Resume"))
+    assert engine.run.phase is Phase.ABORTED
