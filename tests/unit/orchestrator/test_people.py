@@ -33,8 +33,10 @@ from msfl.orchestrator.runs.events import (
     Resumed,
     Submitted,
     TaskDone,
+    from_json,
+    to_json,
 )
-from msfl.orchestrator.runs.machine import Phase, RunState, advance, submitted
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, owns, submitted
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode, load_json
 from msfl.policies.identity import mint_token, sign_call, sign_job
@@ -71,11 +73,14 @@ class Said(Exception):
 class Caller:
     """A gRPC context with a user's token, and the user's signature over one call."""
 
-    def __init__(self, user: str, method: str = "Show", peer: str = "ipv4:127.0.0.1:50000") -> None:
+    def __init__(
+        self, user: str, method: str = "Show", peer: str = "ipv4:127.0.0.1:50000", email: str | None = None
+    ) -> None:
         self.key = key(user)
         now = datetime.now(UTC)
         jkt = self.key.thumbprint
-        self.token = mint_token(key("issuer"), ISSUER, AUDIENCE, user, user, "uni.example", jkt, now)
+        who = (user, user if email is None else email, "uni.example")
+        self.token = mint_token(key("issuer"), ISSUER, AUDIENCE, *who, jkt, now)
         call = sign_call(PEOPLE_METHOD + method, self.token, self.key, now, secrets.token_hex(8))
         self.metadata = [("authorization", f"Bearer {self.token}"), (CALL_PROOF, call)]
         self._peer = peer
@@ -372,3 +377,61 @@ def test_a_run_that_had_ended_is_one_more_when_it_is_resumed() -> None:
     with pytest.raises(Said, match="have not ended"):
         door(engine).Resume(wire.ResumeRun(run_id=RUN, proof=proof), Caller(ADA, "Resume"))
     assert engine.run.phase is Phase.ABORTED
+
+
+def first(user: str, *, token: str = "t", issuer: str = "", subject: str = "") -> FakeEngine:
+    """An engine with a run that was submitted so; without an issuer, by an earlier version."""
+    engine = FakeEngine()
+    event = Submitted(1.0, RUN, encode(SPEC).decode(), "p", token, user, False, issuer, subject)
+    stored = json.loads(to_json(event))
+    if not issuer:
+        del stored["issuer"], stored["subject"]
+    kept = from_json(json.dumps(stored))
+    assert kept == event
+    engine.kept, engine.run = [kept], submitted(event, SPEC)
+    return engine
+
+
+def is_shown(engine: FakeEngine, caller: Caller) -> bool:
+    try:
+        door(engine).Show(wire.RunName(run_id=RUN), caller)
+    except Said as said:
+        return said.code is not grpc.StatusCode.NOT_FOUND
+    return True
+
+
+def test_a_subject_that_is_spelled_like_an_address_owns_nothing_of_that_address() -> None:
+    for engine in (
+        first(ADA, issuer=ISSUER, subject="ada-1"),
+        first(ADA, token=Caller("ada-1", email=ADA).token),  # as an earlier version kept it
+        first(ADA),
+    ):
+        alike = Caller(ADA, email="")
+        assert not is_shown(engine, alike)
+        with pytest.raises(Said, match="no run"):
+            door(engine).Abort(wire.RunName(run_id=RUN), Caller(ADA, "Abort", email=""))
+        listed = door(engine).List(wire.ListWhat(what="runs"), Caller(ADA, "List", email=""))
+        assert json.loads(listed.json) == {"runs": []}
+        assert is_shown(engine, Caller("ada-2", email=ADA)), "the address is verified, whatever the subject"
+
+
+def test_a_run_is_of_the_account_that_submitted_it_and_of_no_other_providers() -> None:
+    robot = Caller("robot", email="")
+    for engine in (
+        first(f"{ISSUER}#robot", issuer=ISSUER, subject="robot"),
+        first("robot", token=robot.token),  # as an earlier version kept it
+    ):
+        assert is_shown(engine, robot)
+        assert is_shown(engine, Caller("robot", email="new@uni.example")), "an address that came later changes nothing"
+        for subject in ("robot", f"{ISSUER}#robot"):
+            assert not owns(
+                engine.run, replace(World().user, subject=subject, email="", issuer="https://other.example")
+            )
+    assert not is_shown(first("robot"), robot), "who submitted it is not known: nobody's but an address's"
+
+
+def test_what_is_submitted_is_kept_with_the_account() -> None:
+    engine = BusyEngine()
+    busy(engine)
+    (state,) = engine.open
+    assert (state.user, state.issuer, state.subject) == (ADA, ISSUER, ADA)

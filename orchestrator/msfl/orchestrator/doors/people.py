@@ -30,7 +30,7 @@ from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import AbortRequested, CentralDone, Event, PauseRequested, Resumed, Submitted
-from msfl.orchestrator.runs.machine import Phase, RunState
+from msfl.orchestrator.runs.machine import Phase, RunState, owns
 from msfl.orchestrator.runs.machine import waiting_for as waiting_for_sites
 from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
@@ -107,9 +107,9 @@ class PeopleDoor(PeopleServicer):
         run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         with self._opening:
             self._one_more(context, user, now)
-            self._engine.submit(
-                Submitted(now, run_id, request.spec.decode(), request.proof, token, user.name, request.dry_run)
-            )
+            text, who = request.spec.decode(), (user.issuer, user.subject)
+            asked = Submitted(now, run_id, text, request.proof, token, user.name, request.dry_run, *who)
+            self._engine.submit(asked)
         return wire.RunName(run_id=run_id)
 
     def Show(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
@@ -261,14 +261,14 @@ class PeopleDoor(PeopleServicer):
 
     def _run_of(self, context: grpc.ServicerContext, user: User, run_id: str) -> RunState:
         state = self._engine.state(run_id)
-        if state is None or state.user != user.name:
+        if state is None or not owns(state, user):
             # The same words for both: whether somebody else's run exists is not to be found out here.
             context.abort(grpc.StatusCode.NOT_FOUND, f"you have no run {run_id}; `msfl job list` names yours")
         assert state is not None
         return state
 
     def _runs_of(self, user: User) -> list[RunState]:
-        return [state for state in self._engine.runs() if state.user == user.name]
+        return [state for state in self._engine.runs() if owns(state, user)]
 
     def _one_more(self, context: grpc.ServicerContext, user: User, now: float, *, anew: bool = True) -> None:
         """No user takes the centre up alone. `anew`: the run is not there yet."""
