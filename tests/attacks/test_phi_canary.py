@@ -196,7 +196,7 @@ def test_no_byte_at_the_gateways_sockets_holds_it(hospitals: tuple[LiveFederatio
         assert any(b"train/1" in call for call in said), "the recorder reads in clear"
         assert all(planted_in(call) == [] for call in said), site
         site_key = Home(live.home(site)).secret("site.key")
-        secret = unwrap_run_secret(centre_key, line.wrapped_secret(run.run_id), run.run_id, site, site_key)
+        secret = unwrap_run_secret(centre_key, line.wrapped_secret(run.run_id), run.run_id, site, site_key, 2)
         key = run_key(secret, site_key, run.run_id, site)
         opened = 0
         for name, sealed in line.uploads().items():

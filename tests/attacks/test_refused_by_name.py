@@ -14,12 +14,14 @@ import pytest
 
 from fakes.governance import AUDIENCE, ISSUER, LATER, edit, key, member
 from fakes.governed_sites import GovernedSite, later
+from msfl.gateway import confirmations
 from msfl.gateway.home import write
 from msfl.gateway.standing import next_of
-from msfl.policies.documents import SiteRoot
+from msfl.policies.documents import IssuerKeys, SiteRoot
 from msfl.policies.encoding import encode
 from msfl.policies.envelope import ASSET_POLICY, SITE_ROOT, sign
 from msfl.policies.identity import mint_token
+from msfl.policies.keys import encode_public
 
 OPEN = ("  users: [ada@uni.example]\n", "")
 REFUSE = "releases:\n  - name"
@@ -181,3 +183,48 @@ def test_an_older_version_beside_its_newer_one_refuses_nobody(two: SiteOfTwo) ->
     assert two.offer() == "allow"
     two.put_policy(sign(older.replace("\nversion: 3\n", "\nversion: 4\n").encode(), ASSET_POLICY, [key("cleo")]), "two")
     assert two.offer("run-2") == "version_rolled_back"  # Two texts of one version: whom it refuses nobody can say.
+
+
+ELSEWHERE = "https://other.example"
+
+
+@pytest.fixture
+def two_providers(tmp_path: Path) -> GovernedSite:
+    other = IssuerKeys(issuer=ELSEWHERE, audience=AUDIENCE, keys=(encode_public(key("issuer-b").public),))
+    return GovernedSite(tmp_path, other)
+
+
+@pytest.mark.parametrize(
+    ("named", "here", "elsewhere"),
+    [
+        ("user-1", "user_not_named", "user_not_named"),
+        (f"{ISSUER}#user-1", "allow", "user_not_named"),
+        (f"{ELSEWHERE}#user-1", "user_not_named", "allow"),
+    ],
+)
+def test_of_two_providers_each_has_its_own_user_of_that_name(
+    two_providers: GovernedSite, named: str, here: str, elsewhere: str
+) -> None:
+    site, bound = two_providers, key("ada").thumbprint
+    text = edit(site.world.policy_yaml, "users: [ada@uni.example]", f'users: ["{named}"]')
+    site.sign_policy(4, text=edit(text, "  organisations: [uni.example]\n", ""))
+    site.hear(site.papers())
+    for run, signer, issuer, expected in (
+        ("run-1", "issuer", ISSUER, here),
+        ("run-2", "issuer-b", ELSEWHERE, elsewhere),
+    ):
+        made = mint_token(key(signer), issuer, AUDIENCE, "user-1", "", "", bound, site.now)
+        site.send(run, token=made)
+        assert site.answered() == expected
+
+
+def test_the_custodian_reads_whose_subject_it_is(site: GovernedSite) -> None:
+    """At a policy open to an organisation, where the custodian confirms each run."""
+    text = edit(edit(site.world.policy_yaml, *OPEN), "mode: auto", "mode: confirm")
+    site.sign_policy(text=text)
+    bound = key("ada").thumbprint
+    site.send(token=mint_token(key("issuer"), ISSUER, AUDIENCE, "ada@uni.example", "", "uni.example", bound, site.now))
+    assert site.answered() == "confirm"
+    (shown,) = site.home.pending().values()
+    line = confirmations.in_words(confirmations.confirmation(shown["asked"]), None)[0]
+    assert f"asked for by {ISSUER}#ada@uni.example," in line

@@ -231,6 +231,11 @@ def test_a_wrapped_run_secret_serves_one_run_one_site_and_one_centre(boxes: tupl
         with pytest.raises(SealBroken) as error:
             unwrap_run_secret(key, box, run, site, site_key)
         assert error.value.code == "box"
+    of_two = wrap_run_secret(public, KEY, "run-7", "site-a", KEY, 2)
+    assert unwrap_run_secret(private, of_two, "run-7", "site-a", KEY, 2) == KEY
+    for least in (0, 1, 3):
+        with pytest.raises(SealBroken):
+            unwrap_run_secret(private, of_two, "run-7", "site-a", KEY, least)
 
 
 def test_a_box_opens_for_its_purpose_only(boxes: tuple[bytes, bytes, bytes]) -> None:

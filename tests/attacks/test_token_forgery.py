@@ -151,6 +151,13 @@ def test_an_unverified_address_is_not_used() -> None:
     assert user.email == ""
 
 
+@pytest.mark.parametrize("address", ["ada", "https://login.uni.example#a@b", "a b@uni.example", "a@b@c"])
+def test_what_is_no_address_is_not_used(address: str) -> None:
+    user = verify_token(token({**CLAIMS, "email": address}), World().federation_root.document.issuers, NOW)
+    assert isinstance(user, User)
+    assert user.email == ""
+
+
 def test_the_embedded_issuer_makes_tokens_that_pass() -> None:
     assert World().user.email == "ada@uni.example"
     unbound = mint_token(key("issuer"), ISSUER, AUDIENCE, "user-1", "ada@uni.example", "uni.example", None, NOW)

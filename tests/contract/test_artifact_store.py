@@ -77,6 +77,16 @@ class TestArtifactStore:
         assert store.local(RUN, KEY).read_bytes() == DATA
         assert store.size(RUN, KEY) == Size(len(DATA), True)
 
+    def test_what_takes_room_is_listed_by_its_key(self, store: ArtifactStore) -> None:
+        assert store.kept(RUN) == frozenset()
+        store.append(RUN, KEY, 0, DATA)
+        store.append(RUN, "plan/ALL/down/plan", 0, DATA)
+        store.append("run-2", "plan/ALL/down/weights", 0, DATA)
+        store.finish(RUN, KEY, len(DATA))
+        assert store.kept(RUN) == {KEY, "plan/ALL/down/plan"}
+        store.remove(RUN, "plan/ALL/down/plan")
+        assert store.kept(RUN) == {KEY}
+
     def test_an_empty_artifact_is_an_artifact(self, store: ArtifactStore) -> None:
         store.append(RUN, KEY, 0, b"")
         store.finish(RUN, KEY, 0)

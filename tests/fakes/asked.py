@@ -12,7 +12,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from fakes.governance import DIGEST, NOW, World
+from fakes.governance import DIGEST, ISSUER, NOW, World
 from msfl.policies import trust
 from msfl.policies.decide import Request
 from msfl.policies.documents import (
@@ -106,7 +106,16 @@ def documents(draw: st.DrawFn) -> AssetPolicy:
             "expires": NOW + timedelta(seconds=draw(mostly(100, 0, 1))),
             "datasets": draw(mostly(("ms-trial",), ("ms-other",), ("ms-other", "ms-trial"))),
             "beneficiaries": Beneficiaries(
-                users=draw(mostly(("ada@uni.example",), ("ADA@uni.example",), ("user-1",), ("bob@uni.example",), ())),
+                users=draw(
+                    mostly(
+                        ("ada@uni.example",),
+                        ("ADA@uni.example",),
+                        ("user-1",),
+                        (f"{ISSUER}#user-1",),
+                        ("bob@uni.example",),
+                        (),
+                    )
+                ),
                 organisations=draw(mostly(("uni.example",), ("x.example",))),
             ),
             "refuse": draw(
@@ -159,6 +168,7 @@ def requests(draw: st.DrawFn) -> Request:
         user=replace(
             usual.user,
             subject=draw(mostly("user-1", "ada@uni.example", "eve@uni.example")),
+            only_issuer=draw(mostly(True, False)),
             email=draw(mostly("ada@uni.example", "Ada@uni.example", "")),
             organisation=draw(mostly("uni.example", "x.example", "X.Example", "")),
         ),

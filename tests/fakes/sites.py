@@ -18,7 +18,7 @@ from msfl.learning import weights as weight_files
 from msfl.learning.contract import JsonObject, Weights
 from msfl.protos.notes import note_in
 from msfl.protos.parcel import pack, unpack
-from msfl.protos.sealing import EVERYBODY, StreamHeader, open_sealed, seal, seal_to
+from msfl.protos.sealing import EVERYBODY, MIN_SITES, StreamHeader, open_sealed, seal, seal_to
 from msfl.protos.tasklink import Failed, Result
 from msfl.protos.wire_formats import encode_difference, head_as
 
@@ -48,9 +48,11 @@ class SealedSites:
                 self.kept[f"{EVERYBODY}/{artifact}"] = host.output(answer, f"{artifact}/{EVERYBODY}")
         return answer
 
-    def open(self, host: Host, run_id: str = "") -> Result | Failed:
+    def open(self, host: Host, run_id: str = "", min_sites: int = 0) -> Result | Failed:
+        """`min_sites`: as the gateways have read it in the job; 0: they did not say."""
         run_id = run_id or self._run
-        plain = json.dumps({site: base64.b64encode(key).decode() for site, key in self.keys.items()}).encode()
+        handed = self.keys | ({MIN_SITES: min_sites.to_bytes(4, "big")} if min_sites else {})
+        plain = json.dumps({site: base64.b64encode(key).decode() for site, key in handed.items()}).encode()
         info = b"msfl/aggregator-keys/v1|" + run_id.encode()
         box = seal_to(base64.b64decode(host.hello.public_key), plain, info)
         return host.do("open", {"run_id": run_id, "sealed_keys": base64.b64encode(box).decode()})

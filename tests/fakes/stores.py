@@ -93,6 +93,9 @@ class MemoryArtifacts:
         self._whole.pop(name, None)
         self._growing.pop(name, None)
 
+    def kept(self, run_id: str) -> frozenset[str]:
+        return frozenset(key for run, key in {**self._whole, **self._growing} if run == run_id)
+
 
 def _name(run_id: str, key: str) -> tuple[str, str]:
     parts = [run_id, *key.split("/")]

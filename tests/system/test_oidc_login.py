@@ -101,7 +101,7 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> Iterator[People]:
         )
         with LiveFederation.up(folder / "federation", issuers=issuers) as live:
             for site in SITES:
-                text = edit(live.policy(site), '"ada@uni.example"]', '"ada@uni.example", "robot"]')
+                text = edit(live.policy(site), '"ada@uni.example"]', f'"ada@uni.example", "{stewarded.issuer}#robot"]')
                 text = edit(text, "organisations: []", "organisations: [uni.example]")
                 live.sign_policy(site, text)
             yield People(live, stewarded, pinned, folder)

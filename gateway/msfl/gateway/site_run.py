@@ -448,7 +448,8 @@ class RunAtSite:
                 site_key = self._home.secret("site.key")
                 self._say.with_room(lambda: self._record.save_secret(secrets.token_bytes(32), site_key))
             secret, site_key = self._record.secret()
-            wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, self.run_id, self._site, site_key)
+            least = self._trusted().job.min_sites  # The centre's aggregator sums no fewer, whatever it is ordered.
+            wrapped = wrap_run_secret(self._home.secret("centre.pub"), secret, self.run_id, self._site, site_key, least)
         declined = self._home.declined(self.run_id) if verdict == "refuse" else None
         if declined is not None:
             self._say.audit("custodian answered", verdict=verdict, by=declined.get("by", ""))

@@ -1,7 +1,7 @@
 """The aggregator: the model at the centre, the only process there that may see what single sites sent.
 
     verb        in                                            out
-    open        run_id, sealed_keys                           –
+    open        run_id, sealed_keys (with min_sites)          –
     plan        {site: sealed fingerprint}, recipients        plan_hash, plan_summary, n_parameters, weights_blake3;
                 or plan and model of an earlier run           plan/ALL, weights/ALL, plan/<site>, weights/<site>
     aggregate   round r, model r − 1, {site: sealed update},  sites (with update_norm), refused, weights_blake3;
@@ -56,6 +56,7 @@ from msfl.protos.notes import DIFFERENCE, LEFT_OVER, Note, broadcast_header
 from msfl.protos.parcel import BadParcel, Unpacking, pack
 from msfl.protos.sealing import (
     EVERYBODY,
+    MIN_SITES,
     SealBroken,
     StreamHeader,
     broadcast_key,
@@ -76,10 +77,12 @@ _EARLIEST = (1980, 1, 1, 0, 0, 0)  # the first moment a zip can hold
 
 @dataclass(frozen=True)
 class _Run:
-    """What `open` brought: the run, a key for every site's streams, and one for what goes to all."""
+    """What `open` brought: the run, a key for every site's streams, and one for what goes to all. `min_sites`: of the
+    job that the sites have verified; 0 where their gateways did not say."""
 
     run_id: str
     keys: Mapping[str, bytes]
+    min_sites: int = 0
 
 
 class Aggregator:
@@ -117,7 +120,8 @@ class Aggregator:
             raise TaskRefusal("keys_unreadable", f"the run keys were not sealed to this process: {error}") from error
         if self._run is not None and self._run.run_id != run_id:
             raise TaskRefusal("other_run", f"this process serves the run {self._run.run_id}, not {run_id}")
-        self._run = _Run(run_id, keys)
+        min_sites = int.from_bytes(keys.pop(MIN_SITES, b""), "big")
+        self._run = _Run(run_id, keys, min_sites)
         return Outcome()
 
     def _make_plan(self, task: Task, open_progress: OpenProgress) -> Outcome:
@@ -177,7 +181,8 @@ class Aggregator:
 
     def _aggregate(self, task: Task, open_progress: OpenProgress) -> Outcome:
         recipients = sorted({*self._recipients(task), *parameter(task, "late", list, [])})
-        least = parameter(task, "min_sites", int, 1)
+        # The orchestrator may ask for more than the job does, not for fewer: the sites' keys came with the number.
+        least = max(parameter(task, "min_sites", int, 1), self._the_run.min_sites)
         _choice(task.config, "weighting", "cases", WEIGHTINGS)
         _choice(task.config, "strategy", "fedavg", STRATEGIES)
         _choice(task.config, "wire", FLOAT32, DTYPES)

@@ -32,7 +32,12 @@ class HandOver(Protocol):
     """What the orchestrator asks of the keyring: the run's site keys, sealed to the aggregator."""
 
     def hand_over(
-        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""
+        self,
+        run_id: str,
+        wrapped: Mapping[str, bytes],
+        aggregator_public: bytes,
+        earlier: str = "",
+        min_sites: int = 0,
     ) -> bytes: ...
 
 
@@ -63,6 +68,7 @@ class Aggregator:
         config: JsonObject,
         keyring: HandOver,
         *,
+        min_sites: int,
         read_only_inbox: bool,
     ) -> None:
         self._process = process
@@ -70,14 +76,16 @@ class Aggregator:
         self._run_id = run_id
         self._config = config
         self._keyring = keyring
+        self._min_sites = min_sites
         self._read_only_inbox = read_only_inbox
         self._names = itertools.count()
 
     @classmethod
     def start(
-        cls, runtime: Runtime, order: StartOrder, *, run_id: str, config: JsonObject, keyring: HandOver
+        cls, runtime: Runtime, order: StartOrder, *, run_id: str, config: JsonObject, keyring: HandOver, min_sites: int
     ) -> Aggregator:
-        """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it."""
+        """`order.folder` is all that the process can see; what is taken from it goes to a folder beside it.
+        `min_sites`: of the job; the sites' keys come with this number or not at all."""
         order.folder.mkdir(parents=True, exist_ok=True)
         if (left := runtime.recover(order.folder)) is not None:  # It dies with its orchestrator; should it not have.
             runtime.stop(left, 0.0)
@@ -85,7 +93,7 @@ class Aggregator:
             remove_tree(order.folder / box)  # What an aggregator before it was about when it was killed.
         contained = runtime.protections().isolation > Isolation.NONE
         process = HostedProcess.start(runtime, order)
-        return cls(process, order.folder, run_id, config, keyring, read_only_inbox=contained)
+        return cls(process, order.folder, run_id, config, keyring, min_sites=min_sites, read_only_inbox=contained)
 
     def open(self, wrapped: Mapping[str, bytes], earlier: str) -> None:
         """Hand over the keys of these sites, all there are, and of an earlier run; again whenever there are more.
@@ -93,7 +101,7 @@ class Aggregator:
         Raises BadRunSecret, KeyringDown.
         """
         public = base64.b64decode(self._process.hello.public_key)
-        sealed = self._keyring.hand_over(self._run_id, wrapped, public, earlier)
+        sealed = self._keyring.hand_over(self._run_id, wrapped, public, earlier, self._min_sites)
         document = {"run_id": self._run_id, "sealed_keys": base64.b64encode(sealed).decode()}
         self.do(CentralTask("open", "open", 0, self._config, document, {}))
 

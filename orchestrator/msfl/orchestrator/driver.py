@@ -34,6 +34,7 @@ from msfl.orchestrator.runs.machine import (
     Phase,
     RunState,
     Step,
+    abandoned_uploads,
     central_attempts,
     central_broadcasts,
     central_inputs,
@@ -137,6 +138,8 @@ class Driver:
             while not self._runs.stopping and self._is_mine(self._state()):
                 if not self._turn():
                     self._heard = self._bell.wait(self._heard, 60.0)
+            if self._state().ended:
+                self._free_at_the_end()
         finally:
             self._stop_aggregator()
 
@@ -228,10 +231,21 @@ class Driver:
 
     def _free(self) -> None:
         """Sealed streams are kept only as long as somebody may still need them."""
-        disposable = disposable_keys(self._state())
-        for key in sorted(disposable - self._freed):
+        # What is there first: an upload that begins after this is none that the state has given up.
+        kept = self._runs.artifacts.kept(self._run_id)
+        state = self._state()
+        disposable = disposable_keys(state)
+        for key in sorted((disposable - self._freed) | abandoned_uploads(state, kept)):
             self._runs.artifacts.remove(self._run_id, key)
         self._freed = disposable
+
+    def _free_at_the_end(self) -> None:
+        try:
+            self._free()
+        except OSError as error:
+            if error.errno not in DISK_TROUBLE:
+                raise
+            log.warning("what an ended run no longer needs stays", run=self._run_id, why=error.strerror)
 
     # ------------------------------------------------------------ trouble
 

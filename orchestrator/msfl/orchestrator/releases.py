@@ -106,7 +106,14 @@ class AggregatorStarter:
             site=None,
             log=folder / "aggregator.log",
         )
-        aggregator = Aggregator.start(self._runtime, order, run_id=state.run_id, config=config, keyring=self._keyring)
+        aggregator = Aggregator.start(
+            self._runtime,
+            order,
+            run_id=state.run_id,
+            config=config,
+            keyring=self._keyring,
+            min_sites=spec.min_sites,
+        )
         facts = {
             "config": config,
             "stock": dict(release.statement.profiles.get("full", {})),

@@ -16,6 +16,7 @@ from msfl.orchestrator.doors.admission import Admission
 from msfl.orchestrator.doors.enrolment import EnrolmentDoor
 from msfl.orchestrator.doors.link import Datasets, LinkDoor, parting_word
 from msfl.orchestrator.doors.people import PeopleDoor
+from msfl.orchestrator.doors.silence import CutTheSilent
 from msfl.orchestrator.doors.turned_away import TurnedAway
 from msfl.orchestrator.doors.unavailable import SayUnavailable
 from msfl.orchestrator.engine import Engine
@@ -31,7 +32,7 @@ from msfl.policies.refusals import Refusal, Refused
 from msfl.policies.trust import trust_federation_root
 from msfl.protos.allocator import keep_memory
 from msfl.protos.audit_log import LOG_NAME, AuditLog
-from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials, server_credentials
+from msfl.protos.channel import SERVER_OPTIONS, mutual_server_credentials, peer_site, server_credentials
 from msfl.protos.notary import Notary
 from msfl.protos.streams import streams_handler
 from msfl.protos.v1.federation_pb2_grpc import (
@@ -46,6 +47,9 @@ from msfl.runtime.choice import RuntimeChoice
 # made when they are needed and none is free; who comes when all are busy waits for one.
 LINK_THREADS = 2048
 PEOPLE_THREADS = 256
+# An honest call waits for its request for a moment only: so many at once are none.
+SILENT_PEOPLE = PEOPLE_THREADS * 3 // 4
+SILENT_OF_A_SITE = 32
 WITNESS_S = 5.0
 log = structlog.get_logger()
 
@@ -91,14 +95,15 @@ def serve_orchestrator(home: CentreHome, chosen: RuntimeChoice) -> None:
     server = home.server()
     key, certificate = server.key_pem, server.certificate_pem
     admission = Admission(asked_by_runs.standings, trust.revoked, parting_word(home.trust_papers), turned_away)
-    people = _server("people", PEOPLE_THREADS)
+    people = people_server()
     for_people = PeopleDoor(
         engine, root, datasets, releases, home.key_sets, settings.callers, trust.revoked, turned_away
     )
     add_PeopleServicer_to_server(for_people, people)
     add_EnrolmentServicer_to_server(EnrolmentDoor(keyring, envelope, admission.refresh, turned_away), people)
     people.add_secure_port(f"{settings.host}:{settings.port}", server_credentials(key, certificate))
-    link = _server("link", LINK_THREADS, admission)
+    silent = CutTheSilent(SILENT_OF_A_SITE, lambda context: peer_site(context) or "")
+    link = _server("link", LINK_THREADS, silent, admission)
     door = LinkDoor(engine, datasets, keyring, notary, home.key_sets, home.trust_papers)
     add_LinkServicer_to_server(door, link)
     link.add_generic_rpc_handlers((streams_handler(door),))
@@ -138,6 +143,12 @@ def _witness_keyring(stop: threading.Event, keyring: KeyringClient, notary: Nota
             continue
         if refused is not None:
             log.critical("the keyring's audit log contradicts itself", code=refused.code, why=refused.why)
+
+
+def people_server() -> grpc.Server:
+    """For people and for sites that enrol: whoever reaches it may begin a call."""
+    answering = ThreadPoolExecutor(PEOPLE_THREADS, "people-answers")
+    return _server("people", PEOPLE_THREADS, CutTheSilent(SILENT_PEOPLE, lambda context: "", answering))
 
 
 def _server(name: str, threads: int, *before: grpc.ServerInterceptor) -> grpc.Server:

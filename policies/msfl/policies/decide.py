@@ -593,8 +593,10 @@ def _by_name(policy: AssetPolicy, user: User, digest: str) -> Finding:
 
 def _named(user: User, names: tuple[str, ...]) -> bool:
     """What has an @ is an address, which the provider has checked; a subject may be whatever its user likes, and does
-    not count for one."""
-    if user.subject in names and "@" not in user.subject:
+    not count for one, nor for an account. With two providers it does not say whose it is."""
+    if user.account in names:
+        return True
+    if user.only_issuer and user.subject in names and "@" not in user.subject and "://" not in user.subject:
         return True
     return bool(user.email) and user.email.lower() in {name.lower() for name in names}
 

@@ -71,7 +71,7 @@ Version = Annotated[str, StringConstraints(pattern=rf"^{_VERSION}$", max_length=
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Person = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[._+@-][a-z0-9]+)*$", max_length=128)]
-UserName = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=256)]
+UserName = Annotated[str, StringConstraints(pattern=r"^[!-~]+$", max_length=512)]
 Domain = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[.-][a-z0-9]+)*$", max_length=128)]
 ConfigKey = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Duration = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,6}[smhd]$")]

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,6 +55,8 @@ LEEWAY = timedelta(seconds=60)
 CALL_LIFE = timedelta(seconds=60)
 _ISSUER_ALGORITHMS = tuple(algorithm for kind in ALGORITHMS.values() for algorithm in kind)
 _USER_ALGORITHM = "EdDSA"
+# No account (`issuer#subject`) is one, nor a bare subject without an @.
+_ADDRESS = re.compile(r"(?!.*://)[^@\s]+@[^@\s]+")
 _JWS = PyJWS(algorithms=_ISSUER_ALGORITHMS)
 
 
@@ -72,7 +75,8 @@ class IssuerKey:
 @dataclass(frozen=True)
 class User:
     """Verified claims. `email` and `organisation` are empty when the token has none. `signed_by`: the ids of the
-    issuer's keys that vouch for them (`jwk.key_id_of`)."""
+    issuer's keys that vouch for them (`jwk.key_id_of`). `only_issuer`: the federation names no other, so that a
+    subject alone means one account."""
 
     subject: str
     email: str
@@ -81,10 +85,17 @@ class User:
     key_thumbprint: str | None
     expires: datetime
     signed_by: tuple[str, ...] = ()
+    only_issuer: bool = False
+
+    @property
+    def account(self) -> str:
+        """Where the user is who. No issuer has a # in its name."""
+        return f"{self.issuer}#{self.subject}"
 
     @property
     def name(self) -> str:
-        return self.email or self.subject
+        """The address, or the account: a subject may be spelled like anything, like somebody's address, too."""
+        return self.email or self.account
 
 
 def mint_token(
@@ -145,10 +156,24 @@ def _verified_user(
     claims, issuer, key = issued
     if refusal := _for_us(claims, issuer):
         return refusal
-    if not tilde:
-        return _user(claims, issuer, (key.id,))
-    facts = _with_id_token(access, claims, identity, issuer, now, key_sets)
-    return facts if isinstance(facts, Refusal) else _user(facts[0], issuer, (key.id, facts[1].id))
+    signed_by: tuple[str, ...] = (key.id,)
+    if tilde:
+        facts = _with_id_token(access, claims, identity, issuer, now, key_sets)
+        if isinstance(facts, Refusal):
+            return facts
+        claims, signed_by = facts[0], (key.id, facts[1].id)
+    user = _user(claims, issuer, signed_by)
+    return user if isinstance(user, Refusal) else replace(user, only_issuer=len({i.issuer for i in issuers}) == 1)
+
+
+def account_in(token: str) -> tuple[str, str]:
+    """Issuer and subject that a token names which was verified before, and has expired since; empty where it is none.
+    They come as they are: nothing is verified here."""
+    parts = token.partition("~")[0].split(".")
+    payload = base64url(parts[1]) if len(parts) == 3 else None
+    claims = (payload and _object(payload)) or {}
+    issuer, subject = claims.get("iss"), claims.get("sub")
+    return (issuer, subject) if isinstance(issuer, str) and isinstance(subject, str) else ("", "")
 
 
 def nonce_for(jkt: str, random: str) -> str:
@@ -320,7 +345,7 @@ def _user(claims: Mapping[str, Any], issuer: IssuerKeys, signed_by: tuple[str, .
         (organisation,) = organisation
     if not isinstance(subject, str) or not subject or not isinstance(email, str) or not isinstance(organisation, str):
         return _invalid("sub is missing, or sub, e-mail or organisation is not text")
-    if claims.get("email_verified", True) is not True:
+    if claims.get("email_verified", True) is not True or _ADDRESS.fullmatch(email) is None:
         email = ""
     cnf = claims.get("cnf", {})
     # Bound to something that nobody here looks at (a certificate, say) is not a bearer token.

@@ -281,7 +281,7 @@ def explain(
         site=record.site,
         dataset=record,
         release=Unverified(statement, tuple(sorted(set(reviewer or ())))),
-        user=User(user, user, organisation, "", None, now),
+        user=User(user, user, organisation, "", None, now, only_issuer=True),
         job=job,
         # What does not resolve is refused by the first rule, with its reason.
         resolved={} if isinstance(resolved, Refusal) else resolved,

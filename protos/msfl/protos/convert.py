@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 from msfl.protos.messages import (
@@ -29,12 +29,16 @@ from msfl.protos.nesting import too_deep
 from msfl.protos.v1 import federation_pb2 as wire
 
 MOST_FIGURES, MOST_LETTERS = 32, 100
+MAX_CATALOGUE_BYTES = 256 << 10  # Every user is shown the catalogues of all gateways in one message.
 # A run's name becomes the name of folders and files.
 _RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 # These go into audit logs, and are shown.
 _TASK_ID = re.compile(r"(?=.{1,128}\Z)[0-9A-Za-z_-]+(?:/[0-9A-Za-z_-]+)*")
 _CODE = re.compile(r"[0-9a-z_]{0,64}")
 _ODD_REASON = "odd_reason"
+
+
+_DATASET_REF = re.compile(r"(?=.{1,129}$)[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
 
 
 class BadMessage(ValueError):
@@ -256,7 +260,43 @@ def arrival_to_wire(arrival: Arrival) -> wire.Hello:
 
 
 def arrival_from_wire(message: wire.Hello) -> Arrival:
+    if len(message.datasets) > MAX_CATALOGUE_BYTES:
+        raise BadMessage(f"the datasets of a gateway take more than {MAX_CATALOGUE_BYTES >> 10} KiB to describe")
     listed = json_object(message.datasets).get("datasets")
-    if not isinstance(listed, list) or not all(isinstance(d, dict) for d in listed):
+    if not isinstance(listed, list):
         raise BadMessage("the datasets of a gateway are a list of objects")
-    return Arrival(protocol=message.protocol, software=message.software[:100], datasets=tuple(listed))
+    datasets = tuple(_dataset(entry) for entry in listed)
+    return Arrival(protocol=message.protocol, software=message.software[:100], datasets=datasets)
+
+
+def _dataset(entry: object) -> JsonObject:
+    """The facts of a dataset that are known here. `ref`, `site/dataset`, must be among them; others are left out."""
+    if not isinstance(entry, dict) or not _is_ref(entry.get("ref")):
+        raise BadMessage("a dataset is an object with a ref, site/dataset")
+    known = {name: entry[name] for name in _FACTS if name in entry}
+    if wrong := [name for name, value in known.items() if not _FACTS[name](value)]:
+        raise BadMessage(f"{entry['ref']}: {', '.join(wrong)} is nothing of its kind")
+    return known
+
+
+def _is_ref(value: object) -> bool:
+    return isinstance(value, str) and _DATASET_REF.fullmatch(value) is not None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+_FACTS: Mapping[str, Callable[[object], bool]] = {
+    "ref": _is_ref,
+    "version": _is_text,
+    "channel_names": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "labels": lambda value: isinstance(value, dict) and all(map(_is_count, value.values())),
+    "n_train": _is_count,
+    "n_test": _is_count,
+    "kind": _is_text,
+}

@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 EVERYBODY = "ALL"  # where a header names a site: all of the run. No site's name has capitals.
+MIN_SITES = f"{EVERYBODY}:min_sites"  # among the keys handed to an aggregator: not a key, but 4 bytes, a number
 CHUNK = 1 << 20
 TAG = 16
 KEY = 32
@@ -320,19 +321,25 @@ def broadcast_key(run_centre_key: bytes, header: StreamHeader) -> bytes:
     return HKDF(SHA256(), KEY, salt=None, info=info).derive(_full(run_centre_key))
 
 
-def wrap_run_secret(centre_public: bytes, run_secret: bytes, run_id: str, site: str, site_key: bytes) -> bytes:
-    """The box says which of the site's symmetric keys the run's key is made with."""
-    return seal_to(centre_public, run_secret, _about_secret(run_id, site, site_key))
+def wrap_run_secret(
+    centre_public: bytes, run_secret: bytes, run_id: str, site: str, site_key: bytes, min_sites: int = 0
+) -> bytes:
+    """The box says which of the site's symmetric keys the run's key is made with, and of how many sites, by the signed
+    job, a sum must be made; 0: it does not say, as boxes of gateways before this did not."""
+    return seal_to(centre_public, run_secret, _about_secret(run_id, site, site_key, min_sites))
 
 
-def unwrap_run_secret(centre_private: bytes, wrapped: bytes, run_id: str, site: str, site_key: bytes) -> bytes:
-    """Raises SealBroken: not for this key, run, site, or symmetric key."""
-    return open_with(centre_private, wrapped, _about_secret(run_id, site, site_key))
+def unwrap_run_secret(
+    centre_private: bytes, wrapped: bytes, run_id: str, site: str, site_key: bytes, min_sites: int = 0
+) -> bytes:
+    """Raises SealBroken: not for this key, run, site, symmetric key, or number of sites."""
+    return open_with(centre_private, wrapped, _about_secret(run_id, site, site_key, min_sites))
 
 
-def _about_secret(run_id: str, site: str, site_key: bytes) -> bytes:
+def _about_secret(run_id: str, site: str, site_key: bytes, min_sites: int) -> bytes:
     key_id = hashlib.sha256(b"msfl/site-key/v1|" + _full(site_key)).digest()
-    return _about(b"msfl/run-secret/v2", run_id, site) + b"|" + key_id
+    least = f"|min_sites={min_sites}".encode() if min_sites else b""
+    return _about(b"msfl/run-secret/v2", run_id, site) + b"|" + key_id + least
 
 
 def seal_to(public: bytes, plaintext: bytes, info: bytes) -> bytes:

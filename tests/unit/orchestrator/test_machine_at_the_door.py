@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +15,8 @@ from msfl.orchestrator.doors.link import PART_BYTES, Datasets, LinkDoor
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.keyring.client import KeyringClient
 from msfl.orchestrator.presence import Bell
-from msfl.orchestrator.runs.events import AbortRequested, CentreFailed, Event, Resumed, SiteSilent
-from msfl.orchestrator.runs.machine import RunState, is_news, order_for
+from msfl.orchestrator.runs.events import AbortRequested, CentreFailed, Event, Resumed, SiteSilent, TaskDone
+from msfl.orchestrator.runs.machine import RunState, abandoned_uploads, is_news, order_for
 from msfl.protos.messages import PROTOCOL, Order, output_key, result_key
 from msfl.protos.notary import Notary
 from msfl.protos.parcel import MAX_DOCUMENT_BYTES
@@ -151,6 +153,91 @@ def test_an_order_is_said_once_per_stream_and_generation(tmp_path: Path) -> None
     assert said == [
         ("task", "train/1"), ("stop", ""), ("offer", ""), ("task", "start/2"), ("task", "train/1"), ("stop", ""),
     ]  # fmt: skip
+
+
+def shows(site: str, *datasets: object) -> dict[str, tuple[dict[str, Any], ...]]:
+    """What users are shown after a site has shown its catalogue."""
+    catalogue = Datasets()
+    link = LinkDoor(cast(Engine, DeafEngine()), catalogue, cast(KeyringClient, None), cast(Notary, None))
+    said = json.dumps({"datasets": datasets}).encode()
+    list(link.Attend(wire.Hello(protocol=PROTOCOL, software="test", datasets=said), call(site)))
+    return catalogue.all()
+
+
+class DeafEngine:
+    stopping = False
+
+    def heard(self, site: str) -> None: ...
+
+    def site_bell(self, site: str) -> Bell:
+        return Bell()
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+@pytest.mark.parametrize(
+    "dataset",
+    [{}, [], "a/lesions", {"ref": 7}, {"ref": "lesions"}, {"ref": "a/lesions\n"}, {"ref": "a/lesions", "n_test": -1},
+     {"ref": "a/lesions", "labels": {"lesion": [[]]}}, {"ref": "a/lesions", "channel_names": "T1"}],
+)  # fmt: skip
+def test_a_catalogue_that_is_none_is_refused(dataset: object) -> None:
+    with pytest.raises(Refused, match="INVALID_ARGUMENT"):
+        shows("a", dataset)
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_a_catalogue_that_nobody_could_be_shown_is_refused() -> None:
+    with pytest.raises(Refused, match="KiB"):
+        shows("a", *({"ref": f"a/{i}", "kind": "user" * 100} for i in range(1000)))
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_a_site_shows_its_own_datasets_alone_and_of_them_what_is_known() -> None:
+    mine = {"ref": "a/lesions", "n_train": 3}
+    assert shows("a", {**mine, "spacing": [7]}, {"ref": "b/lesions", "n_train": 999_999}) == {"a": (mine,)}
+
+
+@pytest.mark.usefixtures("site_of_the_call")
+def test_of_many_attempts_one_is_kept_and_none_beside_a_reported_one(tmp_path: Path) -> None:
+    walk = started().go_to("train/1")
+    door, engine = door_to(walk, tmp_path)
+
+    def upload(attempt: int, site: str = "a", parts: Iterable[bytes] = (b"12", b"34")) -> None:
+        head = wire.UploadHead(run_id="run-1", key=result_key("train/1", site, attempt), offset=0, total=4)
+        door.upload(head, iter(parts), call(site))
+
+    upload(1, site="b")
+    for attempt in range(20):
+        upload(attempt)
+    assert engine.artifacts.kept("run-1") == {result_key("train/1", "a", 19), result_key("train/1", "b", 1)}
+
+    def overtaken() -> Iterator[bytes]:
+        yield b"12"
+        upload(21)
+        yield b"34"
+
+    with pytest.raises(Refused, match="nobody waits"):
+        upload(20, parts=overtaken())
+    assert engine.artifacts.kept("run-1") == {result_key("train/1", "a", 21), result_key("train/1", "b", 1)}
+
+    walk.tell(TaskDone(walk.tick(), "a", "train/1", result_key("train/1", "a", 21), 1.0, 4, 0))
+    with pytest.raises(Refused, match="nobody waits"):
+        upload(22)
+    upload(21)
+    assert engine.artifacts.size("run-1", result_key("train/1", "a", 21)).complete
+
+
+def test_what_no_report_has_named_is_abandoned_when_its_step_is_over() -> None:
+    walk = started().go_to("train/1")
+    reported, left = result_key("train/1", "a", 1), result_key("train/1", "b", 7)
+    model = output_key("plan", EVERYBODY, "weights")
+    walk.done("a")
+    kept = {reported, left, result_key("train/1", "a", 5), model}
+    assert abandoned_uploads(walk.state, kept) == {result_key("train/1", "a", 5)}
+    walk.go_to("aggregate/1")
+    assert reported in walk.state.results["train/1"].values()
+    assert abandoned_uploads(walk.state, kept) == {left, result_key("train/1", "a", 5)}
+    walk.tell(AbortRequested(walk.tick(), "ada"))
+    assert abandoned_uploads(walk.state, kept) == {left, result_key("train/1", "a", 5)}
 
 
 @pytest.mark.usefixtures("site_of_the_call")

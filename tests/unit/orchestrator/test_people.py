@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import pytest
 from fakes.governance import AUDIENCE, ISSUER, World, key
 from msfl.orchestrator.doors.addresses import LOOPBACK, Callers
 from msfl.orchestrator.doors.link import Datasets
-from msfl.orchestrator.doors.people import PeopleDoor, standing, watched_event
+from msfl.orchestrator.doors.people import (
+    DAY_S,
+    MOST_OPEN_RUNS,
+    MOST_RUNS_A_DAY,
+    PeopleDoor,
+    standing,
+    watched_event,
+)
 from msfl.orchestrator.runs.events import (
     AbortRequested,
     Answered,
@@ -25,15 +33,17 @@ from msfl.orchestrator.runs.events import (
     Resumed,
     Submitted,
     TaskDone,
+    from_json,
+    to_json,
 )
-from msfl.orchestrator.runs.machine import Phase, RunState, advance, submitted
+from msfl.orchestrator.runs.machine import Phase, RunState, advance, owns, submitted
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import encode, load_json
 from msfl.policies.identity import mint_token, sign_call, sign_job
 from msfl.policies.keys import KeyPair
 from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.key_sets import KeySets
-from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD
+from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL
 from msfl.protos.v1 import federation_pb2 as wire
 
 ALL = ("a", "b", "c")
@@ -63,11 +73,14 @@ class Said(Exception):
 class Caller:
     """A gRPC context with a user's token, and the user's signature over one call."""
 
-    def __init__(self, user: str, method: str = "Show", peer: str = "ipv4:127.0.0.1:50000") -> None:
+    def __init__(
+        self, user: str, method: str = "Show", peer: str = "ipv4:127.0.0.1:50000", email: str | None = None
+    ) -> None:
         self.key = key(user)
         now = datetime.now(UTC)
         jkt = self.key.thumbprint
-        self.token = mint_token(key("issuer"), ISSUER, AUDIENCE, user, user, "uni.example", jkt, now)
+        who = (user, user if email is None else email, "uni.example")
+        self.token = mint_token(key("issuer"), ISSUER, AUDIENCE, *who, jkt, now)
         call = sign_call(PEOPLE_METHOD + method, self.token, self.key, now, secrets.token_hex(8))
         self.metadata = [("authorization", f"Bearer {self.token}"), (CALL_PROOF, call)]
         self._peer = peer
@@ -114,6 +127,9 @@ class FakeEngine:
             self.kept.append(event)
         return news
 
+    def runs(self) -> list[RunState]:
+        return [self.run]
+
     def seen(self, run_id: str, after: int) -> tuple[RunState, list[tuple[int, Event]]]:
         return self.run, list(enumerate(self.kept, start=1))[after:]
 
@@ -139,10 +155,12 @@ def running() -> list[Event]:
     return [Answered(2.0, site, "allow", {}, "s") for site in ALL]
 
 
-def door(engine: FakeEngine, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED) -> PeopleDoor:
+def door(
+    engine: FakeEngine, revoked: Callable[[], Revoked] = lambda: NOTHING_REVOKED, datasets: Datasets | None = None
+) -> PeopleDoor:
     key_sets, callers = KeySets(Path("none")), Callers.of(LOOPBACK)
     root = World().federation_root
-    return PeopleDoor(engine, root, Datasets(), None, key_sets, callers, revoked)  # type: ignore[arg-type]
+    return PeopleDoor(engine, root, datasets or Datasets(), None, key_sets, callers, revoked)  # type: ignore[arg-type]
 
 
 def pause(engine: FakeEngine, who: str = ADA) -> dict[str, Any]:
@@ -309,3 +327,111 @@ def test_a_watcher_is_cut_when_the_key_that_vouched_for_it_is_revoked() -> None:
     seen = door(engine, lambda: gone).Watch(wire.WatchRun(run_id=RUN), Caller(ADA, "Watch"))
     with pytest.raises(Said, match="issuer_key_revoked"):
         list(seen)
+
+
+class BusyEngine(FakeEngine):
+    """Takes what is submitted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[RunState] = []
+
+    def runs(self) -> list[RunState]:
+        return self.open
+
+    def submit(self, event: Submitted) -> None:
+        self.open.append(submitted(event, SPEC))
+
+
+def busy(engine: BusyEngine, who: str = ADA) -> None:
+    spec, caller = encode(SPEC), Caller(who, "Submit")
+    catalogue = Datasets()
+    for site in ALL:
+        catalogue.put(site, ({"ref": f"{site}/lesions"},))
+    job = wire.Job(protocol=PROTOCOL, spec=spec, proof=sign_job(spec, caller.key), dry_run=False)
+    door(engine, datasets=catalogue).Submit(job, caller)
+
+
+def test_no_user_takes_the_centre_up_alone() -> None:
+    engine = BusyEngine()
+    for _ in range(MOST_OPEN_RUNS):
+        busy(engine)
+    with pytest.raises(Said, match="have not ended") as said:
+        busy(engine)
+    assert said.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    busy(engine, EVE)
+    engine.open = [advance(state, AbortRequested(state.submitted_at, ADA)) for state in engine.open]
+    busy(engine)
+    ended = engine.open[0]
+    engine.open = [ended] * MOST_RUNS_A_DAY
+    with pytest.raises(Said, match="within a day"):
+        busy(engine)
+    engine.open = [replace(ended, submitted_at=ended.submitted_at - DAY_S)] * MOST_RUNS_A_DAY
+    busy(engine)
+
+
+def test_a_run_that_had_ended_is_one_more_when_it_is_resumed() -> None:
+    engine = FakeEngine(*running(), AbortRequested(3.0, ADA))
+    engine.runs = lambda: [submitted(engine.kept[0], SPEC)] * MOST_OPEN_RUNS  # type: ignore[method-assign,arg-type]
+    proof = sign_job(engine.run.spec_text.encode(), key(ADA), generation=2)
+    with pytest.raises(Said, match="have not ended"):
+        door(engine).Resume(wire.ResumeRun(run_id=RUN, proof=proof), Caller(ADA, "Resume"))
+    assert engine.run.phase is Phase.ABORTED
+
+
+def first(user: str, *, token: str = "t", issuer: str = "", subject: str = "") -> FakeEngine:
+    """An engine with a run that was submitted so; without an issuer, by an earlier version."""
+    engine = FakeEngine()
+    event = Submitted(1.0, RUN, encode(SPEC).decode(), "p", token, user, False, issuer, subject)
+    stored = json.loads(to_json(event))
+    if not issuer:
+        del stored["issuer"], stored["subject"]
+    kept = from_json(json.dumps(stored))
+    assert kept == event
+    engine.kept, engine.run = [kept], submitted(event, SPEC)
+    return engine
+
+
+def is_shown(engine: FakeEngine, caller: Caller) -> bool:
+    try:
+        door(engine).Show(wire.RunName(run_id=RUN), caller)
+    except Said as said:
+        return said.code is not grpc.StatusCode.NOT_FOUND
+    return True
+
+
+def test_a_subject_that_is_spelled_like_an_address_owns_nothing_of_that_address() -> None:
+    for engine in (
+        first(ADA, issuer=ISSUER, subject="ada-1"),
+        first(ADA, token=Caller("ada-1", email=ADA).token),  # as an earlier version kept it
+        first(ADA),
+    ):
+        alike = Caller(ADA, email="")
+        assert not is_shown(engine, alike)
+        with pytest.raises(Said, match="no run"):
+            door(engine).Abort(wire.RunName(run_id=RUN), Caller(ADA, "Abort", email=""))
+        listed = door(engine).List(wire.ListWhat(what="runs"), Caller(ADA, "List", email=""))
+        assert json.loads(listed.json) == {"runs": []}
+        assert is_shown(engine, Caller("ada-2", email=ADA)), "the address is verified, whatever the subject"
+
+
+def test_a_run_is_of_the_account_that_submitted_it_and_of_no_other_providers() -> None:
+    robot = Caller("robot", email="")
+    for engine in (
+        first(f"{ISSUER}#robot", issuer=ISSUER, subject="robot"),
+        first("robot", token=robot.token),  # as an earlier version kept it
+    ):
+        assert is_shown(engine, robot)
+        assert is_shown(engine, Caller("robot", email="new@uni.example")), "an address that came later changes nothing"
+        for subject in ("robot", f"{ISSUER}#robot"):
+            assert not owns(
+                engine.run, replace(World().user, subject=subject, email="", issuer="https://other.example")
+            )
+    assert not is_shown(first("robot"), robot), "who submitted it is not known: nobody's but an address's"
+
+
+def test_what_is_submitted_is_kept_with_the_account() -> None:
+    engine = BusyEngine()
+    busy(engine)
+    (state,) = engine.open
+    assert (state.user, state.issuer, state.subject) == (ADA, ISSUER, ADA)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fakes.governance import DIGEST, NOW, POLICY_YAML, World, edit, trusted
+from fakes.governance import DIGEST, ISSUER, NOW, POLICY_YAML, World, edit, trusted
 from msfl.policies.decide import (
     RULES,
     Asked,
@@ -328,6 +328,14 @@ def test_auto_for_names_those_who_need_no_confirmation() -> None:
 def test_a_subject_may_be_named_instead_of_an_address() -> None:
     text = edit(POLICY_YAML, "users: [ada@uni.example]", "users: [user-1]")
     assert World(policy_yaml=text).decide().verdict is Verdict.ALLOW
+
+
+def test_a_subject_that_is_spelled_like_a_named_account_is_none() -> None:
+    text = edit(POLICY_YAML, "users: [ada@uni.example]", f'users: ["{ISSUER}#user-1"]')
+    world = World(policy_yaml=text)
+    assert world.decide().verdict is Verdict.ALLOW
+    alike = replace(world.user, subject=f"{ISSUER}#user-1", issuer="https://other.example", email="")
+    assert world.decide(user=alike).verdict is Verdict.REFUSE
 
 
 def test_users_and_organisations_combine_with_and() -> None:

@@ -24,8 +24,12 @@ from msfl.policies.trust import TrustedPolicy
 
 
 def named(user: User, names: tuple[str, ...]) -> bool:
-    by_subject = "@" not in user.subject and user.subject in names
-    return by_subject or (user.email != "" and user.email.lower() in [n.lower() for n in names])
+    by_subject = user.only_issuer and "@" not in user.subject and user.subject in names
+    return (
+        by_subject
+        or f"{user.issuer}#{user.subject}" in names
+        or (user.email != "" and user.email.lower() in [n.lower() for n in names])
+    )
 
 
 def refuses_by_name(p: AssetPolicy, r: Request) -> bool:

@@ -31,6 +31,7 @@ from msfl.policies.trust import NOTHING_REVOKED, Revoked
 from msfl.protos.channel import inside, key_sha256, peer_certificate, peer_ip, peer_site
 
 REFRESH_S = 1.0
+MOST_CALLS = 128  # of one site at a time; a gateway has one open, and a few for each run
 log = structlog.get_logger()
 
 
@@ -177,6 +178,7 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
         caller = Caller.of(context)
         with self._lock:
             standings, revoked = self._standings, self._revoked
+            open_already = sum(other.site == caller.site for other in self._open.values())
             # Under one lock with reading it: a later word finds this call among those that are under way.
             self._open[context] = caller
         if not context.add_callback(lambda: self._ended(context)):
@@ -187,6 +189,8 @@ class Admission(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
             log.warning("not admitted", site=caller.site, peer=caller.ip, code=refused.code)
             self._turned_away("gateways", refused.code, caller.site or "", caller.ip)
             context.abort(grpc.StatusCode.PERMISSION_DENIED, str(refused))
+        if open_already >= MOST_CALLS:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{caller.site} has {open_already} calls open already")
 
     def _ended(self, context: grpc.ServicerContext) -> None:
         with self._lock:

@@ -8,7 +8,9 @@
     Witness   the site's audit log as it stands, kept here; the centre's in return
     Offset, upload, download    sealed files in parts of 1 MiB (`msfl.protos.streams`), resumed by offset
 
-A site may upload only the result of the task it is being asked for, and download only what an order names for it.
+A site may upload only the result of the task it is being asked for, one at a time: a new attempt takes the place of
+the one before, and once a result is reported nothing more is taken in. It may download only what an order names for it,
+and shows datasets of its own alone.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from msfl.orchestrator.engine import Engine, LiveProgress
 from msfl.orchestrator.keyring.client import KeyringClient, KeyringDown
 from msfl.orchestrator.keyring.keyring import EnrolmentRefusal
 from msfl.orchestrator.runs.events import Answered, SiteFailed, TaskDone
-from msfl.orchestrator.runs.machine import RunState, task_of
+from msfl.orchestrator.runs.machine import RunState, is_reported, may_upload
 from msfl.orchestrator.store.interface import GapInUpload
 from msfl.protos import sealing
 from msfl.protos.channel import peer_certificate, peer_site
@@ -123,6 +125,7 @@ class LinkDoor(LinkServicer):
         self._notary = notary
         self._key_sets = key_sets
         self._trust_papers = trust_papers
+        self._uploading: dict[tuple[str, str], str] = {}  # (run, site): the latest result that was begun
 
     # -------------------------------------------------------------- orders
 
@@ -134,7 +137,10 @@ class LinkDoor(LinkServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"this orchestrator speaks protocol {PROTOCOL}, the gateway {arrival.protocol}: update the older one",
             )
-        self._datasets.put(site, arrival.datasets)
+        own = tuple(d for d in arrival.datasets if d["ref"].startswith(f"{site}/"))
+        if foreign := [d["ref"] for d in arrival.datasets if d not in own]:
+            log.error("a site shows datasets of others; they are not listed", site=site, datasets=foreign[:10])
+        self._datasets.put(site, own)
         bell = self._engine.site_bell(site)
         context.add_callback(bell.ring)  # A cut line is noticed at once.
         rung = bell.wait(-1, 0.0)
@@ -255,9 +261,13 @@ class LinkDoor(LinkServicer):
         state = self._run(context, site, head.run_id)
         self._may_upload(context, state, site, head.key)
         self._must_fit(context, state, head)
+        self._instead_of_the_last(site, head)
         offset = head.offset
         try:
             for data in parts:
+                if self._uploading[head.run_id, site] != head.key:
+                    self._forget_upload(head.run_id, head.key)
+                    context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {head.key} any more")
                 if offset + len(data) > head.total:
                     context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{head.key} is longer than it announced")
                 artifacts.append(head.run_id, head.key, offset, data)
@@ -266,6 +276,18 @@ class LinkDoor(LinkServicer):
             artifacts.finish(head.run_id, head.key, head.total)
         except GapInUpload as gap:
             context.abort(grpc.StatusCode.OUT_OF_RANGE, str(gap))
+
+    def _instead_of_the_last(self, site: str, head: wire.UploadHead) -> None:
+        before = self._uploading.get((head.run_id, site), head.key)
+        self._uploading[head.run_id, site] = head.key  # Whoever still uploads another one sees it at the next part.
+        if before != head.key:
+            self._forget_upload(head.run_id, before)
+
+    def _forget_upload(self, run_id: str, key: str) -> None:
+        state = self._engine.state(run_id)
+        assert state is not None
+        if not is_reported(state, key):
+            self._engine.artifacts.remove(run_id, key)
 
     def download(
         self, request: wire.DownloadFrom, context: grpc.ServicerContext
@@ -306,8 +328,7 @@ class LinkDoor(LinkServicer):
         return state
 
     def _may_upload(self, context: grpc.ServicerContext, state: RunState, site: str, key: str) -> None:
-        wanted = [step.task_id for step in (state.step, task_of(state, site)) if step is not None]
-        if all(attempt_of(key, task_id, site) is None for task_id in wanted):
+        if not may_upload(state, site, key):
             # The step is over: the site learns it from its next order. Nothing of an old round is taken in.
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"nobody waits for {key}")
 

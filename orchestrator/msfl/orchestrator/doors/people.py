@@ -30,7 +30,7 @@ from msfl.orchestrator.doors.turned_away import Note, no_note
 from msfl.orchestrator.engine import Engine
 from msfl.orchestrator.releases import Releases
 from msfl.orchestrator.runs.events import AbortRequested, CentralDone, Event, PauseRequested, Resumed, Submitted
-from msfl.orchestrator.runs.machine import Phase, RunState
+from msfl.orchestrator.runs.machine import Phase, RunState, owns
 from msfl.orchestrator.runs.machine import waiting_for as waiting_for_sites
 from msfl.orchestrator.runs.rounds import retained_rounds
 from msfl.orchestrator.runs.view import public_event, public_state
@@ -46,6 +46,9 @@ from msfl.protos.messages import CALL_PROOF, PEOPLE_METHOD, PROTOCOL, JsonObject
 from msfl.protos.v1 import federation_pb2 as wire
 from msfl.protos.v1.federation_pb2_grpc import PeopleServicer
 
+# Each open run has a thread and, once it is under way, an aggregator; each run is remembered for good.
+MOST_OPEN_RUNS, MOST_RUNS_A_DAY = 32, 500
+DAY_S = 24 * 3600.0
 # What a user may fetch of a finished run: made by the aggregator for exactly that.
 _FOR_PEOPLE = {"model": "export/model", "weights": "export/weights"}
 
@@ -71,6 +74,7 @@ class PeopleDoor(PeopleServicer):
         self._revoked = revoked
         self._turned_away = turned_away
         self._calls = CallsSeen()
+        self._opening = threading.Lock()
 
     def Submit(self, request: wire.Job, context: grpc.ServicerContext) -> wire.RunName:
         user, token = self._user(context, "Submit")
@@ -101,9 +105,11 @@ class PeopleDoor(PeopleServicer):
         # Time first, so that names sort by age; random behind it, so that nobody can guess one.
         now = self._engine.now()
         run_id = f"{datetime.fromtimestamp(now, UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
-        self._engine.submit(
-            Submitted(now, run_id, request.spec.decode(), request.proof, token, user.name, request.dry_run)
-        )
+        with self._opening:
+            self._one_more(context, user, now)
+            text, who = request.spec.decode(), (user.issuer, user.subject)
+            asked = Submitted(now, run_id, text, request.proof, token, user.name, request.dry_run, *who)
+            self._engine.submit(asked)
         return wire.RunName(run_id=run_id)
 
     def Show(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
@@ -155,7 +161,10 @@ class PeopleDoor(PeopleServicer):
         refusal = verify_job(spec, request.proof, user, proof_required=False, generation=generation)
         if refusal is not None:
             self._refuse(context, refusal, user.name)
-        self._engine.post(state.run_id, Resumed(self._engine.now(), user.name, token, request.proof))
+        with self._opening:
+            if state.ended:
+                self._one_more(context, user, self._engine.now(), anew=False)
+            self._engine.post(state.run_id, Resumed(self._engine.now(), user.name, token, request.proof))
         return self._shown(state)
 
     def Abort(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Document:
@@ -184,8 +193,7 @@ class PeopleDoor(PeopleServicer):
                         "paused": s.paused,
                         "rounds": len(s.rounds),
                     }
-                    for s in self._engine.runs()
-                    if s.user == user.name
+                    for s in self._runs_of(user)
                 ]
             case other:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"nothing to list under {other!r}")
@@ -253,11 +261,24 @@ class PeopleDoor(PeopleServicer):
 
     def _run_of(self, context: grpc.ServicerContext, user: User, run_id: str) -> RunState:
         state = self._engine.state(run_id)
-        if state is None or state.user != user.name:
+        if state is None or not owns(state, user):
             # The same words for both: whether somebody else's run exists is not to be found out here.
             context.abort(grpc.StatusCode.NOT_FOUND, f"you have no run {run_id}; `msfl job list` names yours")
         assert state is not None
         return state
+
+    def _runs_of(self, user: User) -> list[RunState]:
+        return [state for state in self._engine.runs() if owns(state, user)]
+
+    def _one_more(self, context: grpc.ServicerContext, user: User, now: float, *, anew: bool = True) -> None:
+        """No user takes the centre up alone. `anew`: the run is not there yet."""
+        mine = self._runs_of(user)
+        if sum(not state.ended for state in mine) >= MOST_OPEN_RUNS:
+            what = f"you have {MOST_OPEN_RUNS} runs that have not ended; wait for one, or abort one"
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, what)
+        if anew and sum(now - state.submitted_at < DAY_S for state in mine) >= MOST_RUNS_A_DAY:
+            what = f"you have submitted {MOST_RUNS_A_DAY} jobs within a day; submit this one tomorrow"
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, what)
 
     def _can_start_from(self, context: grpc.ServicerContext, spec: JobSpec, user: User) -> None:
         """Only from one's own run, of the very same release, and a model that is still kept."""

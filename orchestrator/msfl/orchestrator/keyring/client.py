@@ -83,12 +83,18 @@ class KeyringClient:
         return bool(self._ask(do="unfreeze", site=site, by=by)["done"])
 
     def hand_over(
-        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, earlier: str = ""
+        self,
+        run_id: str,
+        wrapped: Mapping[str, bytes],
+        aggregator_public: bytes,
+        earlier: str = "",
+        min_sites: int = 0,
     ) -> bytes:
         """Raises BadRunSecret, KeyringDown."""
         boxes = {site: _text(box) for site, box in wrapped.items()}
         public = _text(aggregator_public)
-        answer = self._ask(do="hand_over", run_id=run_id, wrapped=boxes, public=public, earlier=earlier)
+        more = {"earlier": earlier, "min_sites": min_sites}
+        answer = self._ask(do="hand_over", run_id=run_id, wrapped=boxes, public=public, **more)
         if "bad_secret" in answer:
             raise BadRunSecret(answer["bad_secret"])
         return base64.b64decode(answer["sealed"])

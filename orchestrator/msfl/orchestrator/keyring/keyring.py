@@ -72,7 +72,7 @@ from msfl.protos.channel import inside, key_sha256
 from msfl.protos.durable_files import sync_folder, write_durably
 from msfl.protos.notary import Notary, Shown
 from msfl.protos.registration import RegistrationToken, proof
-from msfl.protos.sealing import EVERYBODY, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
+from msfl.protos.sealing import EVERYBODY, MIN_SITES, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
 MAX_TOKEN_LIFE = timedelta(hours=72)
 KEY_OVERLAP = timedelta(days=14)  # A run lasts days, and what is left of one that failed is kept for a week.
@@ -393,17 +393,28 @@ class Keyring:
     # -------------------------------------------------------------------- runs
 
     def hand_over(
-        self, run_id: str, wrapped: Mapping[str, bytes], aggregator_public: bytes, now: datetime, earlier: str = ""
+        self,
+        run_id: str,
+        wrapped: Mapping[str, bytes],
+        aggregator_public: bytes,
+        now: datetime,
+        earlier: str = "",
+        min_sites: int = 0,
     ) -> bytes:
         """The run's site keys, and its key for what goes to all, in a box for the aggregator.
 
         `earlier`: a run whose model this one starts from; the key of what went to all in that run comes along.
-        Raises SecretUnusable for the first site whose secret is.
+        `min_sites`: of the job; it comes along, and a site's secret opens only where the site has read the same.
+        Raises SecretUnusable for the first site whose secret is, ValueError for a number that is none.
         """
+        if not 0 <= min_sites < 1 << 32:
+            raise ValueError(f"{min_sites} is no number of sites")
         revoked = self._revoked().sites
         with self._lock:
             private = self._centre().private_bytes_raw()
             keys = {EVERYBODY: _text(centre_key(private, run_id))}
+            if min_sites:
+                keys[MIN_SITES] = _text(min_sites.to_bytes(4, "big"))
             if earlier:
                 keys[f"{EVERYBODY}@{earlier}"] = _text(centre_key(private, earlier))
             for site, box in wrapped.items():
@@ -415,8 +426,10 @@ class Keyring:
                 if self._get("frozen", site) is not None:
                     raise SecretUnusable(site, "the site is frozen")
                 in_force = (kept["site_key"], *_in_force(kept, "older_keys", int(now.timestamp())))
-                keys[site] = _text(_run_key(private, box, run_id, site, [base64.b64decode(k) for k in in_force]))
+                site_keys = [base64.b64decode(k) for k in in_force]
+                keys[site] = _text(_run_key(private, box, run_id, site, site_keys, min_sites))
             fields = {"sites": " ".join(sorted(wrapped)), "earlier": earlier, "to": sha256_of(aggregator_public)}
+            fields["min_sites"] = str(min_sites or "")
             self._say(now, "run keys handed over", run_id, {k: v for k, v in fields.items() if v})
         info = b"msfl/aggregator-keys/v1|" + run_id.encode()
         return seal_to(aggregator_public, json.dumps(keys).encode(), info)
@@ -447,14 +460,16 @@ def _site_revoked(site: str) -> EnrolmentRefusal:
     return EnrolmentRefusal(Code.SITE_REVOKED.value, f"{site} is revoked by the federation's keepers, for good")
 
 
-def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list[bytes]) -> bytes:
-    """Raises SecretUnusable: the box was made for none of the site's keys in force, or is no box of this run."""
+def _run_key(private: bytes, box: bytes, run_id: str, site: str, site_keys: list[bytes], min_sites: int) -> bytes:
+    """Raises SecretUnusable: the box was made for none of the site's keys in force, or for another number of sites, or
+    is no box of this run. A box of an earlier gateway is for no number: whoever else made one knows no site's key."""
     for site_key in site_keys:
-        try:
-            secret = unwrap_run_secret(private, box, run_id, site, site_key)
-        except SealBroken:
-            continue
-        return run_key(secret, site_key, run_id, site)
+        for least in dict.fromkeys((min_sites, 0)):
+            try:
+                secret = unwrap_run_secret(private, box, run_id, site, site_key, least)
+            except SealBroken:
+                continue
+            return run_key(secret, site_key, run_id, site)
     raise SecretUnusable(site, f"the box does not open with any of the site's {len(site_keys)} keys")
 
 

@@ -102,8 +102,8 @@ def _unfreeze(keyring: Keyring, asked: JsonObject) -> JsonObject:
 def _hand_over(keyring: Keyring, asked: JsonObject) -> JsonObject:
     wrapped = {site: _bytes(box) for site, box in asked["wrapped"].items()}
     try:
-        public, earlier = _bytes(asked["public"]), str(asked.get("earlier", ""))
-        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, public, datetime.now(UTC), earlier))}
+        public, earlier, least = _bytes(asked["public"]), str(asked.get("earlier", "")), int(asked.get("min_sites", 0))
+        return {"sealed": _text(keyring.hand_over(asked["run_id"], wrapped, public, datetime.now(UTC), earlier, least))}
     except SecretUnusable as error:
         log.warning("run secret unusable", run=asked["run_id"], why=str(error))
         return {"bad_secret": error.site}

@@ -15,7 +15,8 @@ JsonObject: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Submitted:
-    """A user asked for a run. `spec` is the text of the exact bytes that were signed."""
+    """A user asked for a run. `spec` is the text of the exact bytes that were signed; `user` a verified address, or an
+    account. `issuer` and `subject` are empty in what earlier versions wrote."""
 
     at: float
     run_id: str
@@ -24,6 +25,8 @@ class Submitted:
     token: str
     user: str
     dry_run: bool = False
+    issuer: str = ""
+    subject: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,16 @@ Nothing of it is remembered on the side, so a restart needs nothing but the even
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from msfl.orchestrator.runs.state import Member, Note, Phase, RunState, Standing, Step, runnable
 from msfl.orchestrator.runs.steps import expected, in_generation
 from msfl.protos.messages import Input, Offer, Order, StopOrder, TaskOrder, attempt_of, output_key
 from msfl.protos.notes import LEFT_OVER
 from msfl.protos.sealing import EVERYBODY
+
+_RESULT = re.compile(r".+/(?P<site>[^/]+)/up/[0-9]+")
 
 
 def order_for(state: RunState, site: str) -> Order | None:
@@ -52,6 +57,28 @@ def task_of(state: RunState, site: str) -> Step | None:
     if not member.prepared and member.plan is not None:
         return Step(in_generation(state, "prepare"), "prepare", 0, central=False, opened_at=step.opened_at)
     return None
+
+
+def may_upload(state: RunState, site: str, key: str) -> bool:
+    """Whether `key` is a result that is still expected of the site, or the one that it has reported."""
+    if state.step is not None and site in state.step.done:
+        return key == state.step.done[site]
+    task = task_of(state, site)
+    return task is not None and attempt_of(key, task.task_id, site) is not None
+
+
+def is_reported(state: RunState, key: str) -> bool:
+    """Whether a report has named a result, so that it is read, or has been."""
+    closed = any(key in done.values() for done in state.results.values())
+    return closed or (state.step is not None and key in state.step.done.values())
+
+
+def abandoned_uploads(state: RunState, kept: Iterable[str]) -> frozenset[str]:
+    """Of the results that are `kept`, those that no report has named, and none can any more."""
+    reported = {key for done in state.results.values() for key in done.values()}
+    reported |= set(state.step.done.values() if state.step is not None else ())
+    sites = {key: match["site"] for key in kept if (match := _RESULT.fullmatch(key)) and key not in reported}
+    return frozenset(key for key, site in sites.items() if not may_upload(state, site, key))
 
 
 def waiting_for(state: RunState) -> tuple[str, ...]:

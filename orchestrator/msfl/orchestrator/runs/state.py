@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from msfl.orchestrator.runs.events import Submitted
 from msfl.policies.documents import JobSpec
+from msfl.policies.identity import User, account_in
 
 JsonObject: TypeAlias = dict[str, Any]
 Note: TypeAlias = tuple[str, int]
@@ -124,6 +125,8 @@ class RunState:
     proof: str
     token: str
     user: str
+    issuer: str
+    subject: str
     dry_run: bool
     phase: Phase
     submitted_at: float
@@ -164,6 +167,7 @@ def submitted(event: Submitted, spec: JobSpec) -> RunState:
     for ref in spec.datasets:
         site, dataset = ref.split("/", 1)
         members[site] = Member(site=site, dataset=dataset, trains=spec.trains_on(ref))
+    issuer, subject = (event.issuer, event.subject) if event.issuer else account_in(event.token)
     return RunState(
         run_id=event.run_id,
         spec=spec,
@@ -171,11 +175,20 @@ def submitted(event: Submitted, spec: JobSpec) -> RunState:
         proof=event.proof,
         token=event.token,
         user=event.user,
+        issuer=issuer,
+        subject=subject,
         dry_run=event.dry_run,
         phase=Phase.OFFERED,
         submitted_at=event.at,
         members=members,
     )
+
+
+def owns(state: RunState, user: User) -> bool:
+    """Whose run it is: of the account that submitted it, or of the verified address that it was submitted with. A
+    subject that is spelled like an address is none."""
+    by_account = state.issuer != "" and (state.issuer, state.subject) == (user.issuer, user.subject)
+    return by_account or (user.email != "" and user.email == state.user)
 
 
 def runnable(state: RunState) -> bool:

@@ -73,8 +73,11 @@ class FolderArtifacts:
         have = part.stat().st_size if part.exists() else 0
         if have != total:
             raise GapInUpload(have, total)
-        with self._room():
-            _make_durable({part: file})
+        try:
+            with self._room():
+                _make_durable({part: file})
+        except FileNotFoundError:
+            raise GapInUpload(0, total) from None  # It was given up, and removed, at this moment.
 
     def adopt(self, run_id: str, files: Mapping[str, Path]) -> None:
         targets = {file: self._file(run_id, key) for key, file in files.items()}
@@ -92,6 +95,14 @@ class FolderArtifacts:
         file = self._file(run_id, key)
         file.unlink(missing_ok=True)
         _part(file).unlink(missing_ok=True)
+
+    def kept(self, run_id: str) -> frozenset[str]:
+        try:
+            names = os.listdir(self._file(run_id, "any").parent)
+        except FileNotFoundError:
+            return frozenset()
+        whole = (name[1:].removesuffix(".part") if name.startswith(".") else name for name in names)
+        return frozenset(name.replace("~", "/") for name in whole)
 
     @contextmanager
     def _room(self) -> Iterator[None]:
