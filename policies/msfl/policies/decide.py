@@ -190,7 +190,10 @@ def decide(
 
 def in_doubt(untrusted: Iterable[NotTrusted], dataset_id: str) -> NotTrusted | None:
     """Why nothing begins on the dataset: a policy that is not trusted may refuse by name whoever asks."""
-    return next((one for one in untrusted if one.concerns(dataset_id)), None)
+    for one in untrusted:
+        if one.concerns(dataset_id):
+            return one
+    return None
 
 
 def rehearse(policy: AssetPolicy, asked: Rehearsal, now: datetime) -> tuple[RuleOutcome, ...]:
