@@ -106,6 +106,7 @@ def test_a_local_model_stays_whatever_the_centre_calls_it(site: GovernedSite, mo
 
     def take_inputs(self: TaskFiles, order: Any, *_: object) -> tuple[dict[str, Any], dict[str, str], int]:
         weight_files.write(self.inbox / "000.safetensors", {"w": np.zeros(8, np.float32)})
+        self._held[self.inbox / "000.safetensors"] = "blake3:0"
         return dict(order.document), {"weights": "000.safetensors"}, 0
 
     def call(self: HostedProcess, task: Task, *_: object, **__: object) -> Result:

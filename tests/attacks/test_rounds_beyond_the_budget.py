@@ -18,6 +18,7 @@ import pytest
 from fakes.governed_sites import PATIENCE_S, GovernedSite
 from msfl.gateway.ledger import SENT_FOR_ONE
 from msfl.gateway.link import NotWanted
+from msfl.gateway.machine import Stage
 from msfl.gateway.task_files import Sealed, TaskFiles
 from msfl.policies.refusals import Code
 from msfl.protos.messages import TaskOrder
@@ -76,9 +77,10 @@ class Centre:
         monkeypatch.setattr(self.site.line, "upload", upload)
 
     def takes(self, update: int) -> None:
-        """Order round 1 once more, and wait until so many updates of it were sent."""
+        """Order round 1 once more, and wait until so many updates of it were sent, and the site has heard the rest."""
         self.site.order("train", 1, stream="federated")
-        wait_for(lambda: len(self.site.line.uploads) == update)
+        run = self.site.runs[-1]
+        wait_for(lambda: len(self.site.line.uploads) == update and run._state.stage is Stage.IDLE)
 
 
 def wait_for(what: Callable[[], bool]) -> None:

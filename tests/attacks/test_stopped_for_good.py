@@ -52,8 +52,8 @@ def test_its_user_had_resumed_it_before_the_word_was_heard(site: GovernedSite) -
     assert site.answered() == "confirm"
     site.runs[-1].custodian_stops("cleo")
     assert site.answered() == STOPPED
-    assert site.home.pending() == {}
     must_stay_away(site, 3)
+    assert site.home.pending() == {}
 
 
 def test_its_user_aborts_it_first(stopped: GovernedSite) -> None:
