@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fakes.governed_sites import PATIENCE_S, GovernedSite
 from msfl.gateway.task_files import TaskFiles
+from msfl.learning import weights as weight_files
+from msfl.protos.tasklink import Result, Task
+from msfl.runtime.hosted import HostedProcess
 
 ORDERS = [
     pytest.param("train", 4, {"stream": "federated"}, "round_not_in_job", id="a round more than the job has"),
     pytest.param("evaluate", 4, {"split": "test"}, "round_not_in_job", id="a model of a round that is not to be"),
     pytest.param("train", 0, {"stream": "local", "rounds": 4}, "round_not_in_job", id="a longer local model"),
     pytest.param("train", 0, {"stream": "federated"}, "task_not_in_job", id="a round that is not counted"),
+    pytest.param("train", 0, {"rounds": 1}, "task_not_in_job", id="a local model that is not called one"),
     pytest.param("export", 0, {}, "task_not_in_job", id="a verb that there is not"),
 ]
 EVALUATE_ONLY = [
@@ -94,6 +99,27 @@ def test_a_round_is_not_trained_once_more_under_another_name(site: GovernedSite)
     site.order("train", 1, nth=2, stream="federated")
     refused(site, "task_not_in_job")
     assert not site.runtime.busy.is_set()
+
+
+def test_a_local_model_stays_whatever_the_centre_calls_it(site: GovernedSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy says `local_model: false`; the worker saves its model all the same, and the order says to send it."""
+
+    def take_inputs(self: TaskFiles, order: Any, *_: object) -> tuple[dict[str, Any], dict[str, str], int]:
+        weight_files.write(self.inbox / "000.safetensors", {"w": np.zeros(8, np.float32)})
+        return dict(order.document), {"weights": "000.safetensors"}, 0
+
+    def call(self: HostedProcess, task: Task, *_: object, **__: object) -> Result:
+        weight_files.write(self.handle.folder / "outbox/weights.safetensors", {"w": np.arange(8, dtype=np.float32)})
+        return Result(task.task_id, {"n_train": 8}, {"weights": "weights.safetensors"})
+
+    monkeypatch.setattr(TaskFiles, "take_inputs", take_inputs)
+    monkeypatch.setattr(HostedProcess, "call", call)
+    site.put_release(outputs={"train": {"document": {"type": "object", "properties": {"n_train": {}}}}})
+    assert site.offer(rounds=3, baseline="local") == "allow"
+    site.order("train", 0, stream="local", rounds=1, send_weights=True)
+    assert site.failure() == "output_blocked"
+    assert site.line.uploads == []
+    assert site.audited("result leaves") == []
 
 
 def test_the_last_round_of_the_job_is_trained(site: GovernedSite) -> None:

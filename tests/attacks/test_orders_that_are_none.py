@@ -19,15 +19,19 @@ from fakes.keyrings import make_keyring
 from fakes.members import member_home
 from msfl.gateway.agent import Agent
 from msfl.gateway.link import Link
+from msfl.gateway.task_files import TaskFiles
 from msfl.policies.identity import sign_job
 from msfl.protos.convert import order_to_wire
-from msfl.protos.messages import PROTOCOL, Arrival, Offer, Order
+from msfl.protos.messages import PROTOCOL, Arrival, Offer, Order, TaskOrder
+from msfl.protos.tasklink import Result
 from msfl.protos.v1 import federation_pb2 as wire
+from msfl.runtime.hosted import HostedProcess
 
 POISON = [
     wire.Order(),
     wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"{")),
     wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"[]")),
+    wire.Order(task=wire.TaskOrder(run_id="run-1", document=b'{"a":' * 600 + b"1" + b"}" * 600)),
 ]
 
 
@@ -62,7 +66,7 @@ def test_the_gateway_hears_the_next_order(
     assert site.audited("order refused") == ["malformed_document"]
 
 
-@pytest.mark.parametrize("run_id", ["../confirmed/run-9", "..", "", "{outside}", "x" * 300])
+@pytest.mark.parametrize("run_id", ["../confirmed/run-9", "..", "", "{outside}", "x" * 300, "_1", "-1"])
 def test_a_runs_name_leads_nowhere_else(
     site: GovernedSite, agent: Agent, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_id: str
 ) -> None:
@@ -77,3 +81,20 @@ def test_a_runs_name_leads_nowhere_else(
     assert site.line.answers.empty()
     assert site.runtime.started == []
     assert site.audited("order refused") == ["malformed_document"]
+
+
+def test_a_task_whose_name_is_too_long_to_be_sealed_ends_the_run_and_not_the_gateway(
+    site: GovernedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order would come again after each restart."""
+    monkeypatch.setattr(TaskFiles, "take_inputs", lambda self, order, *_: (dict(order.document), {}, 0))
+    monkeypatch.setattr(HostedProcess, "call", lambda self, task, *_, **__: Result(task.task_id, {"n_cases": 8}, {}))
+    site.put_release(outputs={"fingerprint": {"document": {"type": "object", "properties": {"n_cases": {}}}}})
+    assert site.offer() == "allow"
+    site.order()
+    assert site.failure() == ""
+    run = site.runs[-1]
+    run.hear(TaskOrder(run.run_id, "f" * 5000, "fingerprint", 0, 1, {}, ()))
+    assert site.failure() == "malformed_document"
+    assert site.line.uploads == []
+    assert not list(site.home.runs.rglob("result.sealed"))

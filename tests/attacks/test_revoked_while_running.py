@@ -178,3 +178,13 @@ def test_a_reject_by_a_revoked_reviewer_still_refuses(site: GovernedSite) -> Non
     site.hear(site.papers(2, keys=(key("raya").id,)))
     assert site.offer() == Code.RELEASE_REJECTED.value
     site.nothing_started("release_rejected")
+
+
+def test_a_digest_that_no_policy_here_names_is_revoked_and_said_to_be_unknown(site: GovernedSite) -> None:
+    def said(digest: str) -> str:
+        asked = ["revoke", "--home", str(site.home.root), "--by", "cleo", "--release", digest]
+        return CliRunner().invoke(app, asked, catch_exceptions=False).output
+
+    mistyped = site.digest[:-1] + ("0" if site.digest[-1] != "0" else "1")
+    assert "Look at its spelling" in said(mistyped)
+    assert "note" not in said(site.digest)

@@ -16,7 +16,7 @@ from msfl.gateway.standing import next_of
 from msfl.policies.documents import FederationRoot, SiteRoot
 from msfl.policies.encoding import encode, sha256_of
 from msfl.policies.envelope import ASSET_POLICY, FEDERATION_ROOT, SITE_ROOT, sign
-from msfl.policies.refusals import Code, Refusal, Refused
+from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import TrustedSiteRoot, next_federation_root, next_site_root
 from msfl.protos.messages import TrustPapers
 
@@ -98,7 +98,11 @@ def test_a_custodian_hands_over_to_another(site: GovernedSite, tmp_path: Path) -
         (tmp_path / f"{name}.pem").write_bytes(key(name).to_pem())
     home = ("--home", site.home.root)
     msfl("root", "new", *home, "--custodian", tmp_path / "dora.public.json", "--out", tmp_path / "next.json")
+    with pytest.raises(CannotProceed, match="not signed yet"):
+        msfl("root", "take", tmp_path / "next.json", *home)
     msfl("root", "sign", tmp_path / "next.json", "--key", tmp_path / "cleo.pem")
+    with pytest.raises(CannotProceed, match="there already"):  # Cleo's signature is not lost by signing the wrong file
+        msfl("root", "sign", tmp_path / "next.json", "--key", tmp_path / "dora.pem")
     with pytest.raises(Refused, match="none of the people"):  # dora has not said yes
         msfl("root", "take", tmp_path / "next.dsse", *home)
     msfl("root", "sign", tmp_path / "next.dsse", "--key", tmp_path / "dora.pem")

@@ -22,7 +22,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -33,7 +33,7 @@ import referencing
 import referencing.exceptions
 
 from msfl.gateway.cells import Uncounted, without_small_cells
-from msfl.gateway.forms import misshapen
+from msfl.gateway.forms import Known, misshapen
 from msfl.policies.decide import OutputRules
 from msfl.policies.refusals import Code, Refusal, Refused, refuse
 from msfl.protos.messages import SiteProgress
@@ -139,13 +139,13 @@ class Onward:
 
 
 def check_document(
-    verb: str, document: JsonObject, declared: Mapping[str, Any], rules: OutputRules, names: Collection[str] = ()
+    verb: str, document: JsonObject, declared: Mapping[str, Any], rules: OutputRules, known: Known
 ) -> JsonObject | Refusal:
     """What may leave of a result's document.
 
     Args:
         declared: the release's `outputs`; `declared[verb]["document"]` is the closed JSON Schema of the verb's result.
-        names: what else may be a name in it: the dataset's channels and labels, the candidates that were asked for.
+        known: what the site knew before the worker began: the names that may stand in it, how many cases there are.
     """
     output = declared.get(verb)
     if not isinstance(output, Mapping) or not isinstance(output.get("document"), dict):
@@ -164,7 +164,7 @@ def check_document(
         where = "/".join(str(part) for part in error.absolute_path) or "the document"
         why = f"{where} breaks the rule {error.validator!r} of the release's schema"
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} was not declared: {why}.", verb=verb)
-    if (form := misshapen(verb, document, schema, names)) is not None:
+    if (form := misshapen(verb, document, schema, known)) is not None:
         return refuse(Code.OUTPUT_BLOCKED, f"A result of {verb} may not have this form: {form}.", verb=verb)
     declared_decimals = output.get("decimals")
     decimals = declared_decimals if type(declared_decimals) is int else DECIMALS

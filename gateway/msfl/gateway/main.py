@@ -28,7 +28,7 @@ from msfl.policies.refusals import CannotProceed, Code, Refusal, Refused
 from msfl.policies.trust import Revoked, TrustedFederationRoot, trust_confirmation
 from msfl.policies.words import federation_in_words
 from msfl.protos.audit_log import LOG_NAME, AuditLog, read_entries, read_lines
-from msfl.runtime.choice import RuntimeChoice
+from msfl.runtime.choice import RuntimeChoice, RuntimeKind
 from msfl.runtime.options import EngineOption, OciRuntimeOption, RuntimeOption
 
 app = typer.Typer(help="Run the gateway of a site.", no_args_is_help=True)
@@ -95,7 +95,10 @@ def enrol(
 def _accepted(root: TrustedFederationRoot, *, yes: bool) -> bool:
     for line in federation_in_words(root.document, root.sha256):
         typer.echo(line)
-    return yes or typer.confirm("Are these the people whom this site relies on for what may run?")
+    try:
+        return yes or typer.confirm("Are these the people whom this site relies on for what may run?")
+    except typer.Abort:  # The answer says that the token is used up.
+        return False
 
 
 @app.command()
@@ -112,6 +115,13 @@ def serve(
     Ended by a service manager (SIGTERM) it leaves its workers at work for a minute, for the gateway that comes after;
     ended by hand (Ctrl-C) it ends them.
     """
+    from msfl.gateway.alone import alone
+
+    with alone(enrolled(home).root):
+        _serve(home, runtime, engine, oci_runtime)
+
+
+def _serve(home: Path, runtime: RuntimeKind | None, engine: str | None, oci_runtime: str | None) -> None:
     from msfl.gateway.agent import Agent
     from msfl.gateway.judge import Judge
     from msfl.gateway.ledger import Ledger
@@ -205,10 +215,11 @@ def pending(
     if as_json:
         console.print_json(json.dumps(waiting))
         return
-    table = Table(Column("run", no_wrap=True), "release", "dataset", "rounds", "job")
+    table = Table(Column("run", no_wrap=True), "user", "release", "dataset", "rounds", "job")
     for run_id, shown in waiting.items():
         asks = shown["job"]
-        table.add_row(run_id, asks["release"], ", ".join(asks["datasets"]), str(asks["rounds"]), asks["name"])
+        who, data = shown["asked"]["user"], ", ".join(asks["datasets"])
+        table.add_row(run_id, who, asks["release"], data, str(asks["rounds"]), asks["name"])
     console.print(table if waiting else "no run waits for you")
 
 
@@ -230,13 +241,14 @@ def confirm(
     asked = confirmation(shown["asked"])
     for line in in_words(asked, shown["last"]):
         typer.echo(line)
-    if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
-        raise typer.Exit(1)
     secret = secret_for(passphrase, os.environ)
     try:
         pair = KeyPair.from_pem(key.read_bytes(), secret)
     except (OSError, BadKey) as error:
         raise CannotProceed(f"{key}: {error}") from error
+    if not yes and not typer.confirm(f"Let {run} begin at {asked.site}?"):
+        typer.echo(f"not signed: {run} still waits; `msfl gateway refuse {run}` keeps it away")
+        raise typer.Exit(1)
     now = datetime.now(UTC).replace(microsecond=0)
     envelope = signed(asked.model_copy(update={"issued": now}), pair, site.confirmed(run))
     trusted, revoked = site.site_root(now), _revoked(site)

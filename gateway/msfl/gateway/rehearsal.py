@@ -19,13 +19,14 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import jsonschema
 
 from msfl.gateway.egress import CheckedTensors, check_document, head_of, progress_of
+from msfl.gateway.forms import Known
 from msfl.policies.decide import OutputRules
 from msfl.policies.documents import ReleaseStatement
 from msfl.policies.refusals import Refusal, Refused
@@ -194,7 +195,7 @@ class _Desk:
         self._processes: dict[str, HostedProcess] = {}
         self._keys: dict[str, bytes] = {}
         self._kept: dict[str, Path] = {}
-        self._names: dict[str, frozenset[str]] = {}
+        self._known: dict[str, Known] = {}
         self._rules = everything_declared(statement)
         self._number = 0
 
@@ -212,7 +213,10 @@ class _Desk:
         )
         if data is not None:
             said = json.loads((data / "dataset.json").read_bytes())
-            self._names[name] = frozenset({*said["channel_names"].values(), *said["labels"]})
+            channels, first = said["channel_names"], f"*_0000{said['file_ending']}"
+            n_train, n_test = (len(list((data / part).glob(first))) for part in ("imagesTr", "imagesTs"))
+            names = frozenset((*channels.values(), *said["labels"]))
+            self._known[name] = Known(names, len(channels), n_train, n_test)
         self._processes[name] = process = HostedProcess.start(self._runtime, order)
         self._stack.callback(process.stop)
 
@@ -239,8 +243,10 @@ class _Desk:
         asked = document or {}
         result = self._ask(site, verb, asked, files, round)
         made = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
-        names = set(asked["candidates"]) if verb == "evaluate" else self._names[site]
-        passed = check_document(verb, made, self.statement.outputs, self._rules, names)
+        known = self._known[site]
+        if verb == "evaluate":
+            known = replace(known, names=frozenset(asked["candidates"]), split=asked["split"])
+        passed = check_document(verb, made, self.statement.outputs, self._rules, known)
         if isinstance(passed, Refusal):
             self._block(task, site, passed.message, _schema_error(made, self.statement.outputs.get(verb)))
         template = files.get("weights") if verb == "train" else None

@@ -20,7 +20,8 @@ from msfl.policies.audit import Entry
 @dataclass(frozen=True)
 class Departure:
     """`bytes` and `blake3` are of the sealed result, `fields` the names of what is in it, `withheld` of what the policy
-    held back; zero and empty for what is no sealed result. `entry` is the number in the log."""
+    held back, `report` what stands in the report that goes with it; zero and empty for what is no sealed result.
+    `entry` is the number in the log."""
 
     entry: int
     at: str
@@ -29,6 +30,7 @@ class Departure:
     blake3: str = ""
     fields: tuple[str, ...] = ()
     withheld: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
 
 
 def departures(entries: Iterable[Entry], run_id: str) -> list[Departure]:
@@ -47,6 +49,8 @@ def in_words(left: list[Departure], run_id: str) -> list[str]:
             lines.append(f"    numbers in it: {', '.join(one.fields)}")
         if one.withheld:
             lines.append(f"    held back:     {', '.join(one.withheld)}")
+        if one.report:
+            lines.append(f"    in its report: {', '.join(one.report)}")
         if one.blake3:
             lines.append(f"    {one.blake3}")
     return lines
@@ -75,6 +79,7 @@ def _departure(entry: Entry) -> Departure | None:
                 blake3=fields.get("blake3", ""),
                 fields=_names(fields.get("fields", "")),
                 withheld=_names(fields.get("withheld", "")),
+                report=_names(fields.get("report", "")),
             )
         case _:
             return None

@@ -21,10 +21,12 @@ from blake3 import blake3
 
 from msfl.gateway.differences import Patch, differences
 from msfl.gateway.egress import CheckedTensors, check_document, field_names, head_of
+from msfl.gateway.forms import Known
 from msfl.gateway.home import Home
 from msfl.gateway.judge import Accepted
 from msfl.gateway.record import RunRecord
 from msfl.policies.decide import allowed_outputs
+from msfl.policies.orders import stream_of
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import Input, TaskOrder
 from msfl.protos.notes import BadNote, Note, note_in
@@ -191,13 +193,17 @@ class TaskFiles:
         rules = allowed_outputs(accepted.policy)
         document = {k: v for k, v in result.document.items() if k != "peak_rss_mib"}
         record, candidates = accepted.request.dataset, asked.get("candidates")
-        names = {*record.channel_names, *record.labels}
+        names = frozenset((*record.channel_names, *record.labels))
         if order.verb == "evaluate" and isinstance(candidates, list):
-            names = {name for name in candidates if isinstance(name, str)}
-        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules, names)
+            names = frozenset(name for name in candidates if isinstance(name, str))
+        split = str(asked.get("split"))
+        known = Known(names, len(record.channel_names), record.n_train, record.n_test, split)
+        passed = check_document(order.verb, document, accepted.release.statement.outputs, rules, known)
         if isinstance(passed, Refusal):
             raise CannotDo(passed.code.value, passed.message)
-        may_send = template is not None and (asked.get("stream") != "local" or asked.get("send_weights") is True)
+        # By the round, not by what the centre calls it: a local model leaves where the policy lets it.
+        stream = stream_of(order.round) if order.verb == "train" else ""
+        may_send = template is not None and (stream == "federated" or rules.local_model)
         if set(result.files) - ({"weights"} if may_send else set()):
             raise CannotDo(Code.OUTPUT_BLOCKED.value, f"the worker left files that {order.verb} may not send")
         header = StreamHeader(
@@ -210,7 +216,7 @@ class TaskFiles:
             artifact="result",
         )
         sealed = self._folder / "result.sealed"
-        wire = str(accepted.resolved.get("wire", FLOAT32)) if asked.get("stream") == "federated" else FLOAT32
+        wire = str(accepted.resolved.get("wire", FLOAT32)) if stream == "federated" else FLOAT32
         try:
             with _overwriting(sealed) as out:
                 hashed = _Hashed(out)
@@ -227,6 +233,8 @@ class TaskFiles:
                 sealing.close()
         except (Refused, BadTensors) as error:
             raise CannotDo(Code.OUTPUT_BLOCKED.value, str(error)) from error
+        except SealBroken as error:
+            raise CannotDo(Code.MALFORMED_DOCUMENT.value, f"the order's names cannot be sealed: {error}") from error
         fields, made = field_names(passed), field_names(document)
         return Sealed(
             file=sealed,

@@ -35,6 +35,7 @@ from msfl.gateway.surroundings import Surroundings
 from msfl.gateway.task_files import CannotDo, TaskFiles
 from msfl.policies.decide import allowed_outputs
 from msfl.policies.encoding import canonical_json, sha256_of
+from msfl.policies.orders import stream_of
 from msfl.policies.refusals import Code, Refusal, Refused
 from msfl.protos.messages import SiteProgress, TaskOrder, TaskReport, result_key
 from msfl.protos.tasklink import Progress, Result, Task
@@ -222,7 +223,7 @@ class Worker:
                 raise CannotDo(refusal.code.value, refusal.message)
             weights = next((files_here.inbox / f for f in files.values()), None)
             template = weights if order.verb == "train" else None
-            if order.verb == "train" and document.get("stream") == "local":
+            if order.verb == "train" and stream_of(order.round) == "local":
                 document["send_weights"] = allowed_outputs(accepted.policy).local_model
             task = Task(order.task_id, order.verb, order.round, accepted.resolved, document, files)
             onward = Onward()

@@ -57,11 +57,17 @@ def revoke(
     memory.say(kind, what, by)
     memory.close()
     typer.echo(f"revoked here: {kind} {what}")
-    here = sorted({policy.id for policy in site.policies(now)[0]})
-    if kind == "policy" and name not in here:
-        typer.echo(
-            f"note: no policy {name} is in force here; there is {', '.join(here) or 'none'}. Look at its spelling"
-        )
+    policies = site.policies(now)[0]
+    match kind:
+        case "policy":
+            here = {policy.id for policy in policies}
+        case "release":
+            here = {digest for policy in policies for allowed in policy.document.releases for digest in allowed.digests}
+        case _:
+            return
+    if name not in here:
+        what = f"no policy {name} is in force" if kind == "policy" else "no policy in force names this digest"
+        typer.echo(f"note: {what} here; there is {', '.join(sorted(here)) or 'none'}. Look at its spelling")
 
 
 def clock(home: HomeOption, by: By) -> None:
@@ -108,13 +114,17 @@ def sign_(
     """Sign it; given an envelope, add one more custodian's signature."""
     secret = secret_for(passphrase, os.environ)
     out = file.with_suffix(".dsse")
+    if file != out and out.exists():
+        raise CannotProceed(f"{out} is there already, signed: to add a signature, name it instead of {file}")
     try:
         pair, data = KeyPair.from_pem(_read(key), secret), _read(file)
         envelope = add_signature(data, SITE_ROOT, pair) if file == out else sign(data, SITE_ROOT, [pair])
     except (Malformed, BadKey) as error:
         raise CannotProceed(f"{file} is not signed: {error}") from error
     write(out, envelope, 0o644)
-    typer.echo(f"signed with key {pair.id[:16]}…: {out}")
+    document = load_json(Signed.parse(envelope, SITE_ROOT, str(out)).payload_of_kind(), SiteRoot, str(out))
+    people = ", ".join(m.person for m in document.custodians)
+    typer.echo(f"signed with key {pair.id[:16]}…: {out}, version {document.version}, which names {people}")
 
 
 @root.command()
@@ -124,6 +134,8 @@ def take(
 ) -> None:
     """Put it in force: signed by enough custodians of the root in force and of its own, version one higher."""
     site, envelope = enrolled(home), _read(file)
+    if file.suffix == ".json":
+        raise CannotProceed(f"{file} is not signed yet: msfl gateway root sign {file} --key …, then take the envelope")
     found = next_site_root(site.site_root_file.read_bytes(), envelope, site.settings().site)
     if isinstance(found, Refusal):
         raise Refused(found)

@@ -2,7 +2,8 @@
 
     any verb    among those that this job needs of this dataset (`Asked.tasks`), or `start`; round ≤ the job's rounds
     train       round ≥ 1: stream federated, as the task train/ROUND: another name would be the same round once more.
-                round 0: stream local, where the job has a baseline, ≤ the job's rounds
+                round 0: stream local, where the job has a baseline, ≤ the job's rounds. It says which: a worker that is
+                not told might take it for the other
     evaluate    a dataset that is not trained on: on its test split
 
 An order's parameters come in clear and, more of them, sealed: `unasked` looks at both, when the order comes and again
@@ -16,6 +17,11 @@ from typing import Any
 
 from msfl.policies.decide import Asked
 from msfl.policies.refusals import Code, Refusal, refuse
+
+
+def stream_of(round: int) -> str:
+    """What is trained in a round: the federation's model, or, in none of its rounds, the site's own."""
+    return "federated" if round else "local"
 
 
 def unasked(asked: Asked[Any], task: str, verb: str, round: int, document: Mapping[str, Any]) -> Refusal | None:
@@ -32,8 +38,8 @@ def unasked(asked: Asked[Any], task: str, verb: str, round: int, document: Mappi
             # What is done is not done again under its own name; budgets count a round once.
             what = f"Round {round} is trained once, as the task train/{round}, and ordered under another name."
             return refuse(Code.TASK_NOT_IN_JOB, what, **fields)
-        stream = "federated" if round else "local"
-        if document.get("stream", stream) != stream or (stream == "local" and job.baseline is None):
+        stream = stream_of(round)
+        if document.get("stream") != stream or (stream == "local" and job.baseline is None):
             what = f"The job {job.name} asks for no training of this kind in round {round}."
             return refuse(Code.TASK_NOT_IN_JOB, what, **fields)
         rounds = document.get("rounds", 0)

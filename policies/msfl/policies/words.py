@@ -89,6 +89,9 @@ def what_may_leave(policy: AssetPolicy) -> str:
     )
 
 
+FEWEST_CASES = 3  # Of two, each knows the other.
+
+
 @dataclass(frozen=True)
 class Look:
     """What is valid but worth a second look before signing; `path` is where in the document."""
@@ -121,6 +124,14 @@ def warnings(policy: AssetPolicy, now: datetime, release: ReleaseStatement | Non
         look("metrics of single cases may leave", "outputs", "per_case_metrics")
     if policy.privacy.min_sites < 2:
         look("a run may have this site alone, so the result is this site's own model", "privacy", "min_sites")
+    for name, fewest in (("train", policy.privacy.min_cases.train), ("metrics", policy.privacy.min_cases.metrics)):
+        if fewest < FEWEST_CASES:
+            look(
+                f"what {fewest} case(s) alone say may leave: keep it at {FEWEST_CASES} or more",
+                "privacy",
+                "min_cases",
+                name,
+            )
     if policy.isolation.value == "none":
         look("no isolation between the reviewed code and this computer", "isolation")
     if policy.proof == "optional":

@@ -25,12 +25,13 @@ from msfl.protos.messages import (
     TaskReport,
     TrustPapers,
 )
+from msfl.protos.nesting import too_deep
 from msfl.protos.v1 import federation_pb2 as wire
 
 MOST_FIGURES, MOST_LETTERS = 32, 100
 MAX_CATALOGUE_BYTES = 256 << 10  # Every user is shown the catalogues of all gateways in one message.
 # A run's name becomes the name of folders and files.
-_RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,128}")
+_RUN_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_-]{0,127}")
 
 
 _DATASET_REF = re.compile(r"(?=.{1,129}$)[a-z0-9]+(?:[._-][a-z0-9]+)*/[a-z0-9]+(?:[._-][a-z0-9]+)*")
@@ -49,8 +50,8 @@ def json_object(data: bytes) -> JsonObject:
         value = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise BadMessage("a document is not JSON") from error
-    if not isinstance(value, dict):
-        raise BadMessage("a document is not a JSON object")
+    if not isinstance(value, dict) or too_deep(value):
+        raise BadMessage("a document is not a JSON object, or one nested too deep")
     return value
 
 
@@ -128,7 +129,7 @@ def order_from_wire(message: wire.Order) -> Order:
 
 def _run_id(text: str) -> str:
     if _RUN_ID.fullmatch(text) is None:
-        raise BadMessage("a run's name is 1 to 128 letters, digits, - and _")
+        raise BadMessage("a run's name is a letter or digit, and at most 127 more, - and _ among them")
     return text
 
 

@@ -24,6 +24,7 @@ JsonObject: TypeAlias = dict[str, Any]
 ENTRY = "broadcast"
 DIFFERENCE, LEFT_OVER = "difference", "left-over"
 """Artifacts beside a model: it as a difference to the one before, and what rounding lost of it."""
+_MOST_LETTERS = 256
 _BLAKE3 = re.compile(r"blake3:[0-9a-f]{64}")
 
 
@@ -94,6 +95,8 @@ def note_in(document: JsonObject) -> Note | None:
     texts = (note.task_id, note.artifact, note.blake3, note.base)
     if not all(isinstance(t, str) for t in texts) or type(note.round) is not int or len(note.secret) != KEY:
         raise BadNote("a note of other types")
+    if not all(t.isascii() and len(t) <= _MOST_LETTERS for t in texts):  # They are asked for, by name, over the line.
+        raise BadNote("a note whose names are none")
     if not _BLAKE3.fullmatch(note.blake3):
         raise BadNote("a note without a hash")
     if note.base and (not _BLAKE3.fullmatch(note.base) or len(note.difference_secret) != KEY):

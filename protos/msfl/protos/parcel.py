@@ -5,7 +5,8 @@
 Where tensors follow, the JSON is padded with spaces so that they begin at a multiple of 4 KiB. The updates of a round
 then have their values at the same places, and can be read in step.
 
-The JSON is strict: numbers are finite and a key comes once, so that two readers cannot see two documents.
+The JSON is strict: numbers are finite, a key comes once, so that two readers cannot see two documents, and nothing is
+nested deeper than `nesting` says.
 Nothing here knows what a document means; whoever unpacks checks that.
 """
 
@@ -15,6 +16,8 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol, TypeAlias
+
+from msfl.protos.nesting import too_deep
 
 JsonObject: TypeAlias = dict[str, Any]
 MAX_DOCUMENT_BYTES = 16 << 20
@@ -104,8 +107,8 @@ def _strict(body: bytes) -> JsonObject:
         document = json.loads(body.decode(), parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BadParcel("the document is not strict JSON") from error
-    if not isinstance(document, dict):
-        raise BadParcel("the document is not an object")
+    if not isinstance(document, dict) or too_deep(document):
+        raise BadParcel("the document is not an object, or one nested too deep")
     return document
 
 

@@ -51,6 +51,7 @@ class SealBroken(ValueError):
     header_differs      another run, task, round, site, attempt, direction or artifact
     header_unreadable   no header of ours
     truncated, too_long cut, or something was put behind it
+    header_too_long     the names of run and task are; nothing is sealed
     tag                 a chunk was changed or moved, or the key is another one
     box                 not for this key, or not for this purpose
     """
@@ -85,13 +86,13 @@ class Sink(Protocol):
 class Sealing:
     """A sealed stream that is being written. Memory is two chunks, whatever the length.
 
-    `salt`: 32 fresh random bytes. Raises ValueError for a key, salt or header of the wrong size.
+    `salt`: 32 fresh random bytes. Raises ValueError for a key or salt of the wrong size, SealBroken for a header.
     """
 
     def __init__(self, key: bytes, header: StreamHeader, out: Sink, *, salt: bytes) -> None:
         self._head = header.encode()
         if len(self._head) > MAX_HEADER:
-            raise ValueError(f"a header of {len(self._head)} bytes is over the limit of {MAX_HEADER}")
+            raise SealBroken("header_too_long", f"{len(self._head)} bytes are over the limit of {MAX_HEADER}")
         self._cipher = _cipher(key, salt, self._head)
         self._out = out
         self._plain = memoryview(bytearray(CHUNK))

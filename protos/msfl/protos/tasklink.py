@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from msfl.protos import unix_sockets
+from msfl.protos.nesting import too_deep
 
 MAX_FRAME_BYTES = 8 * 1024 * 1024
 WEIGHTS_NAME = "weights.safetensors"
@@ -121,6 +122,8 @@ def decode(body: bytes) -> Frame:
         raw = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BrokenFrame("a frame is not JSON") from error
+    if too_deep(raw):
+        raise BrokenFrame("a frame is nested too deep")
     name = raw.pop("frame", None) if isinstance(raw, dict) else None
     if not isinstance(name, str) or name not in _FRAMES:
         raise BrokenFrame("a frame of unknown kind")

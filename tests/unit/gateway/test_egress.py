@@ -25,6 +25,7 @@ from msfl.gateway.egress import (
     head_of,
     progress_of,
 )
+from msfl.gateway.forms import Known
 from msfl.policies.decide import OutputRules
 from msfl.policies.encoding import load_yaml
 from msfl.policies.refusals import Code, Refusal, Refused
@@ -43,6 +44,7 @@ RULES = OutputRules(
     min_cases_metrics=3,
     min_cases_train=5,
 )
+KNOWN = Known(frozenset({"federated", "local:site-a", "local:site-b"}), channels=2, n_train=12, n_test=4)
 TRAINED = {
     "n_train": 8,
     "train_loss": 0.7,
@@ -74,10 +76,10 @@ def blocked(answer: dict[str, Any] | Refusal) -> str:
 
 
 def test_what_the_release_declared_and_the_policy_allows_leaves_as_it_is(declared: Mapping[str, Any]) -> None:
-    assert check_document("train", TRAINED, declared, RULES) == TRAINED
+    assert check_document("train", TRAINED, declared, RULES, KNOWN) == TRAINED
     tested = {"summaries": {"federated": FIGURES, "local:site-b": FIGURES}}
-    assert check_document("evaluate", tested, declared, RULES, tested["summaries"]) == tested
-    assert check_document("prepare", {"n_train": 4, "n_val": 1, "n_test": 2}, declared, RULES)
+    assert check_document("evaluate", tested, declared, RULES, KNOWN) == tested
+    assert check_document("prepare", {"n_train": 4, "n_val": 1, "n_test": 2}, declared, RULES, KNOWN)
 
 
 @pytest.mark.parametrize(
@@ -92,40 +94,42 @@ def test_what_the_release_declared_and_the_policy_allows_leaves_as_it_is(declare
 def test_what_was_not_declared_is_blocked_and_never_quoted(
     declared: Mapping[str, Any], smuggled: dict[str, Any]
 ) -> None:
-    assert "Doe" not in blocked(check_document("train", smuggled, declared, RULES))
+    assert "Doe" not in blocked(check_document("train", smuggled, declared, RULES, KNOWN))
 
 
 def test_a_summary_cannot_carry_a_value_for_each_case(declared: Mapping[str, Any]) -> None:
     figures = {**FIGURES, "dice": {**SUMMARY, "cases": [0.1, 0.9, 0.4, 0.6]}}
-    assert "0.9" not in blocked(check_document("evaluate", {"summaries": {"federated": figures}}, declared, RULES))
+    assert "0.9" not in blocked(
+        check_document("evaluate", {"summaries": {"federated": figures}}, declared, RULES, KNOWN)
+    )
 
 
 def test_a_summary_cannot_carry_a_text_in_its_name(declared: Mapping[str, Any]) -> None:
-    blocked(check_document("evaluate", {"summaries": {"patient Doe": FIGURES}}, declared, RULES))
+    blocked(check_document("evaluate", {"summaries": {"patient Doe": FIGURES}}, declared, RULES, KNOWN))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_number_that_is_not_finite_is_blocked_at_any_depth(declared: Mapping[str, Any], value: float) -> None:
-    blocked(check_document("train", {**TRAINED, "train_loss": value}, declared, RULES))
+    blocked(check_document("train", {**TRAINED, "train_loss": value}, declared, RULES, KNOWN))
     deep = {**FIGURES, "dice": {**SUMMARY, "sd": value}}
-    blocked(check_document("evaluate", {"summaries": {"federated": deep}}, declared, RULES))
+    blocked(check_document("evaluate", {"summaries": {"federated": deep}}, declared, RULES, KNOWN))
 
 
 @pytest.mark.parametrize("verb", ["export", "plan", ""])
 def test_a_verb_without_declared_output_returns_nothing(declared: Mapping[str, Any], verb: str) -> None:
-    blocked(check_document(verb, {}, declared, RULES))
+    blocked(check_document(verb, {}, declared, RULES, KNOWN))
 
 
 def test_a_missing_field_is_blocked(declared: Mapping[str, Any]) -> None:
-    blocked(check_document("train", {"train_loss": 0.1}, declared, RULES))
-    blocked(check_document("evaluate", {}, declared, RULES))
+    blocked(check_document("train", {"train_loss": 0.1}, declared, RULES, KNOWN))
+    blocked(check_document("evaluate", {}, declared, RULES, KNOWN))
 
 
 def test_a_metric_the_policy_does_not_name_is_taken_out_and_the_run_goes_on(declared: Mapping[str, Any]) -> None:
     only_dice = replace(RULES, metrics=frozenset({"dice"}))
-    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice, {"federated"}))
+    left = passes(check_document("evaluate", {"summaries": {"federated": FIGURES}}, declared, only_dice, KNOWN))
     assert left == {"summaries": {"federated": {"n": 4, "dice": SUMMARY}}}
-    assert passes(check_document("train", TRAINED, declared, only_dice)) == {
+    assert passes(check_document("train", TRAINED, declared, only_dice, KNOWN)) == {
         "n_train": 8,
         "train_loss": None,
         "seconds": 1.5,
@@ -135,33 +139,33 @@ def test_a_metric_the_policy_does_not_name_is_taken_out_and_the_run_goes_on(decl
 
 def test_of_too_few_validation_cases_only_their_number_leaves(declared: Mapping[str, Any]) -> None:
     few = {**TRAINED, "incoming": {"n_val": 2, "val_loss": 0.6, "val_dice": 0.5}}
-    left = passes(check_document("train", few, declared, RULES))
+    left = passes(check_document("train", few, declared, RULES, KNOWN))
     assert left["incoming"] == {"n_val": 2, "val_loss": None, "val_dice": None}
 
 
 def test_of_too_few_test_cases_not_even_their_number_leaves(declared: Mapping[str, Any]) -> None:
     of_two = {"n": 2, "dice": {**SUMMARY, "histogram": [*[0] * 19, 2]}}
     few = {"summaries": {"federated": of_two, "local:site-a": FIGURES}}
-    left = passes(check_document("evaluate", few, declared, RULES, few["summaries"]))["summaries"]
+    left = passes(check_document("evaluate", few, declared, RULES, KNOWN))["summaries"]
     assert left["federated"] == {"n": None, "withheld": "too_few_test_cases"}
     assert left["local:site-a"] == FIGURES
 
 
 def test_the_gate_does_not_change_what_it_was_given(declared: Mapping[str, Any]) -> None:
     before = json.dumps(TRAINED)
-    check_document("train", TRAINED, declared, replace(RULES, metrics=frozenset()))
+    check_document("train", TRAINED, declared, replace(RULES, metrics=frozenset()), KNOWN)
     assert json.dumps(TRAINED) == before
 
 
 def test_numbers_leave_with_the_decimals_that_the_release_declares(declared: Mapping[str, Any]) -> None:
     fine = {**TRAINED, "train_loss": 0.123456789, "incoming": {"n_val": 4, "val_loss": 0.6, "val_dice": 0.55557}}
-    left = passes(check_document("train", fine, declared, RULES))
+    left = passes(check_document("train", fine, declared, RULES, KNOWN))
     assert left["train_loss"] == 0.1235
     assert left["incoming"]["val_dice"] == 0.5556
     coarse = {**declared, "train": {**declared["train"], "decimals": 1}}
-    assert passes(check_document("train", fine, coarse, RULES))["train_loss"] == 0.1
+    assert passes(check_document("train", fine, coarse, RULES, KNOWN))["train_loss"] == 0.1
     greedy = {**declared, "train": {**declared["train"], "decimals": 12}}
-    assert passes(check_document("train", fine, greedy, RULES))["train_loss"] == 0.123457
+    assert passes(check_document("train", fine, greedy, RULES, KNOWN))["train_loss"] == 0.123457
 
 
 def test_what_is_in_a_document_is_told_by_name_and_never_by_value() -> None:

@@ -35,6 +35,7 @@ ENTRIES = log(
             "weights": "bf16",
             "fields": "n_train, seconds",
             "withheld": "train_loss, incoming.val_dice",
+            "report": "bytes, seconds, peak memory",
         },
     ),
     ("task failed", "run-1", {"task": "validate", "code": "output_blocked"}),
@@ -53,6 +54,7 @@ def test_a_result_is_told_with_its_size_hash_contents_and_what_was_held_back() -
     assert "train/1: the weights of the model after this site's training, as bf16 differences" in text
     assert "numbers in it: n_train, seconds" in text
     assert "held back:     train_loss, incoming.val_dice" in text
+    assert "in its report: bytes, seconds, peak memory" in text
     assert "blake3:ab" in text
     assert "progress of train/1: steps done and the training loss" in text
     assert "report on validate: it failed: output_blocked" in text

@@ -59,6 +59,12 @@ def test_training_is_of_the_kind_that_its_round_says() -> None:
     assert code(PLAIN, "train", 1, stream="federated") == ""
 
 
+@pytest.mark.parametrize("document", [{}, {"stream": ""}, {"stream": None}])
+def test_training_says_which_it_is(document: dict[str, Any]) -> None:
+    assert code(TRAINS, "train", 0, rounds=1, **document) == "task_not_in_job"
+    assert code(TRAINS, "train", 1, **document) == "task_not_in_job"
+
+
 @pytest.mark.parametrize("verb", ["train", "fingerprint", "open", "", "TRAIN", "x" * 10_000])
 def test_a_dataset_that_is_only_evaluated_on(verb: str) -> None:
     for round in (0, 1):

@@ -39,9 +39,23 @@ def test_an_order_comes_out_as_it_went_in(order: Order) -> None:
         wire.Order(),
         wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"[]")),
         wire.Order(task=wire.TaskOrder(run_id="run-1", document=b"{")),
+        wire.Order(task=wire.TaskOrder(run_id="run-1", document=b'{"a":' * 600 + b"1" + b"}" * 600)),
         *(
             kind
-            for run_id in ("", "..", "../confirmed/run-2", "/etc/x", "a/b", "a.b", "a b", "a\n", "ä", "x" * 129)
+            for run_id in (
+                "",
+                "..",
+                "../confirmed/run-2",
+                "/etc/x",
+                "a/b",
+                "a.b",
+                "a b",
+                "a\n",
+                "ä",
+                "_1",
+                "-1",
+                "x" * 129,
+            )
             for kind in (
                 wire.Order(offer=wire.Offer(run_id=run_id)),
                 wire.Order(task=wire.TaskOrder(run_id=run_id, document=b"{}")),

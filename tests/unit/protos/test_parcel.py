@@ -50,6 +50,7 @@ def test_numbers_that_are_none_are_not_packed() -> None:
         parcel(b'{"loss": -Infinity}'),
         parcel(b'{"n": 1, "n": 2}'),
         parcel(b'{"a": ' * 100_000 + b"1" + b"}" * 100_000),
+        parcel(b'{"a": ' * 600 + b"1" + b"}" * 600),
         parcel('{"a": 1}'.encode("utf-16")),
         parcel(b'{"a": "\xff"}'),
         parcel(b"{}", tail=b"tensors"),

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,18 @@ def test_a_sign_of_life_for_another_task_is_out_of_turn(tmp_path: Path) -> None:
     with pytest.raises(ProcessGone) as gone:
         call(contained, tmp_path)
     assert gone.value.code == "process_spoke_out_of_turn"
+
+
+def test_a_result_that_is_nested_too_deep_is_no_frame(tmp_path: Path) -> None:
+    """Whoever copied, checked or printed it would run out of calls, and end the whole host."""
+    deep: Any = 1
+    for _ in range(100):
+        deep = [deep]
+
+    def contained(link: TaskLink) -> None:
+        assert link.receive() == TASK
+        link.send(Result("train/1", {"n": deep}))
+
+    with pytest.raises(ProcessGone) as gone:
+        call(contained, tmp_path, silence_s=60.0)
+    assert gone.value.code == "process_link_broken"
