@@ -78,6 +78,11 @@ class Reporting:
         here = threading.current_thread()
         return self.closing.is_set() or (isinstance(here, Aside) and here.unwanted.is_set())
 
+    def stopped(self) -> bool:
+        """This thread's worker is wanted no more, and not because the gateway goes down: the next one would go on."""
+        here = threading.current_thread()
+        return isinstance(here, Aside) and here.unwanted.is_set() and not self.closing.is_set()
+
     def beat(self, progress: SiteProgress) -> None:
         now = time.monotonic()
         # The end of a phase is always said, once; however often a worker claims it.

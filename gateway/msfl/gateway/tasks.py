@@ -247,6 +247,13 @@ class Worker:
             # A worker that is let go works on with them.
             if files_here.inbox.is_dir() and not self._say.closing.is_set():
                 files_here.clear()
+        # Meanwhile what it rests on may have gone, or the custodian has stopped it: then nothing leaves.
+        refusal = self._say.with_room(lambda: self._around.judge.stands(accepted, self._around.clock()))
+        if refusal is not None or self._say.stopped():
+            sealed.file.unlink()
+            if refusal is None:
+                raise GivenUp
+            return self._broken(order, refusal.code.value, refusal.message)
         report = TaskReport(
             run_id=self._run_id,
             task_id=order.task_id,
