@@ -8,6 +8,7 @@ The steps of the line are named one by one, so that staff see whether to call th
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import stat
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from msfl.gateway.datasets import closed_to
 from msfl.gateway.home import Home, NoIdentity, SiteSettings
+from msfl.gateway.ledger import spent_here
 from msfl.gateway.membership import expired_remedy
 from msfl.gateway.memory import ISSUER_KEYS, Memory
+from msfl.gateway.standing import policies_here, set_back
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
 from msfl.policies.issuers import in_force_until
@@ -59,11 +62,13 @@ NEW_KEYS = "ask the operator: without it no user of this provider can start a ru
 
 @dataclass(frozen=True)
 class AuditFacts:
-    """`newest`: None for an empty log. `broken`: why the chain is not whole; empty when it is."""
+    """`newest`: None for an empty log. `broken`: why the chain is not whole; empty when it is. `alarm`: the last one of
+    two logs that contradict each other, as the gateway wrote it down."""
 
     entries: int
     newest: datetime | None
     broken: str
+    alarm: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,14 @@ class PolicyFacts:
     not_before: datetime
     expires: datetime
     isolation: Isolation
+    spent: str = ""
 
     @classmethod
-    def of(cls, policy: AssetPolicy) -> PolicyFacts:
-        return cls(policy.id, policy.not_before, policy.expires, policy.isolation)
+    def of(cls, policy: AssetPolicy, runs: int = 0, rounds: int = 0) -> PolicyFacts:
+        """`spent`: which of its budgets is used up."""
+        used = (("runs", runs, policy.approval.max_runs), ("rounds", rounds, policy.approval.max_rounds))
+        spent = [f"{n} of {most} {what}" for what, n, most in used if n >= most]
+        return cls(policy.id, policy.not_before, policy.expires, policy.isolation, " and ".join(spent))
 
 
 @dataclass(frozen=True)
@@ -106,6 +115,7 @@ class SiteFacts:
     pending: tuple[str, ...] | Unmeasured
     issuers: tuple[tuple[str, datetime | Refusal], ...] | Unmeasured = ()
     closed: tuple[tuple[str, str], ...] | Unmeasured = ()
+    clock: Refusal | Unmeasured | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------ measure
@@ -135,6 +145,7 @@ def measure(root: Path, now: datetime) -> SiteFacts:
         images=attempt(lambda: ImageCache(home.images, home.settings().images_bytes).facts()),
         pending=attempt(lambda: tuple(home.pending())),
         issuers=attempt(lambda: _issuers(home, now)),
+        clock=attempt(lambda: _clock(home, now)),
         closed=attempt(lambda: tuple(_closed(home, None if isinstance(runtime, Unmeasured) else runtime.reads_as))),
     )
 
@@ -188,8 +199,19 @@ def _issuers(home: Home, now: datetime) -> tuple[tuple[str, datetime | Refusal],
 
 
 def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple[Refusal, ...]]:
-    trusted, refused = home.policies(now)
-    return tuple(PolicyFacts.of(p.document) for p in trusted), refused
+    trusted, refused = policies_here(home, now)
+    spent = spent_here(home.ledger_file, [policy.id for policy in trusted])
+    return tuple(PolicyFacts.of(p.document, *spent[p.id]) for p in trusted), refused
+
+
+def _clock(home: Home, now: datetime) -> Refusal | None:
+    if not home.memory_file.exists():
+        return None
+    memory = Memory(home.memory_file)
+    try:
+        return set_back(memory, now)
+    finally:
+        memory.close()
 
 
 def _datasets(home: Home) -> Iterable[tuple[str, str, str]]:
@@ -221,7 +243,9 @@ def _audit(file: Path) -> AuditFacts:
     broken = verify(lines)
     last = from_line(lines[-1]) if lines else "empty"
     newest = None if isinstance(last, str) else parse_utc(last.at)
-    return AuditFacts(len(lines), newest, broken.why if broken else "")
+    entries = [] if broken else [json.loads(line) for line in lines if b"audit alarm" in line]
+    alarms = [entry["fields"]["what"] for entry in entries if entry["action"] == "audit alarm"]
+    return AuditFacts(len(lines), newest, broken.why if broken else "", alarms[-1] if alarms else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ examine
@@ -243,6 +267,7 @@ def examine(facts: SiteFacts) -> list[Finding]:
         *_judge_modes(facts),
         *_judge_certificates(facts, site),
         *_judge_roots(facts),
+        *_judge_clock(facts),
         *_judge_timestamp(facts),
         *judge_issuers(facts.issuers, str(facts.home / "trust/issuers"), facts.now, NEW_KEYS),
         *_judge_policies(facts),
@@ -303,6 +328,15 @@ def _judge_roots(facts: SiteFacts) -> Iterable[Finding]:
         yield judge_trusted(f"the {name}", where, root, facts.now, ROOT_SOON, do)
 
 
+def _judge_clock(facts: SiteFacts) -> Iterable[Finding]:
+    where = str(facts.home / "trust" / "memory.sqlite")
+    if isinstance(facts.clock, Unmeasured):
+        yield unmeasured("clock", "what time it was before cannot be read", where, facts.clock)
+    elif facts.clock is not None:
+        do = "set the clock; where it is right now and was ahead before, a custodian says so: msfl gateway clock"
+        yield Finding("clock", Status.BAD, "it was set back, so no run begins here", where, facts.clock.message, do)
+
+
 def _judge_timestamp(facts: SiteFacts) -> Iterable[Finding]:
     name, where = "the federation's timestamp", str(facts.home / "trust" / "memory.sqlite")
     do = "ask the operator: without a fresh one no run begins here (msfl federation timestamp)"
@@ -328,6 +362,10 @@ def _judge_policies(facts: SiteFacts) -> Iterable[Finding]:
             found = judge_expiry("policies", policy.id, where, policy.expires, facts.now, POLICY_SOON, do)
             # A site may let its policies end: that is a decision, no fault.
             yield replace(found, status=Status.WARN) if found.status is Status.BAD else found
+        if policy.spent:
+            do = "a custodian signs a new version with a larger budget, or lets it be"
+            what = f"{policy.id} has no budget left: {policy.spent}"
+            yield Finding("policies", Status.WARN, what, where, "every new run under it is refused", do)
         here = facts.protections
         if not isinstance(here, Unmeasured) and here.isolation < policy.isolation:
             what = f"{policy.id} asks for isolation {policy.isolation.value}, here is {here.isolation.value}"
@@ -369,6 +407,10 @@ def _judge_audit(facts: SiteFacts) -> Iterable[Finding]:
         yield Finding("audit", Status.BAD, "the chain is broken", where, found.broken, do)
     else:
         yield Finding("audit", Status.OK, f"the chain of {found.entries} entries is whole", where)
+    if found.alarm:
+        do = "stop the runs of this federation, and compare exported logs: msfl audit export, msfl audit verify"
+        why = "a log was cut or put back from an older copy, here or at the centre"
+        yield Finding("audit", Status.BAD, found.alarm, where, why, do)
     if found.newest is not None:
         yield judge_newest(found.newest, facts.now, where)
 

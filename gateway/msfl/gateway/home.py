@@ -169,6 +169,10 @@ class Home:
     def memory_file(self) -> Path:
         return self.root / "trust" / "memory.sqlite"
 
+    @property
+    def ledger_file(self) -> Path:
+        return self.root / "ledger.sqlite"
+
     def site_root(self, now: datetime) -> TrustedSiteRoot | Refusal:
         return trust_site_root(self.site_root_file.read_bytes(), self.settings().site, now)
 

@@ -111,6 +111,17 @@ class Ledger:
         self._tables.close()
 
 
+def spent_here(file: Path, policy_ids: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Runs and rounds of each policy, for who only looks."""
+    if not file.exists():
+        return dict.fromkeys(policy_ids, (0, 0))
+    ledger = Ledger(file)
+    try:
+        return {id: (ledger.runs(id), ledger.rounds(id)) for id in policy_ids}
+    finally:
+        ledger.close()
+
+
 def _recalled(entries: Iterable[Entry], site: str) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """What puts into the tables what is not there. Entries are read in their order: a decision names the policy of what
     follows it."""

@@ -144,7 +144,7 @@ def _serve(home: Path, runtime: RuntimeKind | None, engine: str | None, oci_runt
     settings = site.settings()
     registry = open_registry(settings.registry, site.registry_access)
     contained = settings.runtime.but(runtime, engine, oci_runtime).open(f"gateway {settings.site} {home}")
-    ledger = Ledger(home / "ledger.sqlite")
+    ledger = Ledger(site.ledger_file)
     audit, link = AuditLog(site.audit / LOG_NAME, f"gateway {settings.site}"), Link(dial_as(site))
     threading.excepthook = partial(_end_of_a_thread, audit)
     notary = Notary(audit, site.audit, f"site:{settings.site}", utc_now)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -94,16 +95,7 @@ class Standing:
             if isinstance(root, Refusal):
                 return (), (not_trusted(root),)
             found, refused = self._home.policies(now, self.revoked())
-            trusted: list[TrustedPolicy] = []
-            for policy in sorted(found, key=lambda p: -p.document.version):
-                refusal = self._not_older("policy", policy.id, policy, now)
-                if refusal is None:
-                    trusted.append(policy)
-                    continue
-                # Its own newer version beside it has taken back what it said, also whom it refused.
-                newer = any(p.id == policy.id and p.document.version > policy.document.version for p in trusted)
-                refused = (*refused, not_trusted(refusal, frozenset() if newer else policy.datasets))
-            return tuple(trusted), refused
+            return _newest(found, refused, lambda policy: self._not_older("policy", policy.id, policy, now))
 
     def may_begin(self, now: datetime) -> Refusal | None:
         """Why no new run may begin at this site now, whatever its policies say."""
@@ -313,21 +305,10 @@ class Standing:
         return trust_revocations(envelope, root, self.revoked())
 
     def _clock(self, now: datetime) -> Refusal | None:
-        latest = self._memory.latest()
-        if latest is None or now >= latest - CLOCK_LEEWAY:
-            return None
-        what = f"It is {format_utc(now)} by this machine's clock, and it was {format_utc(latest)} before."
-        return refuse(Code.CLOCK_SET_BACK, what, now=format_utc(now), latest=format_utc(latest))
+        return set_back(self._memory, now)
 
     def _older(self, kind: str, id: str, found: _Versioned) -> Refusal | None:
-        """None for what is newer than all before, or the newest itself, byte for byte."""
-        known, version = self._memory.mark(kind, id), found.document.version
-        if known is None or version > known.version or _mark(found) == known:
-            return None
-        how = "of the same version, with other bytes," if version == known.version else f"of version {known.version}"
-        what = f"The {kind} {id} has version {version}; one {how} was in force here before."
-        fields = {"document": f"{kind} {id}", "version": str(version), "newest": str(known.version)}
-        return refuse(Code.VERSION_ROLLED_BACK, what, **fields)
+        return _older(self._memory.mark(kind, id), kind, id, found)
 
     def _not_older(self, kind: str, id: str, found: _Versioned, now: datetime) -> Refusal | None:
         """The same, and from now on it is the newest."""
@@ -351,6 +332,64 @@ class Standing:
         what = f"The {kind} of {id} is version {mark.version} ({mark.sha256}), not the one in force here"
         code = Code.VERSION_ROLLED_BACK if mark.version < known.version else Code.ROOT_DIFFERS
         return refuse(code, f"{what}: version {known.version} ({known.sha256}).", document=f"{kind} {id}")
+
+
+# ---------------------------------------------------------------- read beside a gateway, which may serve or not
+
+
+def policies_here(home: Home, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
+    """As `Standing.policies`, for who only looks: nothing is written, and nothing becomes the newest by it."""
+    if not home.memory_file.exists():
+        return home.policies(now)
+    memory = Memory(home.memory_file)
+    try:
+        found, refused = home.policies(now, memory.revoked())
+        marks = {policy.id: memory.mark("policy", policy.id) for policy in found}
+    finally:
+        memory.close()
+
+    def older(policy: TrustedPolicy) -> Refusal | None:
+        if (refusal := _older(marks[policy.id], "policy", policy.id, policy)) is None:
+            marks[policy.id] = _mark(policy)
+        return refusal
+
+    return _newest(found, refused, older)
+
+
+def set_back(memory: Memory, now: datetime) -> Refusal | None:
+    """Whether this machine's clock shows less than it did before."""
+    latest = memory.latest()
+    if latest is None or now >= latest - CLOCK_LEEWAY:
+        return None
+    what = f"It is {format_utc(now)} by this machine's clock, and it was {format_utc(latest)} before."
+    return refuse(Code.CLOCK_SET_BACK, what, now=format_utc(now), latest=format_utc(latest))
+
+
+def _newest(
+    found: tuple[TrustedPolicy, ...],
+    refused: tuple[NotTrusted, ...],
+    older: Callable[[TrustedPolicy], Refusal | None],
+) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
+    trusted: list[TrustedPolicy] = []
+    for policy in sorted(found, key=lambda p: -p.document.version):
+        if (refusal := older(policy)) is None:
+            trusted.append(policy)
+            continue
+        # Its own newer version beside it has taken back what it said, also whom it refused.
+        newer = any(p.id == policy.id and p.document.version > policy.document.version for p in trusted)
+        refused = (*refused, not_trusted(refusal, frozenset() if newer else policy.datasets))
+    return tuple(trusted), refused
+
+
+def _older(known: Mark | None, kind: str, id: str, found: _Versioned) -> Refusal | None:
+    """None for what is newer than all before, or the newest itself, byte for byte."""
+    version = found.document.version
+    if known is None or version > known.version or _mark(found) == known:
+        return None
+    how = "of the same version, with other bytes," if version == known.version else f"of version {known.version}"
+    what = f"The {kind} {id} has version {version}; one {how} was in force here before."
+    fields = {"document": f"{kind} {id}", "version": str(version), "newest": str(known.version)}
+    return refuse(Code.VERSION_ROLLED_BACK, what, **fields)
 
 
 _Versioned: TypeAlias = (

@@ -50,7 +50,9 @@ def status(
         typer.echo("nothing runs here, and no run waits for you")
     for policy in policies:
         left = f", {policy.left} left" if policy.left and policy.state == "in force" else ""
-        typer.echo(f"policy   {policy.id} version {policy.version}: {policy.state}{left}")
+        typer.echo(
+            f"policy   {policy.id} version {policy.version}: {policy.state}{left}; {policy.mode}; spent {policy.spent}"
+        )
     for refusal in untrusted:
         typer.echo(f"policy   not trusted: {refusal.message}")
     if not policies and not untrusted:

@@ -119,6 +119,22 @@ def test_a_site_that_is_well() -> None:
         ({"audit": AuditFacts(7, NOW, "line 3 was changed")}, "bad", "audit", "chain is broken", "copies"),
         ({"audit": AuditFacts(7, NOW + DAY, "")}, "bad", "clock", "disagrees with the record", "NTP"),
         ({"audit": FAILED}, "bad", "audit", "cannot be read", "does not serve"),
+        (
+            {"audit": AuditFacts(7, NOW, "", "our log contradicts itself")},
+            "bad",
+            "audit",
+            "contradicts",
+            "audit verify",
+        ),
+        ({"clock": refuse(Code.CLOCK_SET_BACK, "It is 8.")}, "bad", "clock", "no run begins", "msfl gateway clock"),
+        ({"clock": FAILED}, "bad", "clock", "cannot be read", ""),
+        (
+            {"policies": ((replace(POLICY, spent="5 of 5 runs"),), ())},
+            "warn",
+            "policies",
+            "5 of 5 runs",
+            "larger budget",
+        ),
         ({"disk": DiskFacts("/srv", 1, None)}, "bad", "disk", "0.0 GiB free", "free some space"),
         ({"disk": FAILED}, "bad", "disk", "cannot be measured", ""),
         (

@@ -17,8 +17,9 @@ from typing import Any
 from msfl.gateway import answers, sent
 from msfl.gateway.confirmations import confirmation, in_words
 from msfl.gateway.home import Home
-from msfl.gateway.memory import Memory
+from msfl.gateway.ledger import spent_here
 from msfl.gateway.record import BadRecord, RunRecord
+from msfl.gateway.standing import policies_here
 from msfl.policies import words
 from msfl.policies.audit import Chain, Entry, from_line
 from msfl.policies.documents import JobSpec, format_utc
@@ -105,7 +106,8 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Policy:
-    """`state`: in force, not yet, expired; `soon`: it expires within two weeks."""
+    """`state`: in force, not yet, expired; `soon`: it expires within two weeks; `mode`: whether a run begins by itself
+    or waits for the custodian; `spent`: runs and rounds, of how many."""
 
     id: str
     version: int
@@ -114,6 +116,8 @@ class Policy:
     left: str
     state: str
     soon: bool
+    mode: str
+    spent: str
     signers: str
     blocks: tuple[Block, ...]
 
@@ -204,27 +208,16 @@ def _waiting(home: Home, run: str, shown: dict[str, Any]) -> Waiting:
 
 
 def policies(home: Home, now: datetime) -> tuple[tuple[Policy, ...], tuple[Refusal, ...]]:
-    memory = Memory(home.memory_file)
-    try:
-        trusted, refused = home.policies(now, memory.revoked())
-        newest = {p.document.id: memory.mark("policy", p.document.id) for p in trusted}
-    finally:
-        memory.close()
-    shown = []
-    for policy in trusted:
-        mark = newest[policy.document.id]
-        older = mark is not None and policy.document.version < mark.version
-        shown.append(_policy(policy, now, superseded=older))
-    return tuple(shown), refused
+    trusted, refused = policies_here(home, now)
+    spent = spent_here(home.ledger_file, [policy.id for policy in trusted])
+    return tuple(_policy(policy, now, spent[policy.id]) for policy in trusted), refused
 
 
-def _policy(policy: TrustedPolicy, now: datetime, superseded: bool) -> Policy:
+def _policy(policy: TrustedPolicy, now: datetime, spent: tuple[int, int]) -> Policy:
     document = policy.document
     days = (document.expires - now).days
     state = "in force"
-    if superseded:
-        state = "a newer version was in force here"
-    elif now >= document.expires:
+    if now >= document.expires:
         state = "expired"
     elif now < document.not_before:
         state = f"from {format_utc(document.not_before)}"
@@ -236,6 +229,8 @@ def _policy(policy: TrustedPolicy, now: datetime, superseded: bool) -> Policy:
         left="" if state == "expired" else "less than a day" if days < 1 else f"{days} day{'s' if days > 1 else ''}",
         state=state,
         soon=state == "in force" and days < SOON_DAYS,
+        mode=document.approval.mode,
+        spent=f"{spent[0]} of {document.approval.max_runs} runs, {spent[1]} of {document.approval.max_rounds} rounds",
         signers=", ".join(policy.signers),
         blocks=blocks(words.in_words(document)),
     )
