@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from msfl.gateway.datasets import closed_to
-from msfl.gateway.home import Home, NoIdentity, SiteSettings
+from msfl.gateway.home import Home, SiteSettings
 from msfl.gateway.ledger import spent_here
 from msfl.gateway.membership import expired_remedy
 from msfl.gateway.memory import ISSUER_KEYS, Memory
@@ -26,7 +26,7 @@ from msfl.gateway.standing import policies_here, set_back
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
 from msfl.policies.issuers import in_force_until
-from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
+from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import TrustedFederationRoot, TrustedSiteRoot, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.channel import SITE_URI
@@ -124,13 +124,13 @@ class SiteFacts:
 def measure(root: Path, now: datetime) -> SiteFacts:
     home = Home(root)
     settings = attempt(home.settings)
-    runtime = attempt(lambda: home.settings().runtime.open("doctor"), (CannotProceed,))
+    runtime = attempt(lambda: home.settings().runtime.open("doctor"))
     return SiteFacts(
         home=root,
         now=now,
         settings=settings,
         exposed=attempt(lambda: _exposed(root)),
-        certificate=attempt(lambda: _certificate(home), (NoIdentity,)),
+        certificate=attempt(lambda: _certificate(home)),
         ca=attempt(lambda: certificate_facts(home.ca_pem, home.ca_pem)),
         site_root=attempt(lambda: _until(home.site_root(now))),
         federation_root=attempt(lambda: _until(home.federation_root(now))),

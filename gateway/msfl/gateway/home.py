@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -73,15 +73,22 @@ class SiteSettings:
 
     @classmethod
     def read(cls, file: Path) -> SiteSettings:
-        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where `reveal` is no such word,
-        `images_gib` no size or `runtime` no runtime."""
-        given = dict(json.loads(file.read_text()))
+        """Raises FileNotFoundError before the site has been enrolled, CannotProceed where the file is no JSON object of
+        these settings, `reveal` no such word, `images_gib` no size or `runtime` no runtime."""
+        try:
+            given = dict(json.loads(file.read_text()))
+        except (ValueError, TypeError) as error:
+            raise CannotProceed(f"{file}: it is no JSON object: {error}") from error
+        if unknown := sorted(given.keys() - {field.name for field in fields(cls)}):
+            raise CannotProceed(f"{file}: there is no setting {', '.join(unknown)}")
         runtime = RuntimeChoice.read(given.get("runtime"), str(file))
         try:
             settings = cls(**{**given, "reveal": Reveal(given.get("reveal", Reveal.REASON)), "runtime": runtime})
         except ValueError:
             known = ", ".join(Reveal)
             raise CannotProceed(f"{file}: reveal is {given['reveal']!r}; it must be one of {known}") from None
+        except TypeError as error:
+            raise CannotProceed(f"{file}: a setting is missing: {error}") from error
         size: object = settings.images_gib
         if not isinstance(size, int | float) or isinstance(size, bool) or not 0 < size < 1 << 20:
             raise CannotProceed(f"{file}: images_gib is {size!r}; it must be a number of GiB, such as 40")
@@ -99,6 +106,9 @@ class NoIdentity(CannotProceed):
 @dataclass(frozen=True)
 class Home:
     root: Path
+    _settings: list[SiteSettings] = field(
+        default_factory=list, compare=False, repr=False
+    )
 
     @property
     def runs(self) -> Path:
@@ -127,8 +137,15 @@ class Home:
     # ---------------------------------------------------------------- settings
 
     def settings(self) -> SiteSettings:
-        """Raises FileNotFoundError before the site has been enrolled."""
-        return SiteSettings.read(self.root / "site.json")
+        """As the file says now. Where it cannot be read any more, as it said before: a slip of the pen ends no gateway
+        that serves. Raises FileNotFoundError before the site has been enrolled, CannotProceed."""
+        try:
+            self._settings[:] = [SiteSettings.read(self.root / "site.json")]
+        except (CannotProceed, OSError) as error:
+            if not self._settings:
+                raise
+            log.error("the settings cannot be read any more; those of before hold", why=str(error))
+        return self._settings[0]
 
     def write_settings(self, settings: SiteSettings) -> None:
         write(self.root / "site.json", json.dumps(asdict(settings), indent=1).encode())

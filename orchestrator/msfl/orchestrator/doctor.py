@@ -29,7 +29,7 @@ from msfl.orchestrator.store.sqlite import SqliteRunStore
 from msfl.policies.documents import JobSpec
 from msfl.policies.encoding import load_json, sha256_of
 from msfl.policies.issuers import in_force_until
-from msfl.policies.refusals import CannotProceed, Code, Refusal, refuse
+from msfl.policies.refusals import Code, Refusal, refuse
 from msfl.policies.trust import trust_federation_root, trust_timestamp
 from msfl.protos.certificates import CertificateFacts, certificate_facts
 from msfl.protos.health import (
@@ -135,7 +135,7 @@ def measure(folder: Path, now: datetime) -> CentreFacts:
         root=attempt(lambda: _root(home, now)),
         timestamp=attempt(lambda: _timestamp(home, now)),
         tags=attempt(lambda: _tags(home), (RegistryFails,)),
-        protections=attempt(lambda: home.settings().runtime.open("doctor").protections(), (CannotProceed,)),
+        protections=attempt(lambda: home.settings().runtime.open("doctor").protections()),
         frozen=attempt(lambda: _frozen(home), (KeyringDown,)),
         issuers=attempt(lambda: _issuers(home, now)),
     )

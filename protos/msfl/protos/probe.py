@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import grpc
 
+from msfl.policies.refusals import CannotProceed
 from msfl.protos.certificates import Identity
 from msfl.protos.channel import dial
 from msfl.protos.health import DiskFacts, Fault, LineFacts, Peer, Step, StepFacts, Unmeasured
@@ -31,8 +32,9 @@ _T = TypeVar("_T")
 
 
 def attempt(measure: Callable[[], _T], failures: tuple[type[Exception], ...] = ()) -> _T | Unmeasured:
-    """What `measure` finds, or why not: files that are not there, or hold something else, and `failures`."""
-    expected: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError, *failures)
+    """What `measure` finds, or why not: files that are not there, or hold something else, what cannot proceed, and
+    `failures`."""
+    expected: tuple[type[Exception], ...] = (OSError, ValueError, TypeError, LookupError, CannotProceed, *failures)
     try:
         return measure()
     except expected as error:

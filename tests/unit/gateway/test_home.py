@@ -52,6 +52,27 @@ def test_the_cache_of_images_has_a_size(home: Home, size: object) -> None:
         home.settings()
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "no JSON object"),
+        ("[]", "setting is missing"),
+        ('{"site": "site-a"}', "setting is missing"),
+        ('{"site": "site-a", "reveel": "code"}', "no setting reveel"),
+        (
+            '{"site":"a","federation":"f","link_endpoint":"e","registry":"r","reveal":"resaon"}',
+            "must be one of",
+        ),
+    ],
+)
+def test_a_slip_in_the_settings_is_named_and_ends_no_gateway_that_serves(home: Home, text: str, why: str) -> None:
+    assert home.settings() == SETTINGS
+    (home.root / "site.json").write_text(text)
+    assert home.settings() == SETTINGS, "those of before"
+    with pytest.raises(CannotProceed, match=why):
+        Home(home.root).settings()
+
+
 def test_without_any_policy_there_is_none_and_nothing_to_explain(home: Home) -> None:
     assert home.policies(NOW) == ((), ())
 
