@@ -95,6 +95,7 @@ def test_an_edited_entry_is_named(site: Party, centre: Party) -> None:
     found = next(t for t in verdict.tampering if t.code == "chain_broken")
     assert (found.log, found.entry) == ("site:site-a", 6)
     assert "entry 6: line 7 was changed after it was written" in found.message
+    assert verdict.vouched["site:site-a"] <= 6, "nobody confirms what was changed"
 
 
 @pytest.mark.parametrize("drop", [0, 5, 9])
@@ -121,6 +122,7 @@ def test_a_cut_end_is_found_by_the_checkpoint_that_the_centre_keeps(site: Party,
     found = only(verify_files([forged, centre.exported()]), "end_missing")
     assert found.entry == whole - 3
     assert f"centre:demo keeps its checkpoint of {whole} entries" in found.message
+    assert f"entries {whole - 3} to {whole - 1} are missing" in found.message
 
 
 def backdated(exported: Exported, cut: int) -> Exported:

@@ -106,9 +106,7 @@ class NoIdentity(CannotProceed):
 @dataclass(frozen=True)
 class Home:
     root: Path
-    _settings: list[SiteSettings] = field(
-        default_factory=list, compare=False, repr=False
-    )
+    _settings: list[SiteSettings] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def runs(self) -> Path:

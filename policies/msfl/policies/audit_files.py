@@ -140,9 +140,10 @@ def verify_files(files: Iterable[Exported]) -> Verdict:
         longest = max(later, key=lambda h: h.said.size, default=None)
         if longest is not None and longest.said.size > entries[log]:
             unseen.append(_unseen(exported, longest))
-        found += _against(exported, wanted)
+        tampered, confirmed = _against(exported, wanted)
+        found += tampered
         shown[log] = max([shown[log], *(h.said.size for h in later), *(h.said.size for h in wanted)])
-        vouched[log] = max([vouched[log], *(h.said.size for h in wanted if h.holder != log and h.said.size <= n)])
+        vouched[log] = max(vouched[log], confirmed)
     absent = sorted({h.said.log for h in held} - set(entries))
     return Verdict(tuple(dict.fromkeys(found)), tuple(unseen), entries, shown, vouched, tuple(absent))
 
@@ -189,9 +190,10 @@ def _two_histories(held: list[_Held]) -> Iterable[Tampering]:
             yield Tampering("two_histories", one.said.log, what)
 
 
-def _against(exported: Exported, held: list[_Held]) -> list[Tampering]:
-    """One log: its chain, and every checkpoint of it, whoever keeps it."""
-    log, found = exported.said.log, []
+def _against(exported: Exported, held: list[_Held]) -> tuple[list[Tampering], int]:
+    """One log: its chain, and every checkpoint of it, whoever keeps it. And how many of its first entries others vouch
+    for: up to the first thing that is wrong."""
+    log, found = exported.said.log, list[Tampering]()
     chain = Chain()
     roots = {0: chain.root}
     broken = None
@@ -203,24 +205,28 @@ def _against(exported: Exported, held: list[_Held]) -> list[Tampering]:
             break
         if chain.size in wanted:
             roots[chain.size] = chain.root
-    fits, worst = 0, None
+    fits, vouched = 0, 0
+    worst, longest = None, None
     for one in sorted(held, key=lambda h: (h.said.size, h.holder)):
         size = one.said.size
         if size > chain.size:
-            if broken is None:
-                found.append(_cut(log, chain.size, one))
-                break
+            longest = one
+        elif worst is not None:
+            continue
         elif roots[size] == one.said.root:
             fits = size
-        elif worst is None:
+            vouched = vouched if one.holder == log else size
+        else:
             worst = one
+    if longest is not None and broken is None:
+        found.append(_cut(log, chain.size, longest))
     if worst is not None:
         what = (
             f"{log}: entries {fits} to {worst.said.size - 1} are not those of {format_utc(worst.said.at)}: the "
             f"checkpoint of {worst.said.size} entries that {worst.holder} keeps does not fit ({exported.file})"
         )
         found.append(Tampering("history_rewritten", log, what, fits))
-    return found
+    return found, vouched
 
 
 def _cut(log: str, size: int, one: _Held) -> Tampering:
