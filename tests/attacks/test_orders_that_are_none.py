@@ -6,7 +6,6 @@ another run, and `/etc/…` whatever the gateway may write.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +14,6 @@ import pytest
 
 from fakes.governance import key
 from fakes.governed_sites import GovernedSite
-from fakes.keyrings import make_keyring
-from fakes.members import member_home
 from msfl.gateway.agent import Agent
 from msfl.gateway.link import Link
 from msfl.gateway.task_files import TaskFiles
@@ -44,10 +41,7 @@ def offer(site: GovernedSite, run_id: str) -> Order:
 
 @pytest.fixture
 def agent(site: GovernedSite) -> Agent:
-    """It looks after a certificate, so there is one."""
-    folder = site.home.root.parent
-    shutil.copytree(member_home(folder / "member", make_keyring(folder)).root / "tls", site.home.root / "tls")
-    return Agent(site.around, "test")
+    return site.agent()
 
 
 def hears(site: GovernedSite, agent: Agent, monkeypatch: pytest.MonkeyPatch, *orders: wire.Order) -> None:

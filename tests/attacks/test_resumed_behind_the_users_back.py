@@ -6,16 +6,12 @@ takes up a run once. What a site has heard to be over stays over there.
 
 from __future__ import annotations
 
-import shutil
 from datetime import timedelta
 
 import pytest
 
 from fakes.governance import AUDIENCE, ISSUER, NOW, key
 from fakes.governed_sites import PATIENCE_S, GovernedSite
-from fakes.keyrings import make_keyring
-from fakes.members import member_home
-from msfl.gateway.agent import Agent
 from msfl.gateway.record import RunRecord
 from msfl.policies.identity import mint_token, sign_job
 from msfl.protos.audit_log import read_entries
@@ -152,15 +148,8 @@ def whole_log(site: GovernedSite) -> list[tuple[str, str]]:
     return [(entry.action, str(entry.fields.get("code", ""))) for entry in log]
 
 
-def agent_of(site: GovernedSite) -> Agent:
-    """It looks after a certificate, so there is one."""
-    folder = site.home.root.parent
-    shutil.copytree(member_home(folder / "member", make_keyring(folder)).root / "tls", site.home.root / "tls")
-    return Agent(site.around, "test")
-
-
 def agent_hears(site: GovernedSite, *orders: Offer | StopOrder) -> None:
-    agent = agent_of(site)
+    agent = site.agent()
     for order in orders:
         agent.dispatch(order)
     site.runs += agent.runs()
@@ -196,6 +185,6 @@ def test_a_refused_run_that_was_aborted_while_the_gateway_was_down_does_not_begi
 def test_a_stop_order_for_what_is_over_needs_no_thread(aborted: GovernedSite) -> None:
     """An orchestrator says it again on each new stream, for all runs of the last days."""
     aborted.restart()
-    agent = agent_of(aborted)
+    agent = aborted.agent()
     agent.dispatch(StopOrder(RUN, "aborted", 1))
     assert agent.runs() == []

@@ -17,6 +17,7 @@ from __future__ import annotations
 import base64
 import json
 import queue
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,7 +28,10 @@ from typing import Any, cast
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fakes.governance import AUDIENCE, DIGEST, ISSUER, LATER, NOW, POLICY_YAML, World, key, member
+from fakes.keyrings import make_keyring
+from fakes.members import member_home
 from fakes.registries import Image, MemoryRegistry
+from msfl.gateway.agent import Agent
 from msfl.gateway.home import Home, SiteSettings, write
 from msfl.gateway.judge import Judge
 from msfl.gateway.ledger import Ledger
@@ -214,6 +218,12 @@ class GovernedSite:
             standing=self.standing,
         )
         self.standing.look_at_words(self.now)
+
+    def agent(self) -> Agent:
+        """Of this gateway, on no line. It looks after a certificate, so there is one."""
+        folder = self.home.root.parent
+        shutil.copytree(member_home(folder / "member", make_keyring(folder)).root / "tls", self.home.root / "tls")
+        return Agent(self.around, "test")
 
     def close(self) -> None:
         for run in self.runs:

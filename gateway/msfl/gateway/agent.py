@@ -47,6 +47,7 @@ class Agent:
         self._end_workers = False
         self._shown: dict[str, str] = {}
         self._records: dict[str, int] = {}
+        self._policies: dict[str, str] = {}
 
     def serve(self) -> None:
         """Until `stop` is called. Raises NotWanted when the orchestrator will never talk to us (protocol). Where it
@@ -181,6 +182,7 @@ class Agent:
             for run in list(self._runs.values()):
                 run.look_again()
             self._look_at_datasets()
+            self._look_at_policies()
         except OSError as error:
             log.error("what is still allowed cannot be looked up", why=str(error))
 
@@ -189,6 +191,16 @@ class Agent:
             self._records = stamps
             log.info("the datasets have changed; they are shown to the federation")
             self._around.link.arrive_anew()
+
+    def _look_at_policies(self) -> None:
+        """Which count here, and who signed them, is in the audit log, once per change: also that one was taken away."""
+        now = self._around.clock()
+        counted, others = self._around.standing.policies_as_they_lie(now)
+        told = sorted(f"{p.id} version {p.document.version} {p.sha256} by {', '.join(p.signers)}" for p in counted)
+        fields = {"count": "; ".join(told), "count_for_nothing": "; ".join(sorted(no.message for no in others))}
+        if fields != self._policies:
+            self._around.audit.write(now, "policies here", self._around.home.settings().site, fields)
+            self._policies = fields
 
     def _ask_custodian(self) -> None:
         try:

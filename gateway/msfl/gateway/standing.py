@@ -97,6 +97,11 @@ class Standing:
             found, refused = self._home.policies(now, self.revoked())
             return _newest(found, refused, lambda policy: self._not_older("policy", policy.id, policy, now))
 
+    def policies_as_they_lie(self, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
+        """The same, and none becomes the newest by it."""
+        with self._lock:
+            return _as_they_lie(self._home, self._memory, now)
+
     def may_begin(self, now: datetime) -> Refusal | None:
         """Why no new run may begin at this site now, whatever its policies say."""
         with self._lock:
@@ -343,10 +348,14 @@ def policies_here(home: Home, now: datetime) -> tuple[tuple[TrustedPolicy, ...],
         return home.policies(now)
     memory = Memory(home.memory_file)
     try:
-        found, refused = home.policies(now, memory.revoked())
-        marks = {policy.id: memory.mark("policy", policy.id) for policy in found}
+        return _as_they_lie(home, memory, now)
     finally:
         memory.close()
+
+
+def _as_they_lie(home: Home, memory: Memory, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
+    found, refused = home.policies(now, memory.revoked())
+    marks = {policy.id: memory.mark("policy", policy.id) for policy in found}
 
     def older(policy: TrustedPolicy) -> Refusal | None:
         if (refusal := _older(marks[policy.id], "policy", policy.id, policy)) is None:
