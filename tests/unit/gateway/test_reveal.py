@@ -10,6 +10,7 @@ import pytest
 
 from fakes.governance import World
 from fakes.governed_sites import JOB, OfferedSite
+from msfl.gateway.home import Home
 from msfl.gateway.reveal import Reveal, revealed
 from msfl.policies.documents import Isolation
 from msfl.policies.protections import Protection
@@ -64,4 +65,4 @@ def test_a_word_that_is_none_of_them_is_one_clear_line(tmp_path: Path) -> None:
     file = site.home.root / "site.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "reveal": "no"}))
     with pytest.raises(CannotProceed, match=r"reveal is 'no'; it must be one of reason, code, nothing"):
-        site.home.settings()
+        Home(site.home.root).settings()
