@@ -12,7 +12,5 @@ from fakes.governed_sites import GovernedSite
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[GovernedSite]:
-    site = GovernedSite(tmp_path)
-    assert site.hear(site.papers()) == []
-    yield site
-    site.close()
+    with GovernedSite.up(tmp_path) as site:
+        yield site

@@ -90,11 +90,9 @@ class SiteOfTwo(GovernedSite):
 
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[SiteOfTwo]:
-    site = SiteOfTwo(tmp_path)
-    assert site.hear(site.papers()) == []
-    site.put_carls()
-    yield site
-    site.close()
+    with SiteOfTwo.up(tmp_path) as site:
+        site.put_carls()
+        yield site
 
 
 def cut(site: SiteOfTwo) -> None:

@@ -19,11 +19,12 @@ import json
 import queue
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
@@ -162,6 +163,15 @@ class GovernedSite:
         self._make_home(folder)
         self.runs: list[RunAtSite] = []
         self.start_gateway()
+
+    @classmethod
+    @contextmanager
+    def up(cls, folder: Path) -> Iterator[Self]:
+        """It has heard fresh papers from its federation."""
+        site = cls(folder)
+        assert site.hear(site.papers()) == []
+        yield site
+        site.close()
 
     def _image(self) -> tuple[MemoryRegistry, str]:
         self.image = Image()

@@ -21,7 +21,7 @@ from msfl.gateway.datasets import closed_to
 from msfl.gateway.home import Home, SiteSettings
 from msfl.gateway.ledger import spent_here
 from msfl.gateway.membership import expired_remedy
-from msfl.gateway.memory import ISSUER_KEYS, Memory
+from msfl.gateway.memory import ISSUER_KEYS, remembered
 from msfl.gateway.standing import policies_here, set_back
 from msfl.policies.audit import from_line, verify
 from msfl.policies.documents import AssetPolicy, Isolation, parse_utc
@@ -173,11 +173,8 @@ def _timestamp(home: Home, now: datetime) -> datetime | Refusal:
     root = home.federation_root(now)
     if isinstance(root, Refusal):
         return root
-    held = None
-    if home.memory_file.exists():
-        memory = Memory(home.memory_file)
-        held = memory.kept("timestamp")
-        memory.close()
+    with remembered(home.memory_file) as memory:
+        held = memory.kept("timestamp") if memory else None
     if held is None:
         return refuse(Code.TRUST_STALE, "None was ever heard of: has the gateway been on the line?")
     stamp = trust_timestamp(held, root)
@@ -189,12 +186,10 @@ def _issuers(home: Home, now: datetime) -> tuple[tuple[str, datetime | Refusal],
     if isinstance(root, Refusal):
         return ()  # What is wrong with it has a line of its own.
     sets = home.key_sets.trusted(root)
-    if home.memory_file.exists():
-        memory = Memory(home.memory_file)
-        marks = {k.document.issuer: memory.mark(ISSUER_KEYS, k.document.issuer) for k in sets}
-        memory.close()
-        # An older one than was seen here, put back from a copy, does not count.
-        sets = tuple(k for k in sets if (m := marks[k.document.issuer]) is None or m.version <= k.document.version)
+    with remembered(home.memory_file) as memory:
+        marks = {i: memory.mark(ISSUER_KEYS, i) if memory else None for i in (k.document.issuer for k in sets)}
+    # An older one than was seen here, put back from a copy, does not count.
+    sets = tuple(k for k in sets if (m := marks[k.document.issuer]) is None or m.version <= k.document.version)
     return in_force_until(root, sets)
 
 
@@ -205,13 +200,8 @@ def _policies(home: Home, now: datetime) -> tuple[tuple[PolicyFacts, ...], tuple
 
 
 def _clock(home: Home, now: datetime) -> Refusal | None:
-    if not home.memory_file.exists():
-        return None
-    memory = Memory(home.memory_file)
-    try:
-        return set_back(memory, now)
-    finally:
-        memory.close()
+    with remembered(home.memory_file) as memory:
+        return set_back(memory, now) if memory else None
 
 
 def _datasets(home: Home) -> Iterable[tuple[str, str, str]]:

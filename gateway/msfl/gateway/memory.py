@@ -13,7 +13,8 @@ from the next timestamp.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -156,3 +157,14 @@ class Memory:
 
     def close(self) -> None:
         self._tables.close()
+
+
+@contextmanager
+def remembered(file: Path) -> Iterator[Memory | None]:
+    """For who only looks, whether a gateway serves or not. None where nothing is remembered yet."""
+    memory = Memory(file) if file.exists() else None
+    try:
+        yield memory
+    finally:
+        if memory is not None:
+            memory.close()

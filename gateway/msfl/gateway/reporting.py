@@ -47,6 +47,12 @@ class Aside(threading.Thread):
             self._take(event)
 
 
+def _unwanted() -> bool:
+    """Whether this is a thread whose worker is wanted no more."""
+    here = threading.current_thread()
+    return isinstance(here, Aside) and here.unwanted.is_set()
+
+
 class Reporting:
     """One run's. `task_id` is that of its newest order; `closing`: the gateway goes down, nothing waits any more."""
 
@@ -75,13 +81,11 @@ class Reporting:
         return over
 
     def given_up(self) -> bool:
-        here = threading.current_thread()
-        return self.closing.is_set() or (isinstance(here, Aside) and here.unwanted.is_set())
+        return self.closing.is_set() or _unwanted()
 
     def stopped(self) -> bool:
         """This thread's worker is wanted no more, and not because the gateway goes down: the next one would go on."""
-        here = threading.current_thread()
-        return isinstance(here, Aside) and here.unwanted.is_set() and not self.closing.is_set()
+        return _unwanted() and not self.closing.is_set()
 
     def beat(self, progress: SiteProgress) -> None:
         now = time.monotonic()

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import structlog
 
 from msfl.gateway.home import Home, write
-from msfl.gateway.memory import CLOCK_ACCEPTED, ISSUER_KEYS, REVOKED_HERE, TAKEN, Mark, Memory
+from msfl.gateway.memory import CLOCK_ACCEPTED, ISSUER_KEYS, REVOKED_HERE, TAKEN, Mark, Memory, remembered
 from msfl.policies.documents import format_utc, parse_utc
 from msfl.policies.encoding import Malformed, sha256_of
 from msfl.policies.envelope import FEDERATION_ROOT, SITE_ROOT, Kind, Signed
@@ -344,13 +344,8 @@ class Standing:
 
 def policies_here(home: Home, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:
     """As `Standing.policies`, for who only looks: nothing is written, and nothing becomes the newest by it."""
-    if not home.memory_file.exists():
-        return home.policies(now)
-    memory = Memory(home.memory_file)
-    try:
-        return _as_they_lie(home, memory, now)
-    finally:
-        memory.close()
+    with remembered(home.memory_file) as memory:
+        return home.policies(now) if memory is None else _as_they_lie(home, memory, now)
 
 
 def _as_they_lie(home: Home, memory: Memory, now: datetime) -> tuple[tuple[TrustedPolicy, ...], tuple[NotTrusted, ...]]:

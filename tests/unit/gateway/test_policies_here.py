@@ -18,10 +18,8 @@ POLICY = "ms-trial-lesion-segmentation"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[GovernedSite]:
-    site = GovernedSite(tmp_path)
-    assert site.hear(site.papers()) == []
-    yield site
-    site.close()
+    with GovernedSite.up(tmp_path) as site:
+        yield site
 
 
 def in_force(site: GovernedSite) -> tuple[list[int], list[str]]:

@@ -34,17 +34,15 @@ the answer to that, and a later one.
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import ipaddress
 import json
-import os
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -71,6 +69,7 @@ from msfl.protos.audit_log import LOG_NAME, AuditLog
 from msfl.protos.channel import inside, key_sha256
 from msfl.protos.durable_files import sync_folder, write_durably
 from msfl.protos.notary import Notary, Shown
+from msfl.protos.only_one import only_one
 from msfl.protos.registration import RegistrationToken, proof
 from msfl.protos.sealing import EVERYBODY, MIN_SITES, SealBroken, centre_key, run_key, seal_to, unwrap_run_secret
 
@@ -478,17 +477,9 @@ def keyring_log(federation: str) -> str:
     return f"keyring:{federation}"
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> AbstractContextManager[None]:
     """Nobody else acts with this keyring meanwhile. Raises RuntimeError when somebody does already."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise RuntimeError(f"another keyring serves {folder}: stop that one first") from error
-    finally:
-        os.close(lock)
+    return only_one(folder, RuntimeError(f"another keyring serves {folder}: stop that one first"))
 
 
 def _named(certificate_pem: bytes) -> dict[str, str]:

@@ -69,16 +69,19 @@ def may_upload(state: RunState, site: str, key: str) -> bool:
 
 def is_reported(state: RunState, key: str) -> bool:
     """Whether a report has named a result, so that it is read, or has been."""
-    closed = any(key in done.values() for done in state.results.values())
-    return closed or (state.step is not None and key in state.step.done.values())
+    return key in _reported(state)
 
 
 def abandoned_uploads(state: RunState, kept: Iterable[str]) -> frozenset[str]:
     """Of the results that are `kept`, those that no report has named, and none can any more."""
-    reported = {key for done in state.results.values() for key in done.values()}
-    reported |= set(state.step.done.values() if state.step is not None else ())
+    reported = _reported(state)
     sites = {key: match["site"] for key in kept if (match := _RESULT.fullmatch(key)) and key not in reported}
     return frozenset(key for key, site in sites.items() if not may_upload(state, site, key))
+
+
+def _reported(state: RunState) -> set[str]:
+    under_way = () if state.step is None else (state.step.done,)
+    return {key for done in (*state.results.values(), *under_way) for key in done.values()}
 
 
 def waiting_for(state: RunState) -> tuple[str, ...]:
